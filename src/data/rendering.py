@@ -3,3 +3,217 @@
 The only caller of `apply_chat_template`. Two layouts: `published` is the one of the paper's training data, byte for
 byte; `compact` carries the same information in few tokens, for the tiny policy.
 """
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from src.data.dialogue import ChatPrompt, DataError, Message, ToolCall, ToolSpec, TurnExample
+
+Layout = Literal["published", "compact"]
+
+_SYSTEM_HEAD = """You are a helpful multi-turn dialogue assistant capable of leveraging tool calls to solve user tasks \
+and provide structured chat responses.
+
+**Available Tools**
+In your response, you can use the following tools:
+"""
+_SYSTEM_TAIL = """
+
+**Steps for Each Turn**
+1. **Think:** Recall relevant context and analyze the current user goal.
+2. **Decide on Tool Usage:** If a tool is needed, specify the tool and its parameters.
+3. **Respond Appropriately:** If a response is needed, generate one while maintaining consistency across user queries.
+
+**Output Format**
+```plaintext
+<think> Your thoughts and reasoning </think>
+<tool_call>
+{"name": "Tool name", "parameters": {"Parameter name": "Parameter content", "... ...": "... ..."}}
+{"name": "... ...", "parameters": {"... ...": "... ...", "... ...": "... ..."}}
+...
+</tool_call>
+<response> AI's final response </response>
+```
+
+**Important Notes**
+1. You must always include the `<think>` field to outline your reasoning. Provide at least one of `<tool_call>` or \
+`<response>`. Decide whether to use `<tool_call>` (possibly multiple times), `<response>`, or both.
+2. You can invoke multiple tool calls simultaneously in the `<tool_call>` fields. Each tool call should be a JSON \
+object with a "name" field and an "parameters" field containing a dictionary of parameters. If no parameters are \
+needed, leave the "parameters" field an empty dictionary.
+3. Refer to the previous dialogue records in the history, including the user's queries, previous `<tool_call>`, \
+`<response>`, and any tool feedback noted as `<obs>` (if exists)."""
+_HISTORY_HEAD = "**Dialogue Records History**\n"
+_THOUGHT_OF_CALLS = "I should use the appropriate tool with proper parameters to respond to the user's need."
+_THOUGHT_OF_RESPONSE = "I should directly respond to the user's need."
+
+
+@dataclass(frozen=True, slots=True)
+class RenderedPrompt:
+    """A prompt ready to sample from.
+
+    Attributes:
+        prompt_ids: int64 [P].
+        response_prefix: the part of the response that the chat template already wrote at the end of the prompt, e.g.
+            `<think>\\n` for thinking templates; empty for most. Format scoring and regions count it.
+        example: what was rendered.
+    """
+
+    prompt_ids: Tensor
+    response_prefix: str
+    example: TurnExample
+
+
+def call_line(call: ToolCall) -> str:
+    """One call as its line of a tool_call block."""
+    return json.dumps({"name": call.name, "parameters": call.parameters}, ensure_ascii=False)
+
+
+def step_text(step: Message, thought: str | None = None) -> str:
+    """An assistant step in the output protocol: think, then tool_call and/or response, a line break between fields.
+
+    >>> step_text(Message("assistant", "Hi!", "Greet."))
+    '<think> Greet. </think>\\n<response> Hi! </response>'
+    """
+    parts = []
+    thought = step.thought if thought is None else thought
+    if thought:
+        parts.append(f"<think> {thought} </think>")
+    if step.calls:
+        parts.append("\n".join(["<tool_call>", *map(call_line, step.calls), "</tool_call>"]))
+    if step.text:
+        parts.append(f"<response> {step.text} </response>")
+    return "\n".join(parts)
+
+
+def published_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> ChatPrompt:
+    """The prompt of the published training data (paper, Figure G.1).
+
+    Thoughts of earlier steps are replaced by the two standard ones of that data, so that a prompt never holds
+    distilled reasoning.
+    """
+    listing = "\n".join(
+        f"{number}. Name: {tool.name}\nDescription: {tool.description}\nParameters: {json.dumps(tool.parameters)}"
+        for number, tool in enumerate(tools, start=1)
+    )
+    records = ""
+    for message in history:
+        if message.role == "user":
+            records += f"<user> {message.text} </user>\n\n"
+        elif message.role == "observation":
+            records = records.removesuffix("\n") + f"<obs> {message.text} </obs>\n\n"
+        else:
+            thought = _THOUGHT_OF_CALLS if message.calls else _THOUGHT_OF_RESPONSE
+            records += step_text(message, thought) + "\n\n"
+    return ChatPrompt(_SYSTEM_HEAD + listing + _SYSTEM_TAIL, _HISTORY_HEAD + records.rstrip("\n"))
+
+
+def compact_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> ChatPrompt:
+    """The same information without instructions, descriptions and thoughts: tool signatures and bare records.
+
+    >>> tool = ToolSpec("get_weather", "Weather.", {"city": {}, "day": {}})
+    >>> compact_prompt([tool], [Message("user", "Sun in Oslo?")])
+    ChatPrompt(system='get_weather(city,day)', user='<user> Sun in Oslo? </user>')
+    """
+    listing = "\n".join(f"{tool.name}({','.join(tool.parameters)})" for tool in tools)
+    records = []
+    for message in history:
+        if message.role == "user":
+            records.append(f"<user> {message.text} </user>")
+        elif message.role == "observation":
+            records.append(f"<obs> {message.text} </obs>")
+        else:
+            records.append(step_text(message, thought=""))
+    return ChatPrompt(listing, "\n".join(records))
+
+
+class PromptRenderer:
+    """Renders steps to prompt ids, and targets to the ids that supervised training imitates."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        layout: Layout = "published",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Check the tokenizer and the layout once.
+
+        Args:
+            tokenizer: with a chat template.
+            layout: `published` or `compact`.
+            chat_template_kwargs: passed on to the template, e.g. `{enable_thinking: true}`.
+
+        Raises:
+            ValueError: unknown layout, or a tokenizer without chat template or end-of-turn token.
+        """
+        if layout not in ("published", "compact"):
+            raise ValueError(f"layout: expected 'published' or 'compact', found {layout!r}.")
+        if not tokenizer.chat_template:
+            raise ValueError(
+                f"tokenizer {tokenizer.name_or_path!r} has no chat template: use an instruct model, or set "
+                "tokenizer.chat_template in its folder (chat_template.jinja)."
+            )
+        if tokenizer.eos_token_id is None:
+            raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no eos token, which ends a response.")
+        self.tokenizer = tokenizer
+        self.layout = layout
+        self._template_kwargs = dict(chat_template_kwargs or {})
+        self.response_prefix = self._find_response_prefix()
+
+    def render(self, example: TurnExample) -> RenderedPrompt:
+        """Tokenise the prompt of one example.
+
+        Raises:
+            DataError: a corpus of verbatim prompts under the compact layout.
+        """
+        text = self._template(self.chat_prompt(example), add_generation_prompt=True)
+        return RenderedPrompt(self._encode(text), self.response_prefix, example)
+
+    def chat_prompt(self, example: TurnExample) -> ChatPrompt:
+        """The two chat messages of an example's prompt."""
+        if example.prompt is None:
+            build = published_prompt if self.layout == "published" else compact_prompt
+            return build(example.tools, example.history)
+        if self.layout != "published":
+            raise DataError(
+                f"{example.source}[{example.id}]",
+                "prompt",
+                "structured tools and history for layout 'compact'",
+                "a prompt that the corpus publishes verbatim",
+                "Set policy.layout=published, or use a corpus of dialogues.",
+            )
+        return example.prompt
+
+    def render_target(self, example: TurnExample) -> Tensor:
+        """Token ids of the target with its end-of-turn token, int64 [T], as they would follow `render`'s prompt."""
+        text = step_text(example.target)
+        if self.response_prefix:
+            text = text.removeprefix(self.response_prefix.rstrip()).removeprefix(" ")
+        ids = self._encode(text)
+        return torch.cat([ids, torch.tensor([self.tokenizer.eos_token_id])])
+
+    def _find_response_prefix(self) -> str:
+        prompt = ChatPrompt("system", "user")
+        closed = self._template(prompt, add_generation_prompt=False)
+        opened = self._template(prompt, add_generation_prompt=True)
+        start = opened.find("<think>", len(closed) if opened.startswith(closed) else 0)
+        return opened[start:] if start >= 0 else ""
+
+    def _template(self, prompt: ChatPrompt, *, add_generation_prompt: bool) -> str:
+        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
+        text = self.tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self._template_kwargs
+        )
+        return str(text)
+
+    def _encode(self, text: str) -> Tensor:
+        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return torch.tensor(ids, dtype=torch.int64)
