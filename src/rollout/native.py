@@ -1,0 +1,253 @@
+"""Rollout engine in plain PyTorch for any Hugging Face causal LM with full attention (Qwen3, Llama, SmolLM2, …).
+
+Prompts of a batch are prefilled once, end to end without padding; their completions decode together and share the
+prompt's keys (see `prefix_cache`). Finished completions leave the batch. The model may be the one that is being
+trained: it is switched to evaluation mode and to the rollout's attention function for the call, and restored after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from src.rollout.engine import Completion, SamplingParams
+from src.rollout.prefix_cache import PREFIX_ATTENTION, PrefixCache
+from src.rollout.sampling import prompt_noise, sample_tokens
+
+COMPACT_BELOW = 0.8
+"""Finished rows are dropped once the live ones are fewer than this share, so that copying the cache stays cheap."""
+
+
+class NativeEngine:
+    """Samples with the model in hand, in this process.
+
+    Args:
+        model: the causal LM, or a callable that returns it, called at first use (for a model that does not exist yet
+            when the engine is configured).
+        owns_model: False: the model is the training module itself, `update_weights` copies nothing. True: the model is
+            a separate copy, which `update_weights` writes into.
+        max_sequences: most completions that decode together.
+        max_batch_tokens: most tokens that the cache may hold, counted with every completion at its longest. One prompt
+            with its completions is always let in.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | Callable[[], PreTrainedModel],
+        *,
+        owns_model: bool = False,
+        max_sequences: int = 256,
+        max_batch_tokens: int = 131_072,
+    ) -> None:
+        for name, value in (("max_sequences", max_sequences), ("max_batch_tokens", max_batch_tokens)):
+            if value < 1:
+                raise ValueError(f"rollout.{name}: expected at least 1, found {value}.")
+        self._source = model
+        self._model: PreTrainedModel | None = model if isinstance(model, nn.Module) else None
+        self._owns_model = owns_model
+        self._max_sequences = max_sequences
+        self._max_batch_tokens = max_batch_tokens
+        self._weights_version = 0
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model that samples."""
+        if self._model is None:
+            self._model = self._source()
+        return self._model
+
+    @property
+    def weights_version(self) -> int:
+        """Version given with the last `update_weights`; 0 before the first."""
+        return self._weights_version
+
+    def generate(
+        self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[list[Completion]]:
+        """Sample `params.n` completions for each prompt; see `RolloutEngine.generate`.
+
+        Greedy completions of a prompt are equal, so one is decoded and listed n times.
+
+        Args:
+            prompts: int64 [P_i] each, unpadded, on any device.
+            params: how to sample.
+            seeds: one a prompt.
+
+        Returns:
+            For each prompt its completions, tensors on the CPU.
+
+        Raises:
+            ValueError: an empty prompt, one too long for the model's positions, or a wrong number of seeds.
+        """
+        model = self.model
+        _check(model, prompts, params, seeds)
+        decoded = replace(params, n=1) if params.temperature == 0 else params
+        completions: dict[int, list[Completion]] = {}
+        with torch.no_grad(), _sampling_mode(model):
+            for chunk in self._chunks([len(p) for p in prompts], decoded):
+                sampled = self._sample([prompts[i] for i in chunk], decoded, [seeds[i] for i in chunk])
+                completions.update(zip(chunk, sampled, strict=True))
+        return [completions[i] * (params.n // decoded.n) for i in range(len(prompts))]
+
+    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take new weights and stamp what is sampled next with `version`.
+
+        With a shared model the weights are there already: the version is stamped and `named_tensors` is not consumed.
+        An engine that owns its model copies in place, one tensor at a time, cast to the model's type and device. A
+        tied head may be given under either of its names or both.
+
+        Raises:
+            ValueError: a name that the model lacks, a wrong shape, two values for tied weights, or weights that were
+                not given. The version stays as it was; some weights may have been written.
+        """
+        if self._owns_model:
+            _copy_weights(self.model, named_tensors)
+        self._weights_version = version
+
+    def _chunks(self, lengths: list[int], params: SamplingParams) -> Iterator[list[int]]:
+        """Prompt indices, longest first (memory runs out at once or never), in chunks within the budget."""
+        chunk: list[int] = []
+        longest = 0
+        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+            sequences = (len(chunk) + 1) * params.n
+            tokens = (len(chunk) + 1) * max(longest, lengths[i]) + sequences * params.max_new_tokens
+            if chunk and (sequences > self._max_sequences or tokens > self._max_batch_tokens):
+                yield chunk
+                chunk, longest = [], 0
+            chunk.append(i)
+            longest = max(longest, lengths[i])
+        if chunk:
+            yield chunk
+
+    def _sample(
+        self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[list[Completion]]:
+        model, device = self.model, self.model.device
+        lengths = torch.tensor([len(p) for p in prompts])
+        cache = PrefixCache(lengths.tolist(), params.n, params.max_new_tokens)
+        stop_ids = torch.tensor(params.stop_token_ids, dtype=torch.long, device=device)
+        noise = None
+        if params.temperature > 0:
+            noise = torch.cat([prompt_noise(s, params.n, params.max_new_tokens) for s in seeds]).to(device)
+
+        # [S, T] of all completions, S = prompts x n; -1 where nothing was sampled
+        count = len(prompts) * params.n
+        tokens = torch.full((count, params.max_new_tokens), -1, device=device)
+        logprobs = torch.zeros(count, params.max_new_tokens, device=device)
+
+        prefill = model(
+            input_ids=torch.cat(list(prompts)).to(device)[None],
+            position_ids=torch.cat([torch.arange(len(p), device=device) for p in prompts])[None],
+            logits_to_keep=lengths.cumsum(0).to(device) - 1,
+            use_cache=False,
+            prefix_cache=cache,
+        )
+        logits = prefill.logits[0].repeat_interleave(params.n, dim=0)
+
+        # what each present row [R] is: a completion, of a prompt in the cache, at a position, live or finished
+        rows = torch.arange(count, device=device)
+        groups = rows // params.n
+        positions = lengths.to(device)[groups, None]
+        live = torch.ones(count, dtype=torch.bool, device=device)
+        for step in range(params.max_new_tokens):
+            chosen, scores = sample_tokens(logits, None if noise is None else noise[rows, step], params)
+            tokens[rows, step], logprobs[rows, step] = chosen, scores
+            live &= ~torch.isin(chosen, stop_ids)
+            remaining = int(live.sum())
+            if remaining == 0 or step + 1 == params.max_new_tokens:
+                break
+            if remaining < COMPACT_BELOW * len(rows):
+                kept = live.nonzero().squeeze(-1)
+                cache.keep_rows(kept, groups[kept])
+                groups = torch.unique_consecutive(groups[kept], return_inverse=True)[1]
+                rows, positions, live, chosen = rows[kept], positions[kept], live[kept], chosen[kept]
+            logits = model(
+                input_ids=chosen[:, None], position_ids=positions + step, use_cache=False, prefix_cache=cache
+            ).logits[:, -1]
+            cache.length += 1
+        return self._collect(tokens.cpu(), logprobs.cpu(), stop_ids.cpu(), params.n)
+
+    def _collect(self, tokens: Tensor, logprobs: Tensor, stop_ids: Tensor, n: int) -> list[list[Completion]]:
+        """Cut each row of tokens [S, T] after its first stop token; consecutive n rows are one prompt's."""
+        is_stop = torch.isin(tokens, stop_ids)
+        stopped = is_stop.any(dim=-1)
+        ends = torch.where(stopped, is_stop.int().argmax(dim=-1) + 1, tokens.shape[1]).tolist()
+        completions = [
+            Completion(
+                token_ids=tokens[i, :end].clone(),
+                logprobs=logprobs[i, :end].clone(),
+                finish_reason="stop" if stop else "length",
+                weights_version=self._weights_version,
+            )
+            for i, (end, stop) in enumerate(zip(ends, stopped.tolist(), strict=True))
+        ]
+        return [completions[i : i + n] for i in range(0, len(completions), n)]
+
+
+def _check(model: PreTrainedModel, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]) -> None:
+    if len(seeds) != len(prompts):
+        raise ValueError(f"generate: expected one seed for each of {len(prompts)} prompts, found {len(seeds)}.")
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for i, prompt in enumerate(prompts):
+        if prompt.ndim != 1 or len(prompt) == 0:
+            raise ValueError(
+                f"generate: expected prompt {i} to be a non-empty vector of ids, found shape {tuple(prompt.shape)}."
+            )
+        if limit is not None and len(prompt) + params.max_new_tokens > limit:
+            raise ValueError(
+                f"generate: prompt {i} has {len(prompt)} tokens; with max_new_tokens={params.max_new_tokens} it may pass "
+                f"the model's max_position_embeddings={limit}. Lower sampling.max_new_tokens or the longest prompt."
+            )
+
+
+@contextmanager
+def _sampling_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode and the rollout's attention function; both are put back, module by module."""
+    training = [module for module in model.modules() if module.training]
+    attention = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(PREFIX_ATTENTION)
+        if model.config._attn_implementation != PREFIX_ATTENTION:
+            raise ValueError(
+                f"{type(model).__name__}: the native rollout engine expects a model whose attention function can be "
+                "chosen (transformers' AttentionInterface). Use another engine for this model."
+            )
+        model.eval()
+        yield
+    finally:
+        model.set_attn_implementation(attention)
+        for module in training:
+            module.training = True
+
+
+def _copy_weights(model: PreTrainedModel, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+    state = model.state_dict()
+    written: dict[int, str] = {}
+    with torch.no_grad():
+        for name, tensor in named_tensors:
+            target = state.get(name)
+            if target is None:
+                raise ValueError(
+                    f"update_weights: unexpected name '{name}'; {type(model).__name__} has no such weight."
+                )
+            if target.shape != tensor.shape:
+                raise ValueError(
+                    f"update_weights: '{name}': expected shape {tuple(target.shape)}, found {tuple(tensor.shape)}."
+                )
+            tied = written.get(target.data_ptr())
+            if tied is None:
+                target.copy_(tensor)
+                written[target.data_ptr()] = name
+            elif not torch.equal(target, tensor.to(target)):
+                raise ValueError(f"update_weights: '{name}' and '{tied}' are tied in the engine, but differ here.")
+    missing = [name for name, target in state.items() if target.data_ptr() not in written]
+    if missing:
+        raise ValueError(
+            f"update_weights: expected all {len(state)} weights, {len(missing)} were missing: "
+            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}."
+        )

@@ -1,0 +1,108 @@
+"""From logits to tokens: temperature, top-k, top-p and inverse-CDF sampling with noise that belongs to one prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from src.rollout.engine import SamplingParams
+
+
+def prompt_noise(seed: int, n: int, max_new_tokens: int) -> Tensor:
+    """All the randomness of one prompt's completions, drawn before any of them starts.
+
+    A prompt's noise depends on its seed alone, so its completions do not change with what else is in the batch or with
+    the device. The global random state is neither read nor advanced.
+
+    Args:
+        seed: the prompt's seed, any int.
+        n: completions of the prompt.
+        max_new_tokens: longest completion.
+
+    Returns:
+        float64 [n, max_new_tokens] on the CPU, uniform in [0, 1).
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, max_new_tokens, generator=generator, dtype=torch.float64)
+
+
+def sample_tokens(logits: Tensor, noise: Tensor | None, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Choose one token a row.
+
+    Args:
+        logits: [R, V], any float type.
+        noise: float64 [R], uniform in [0, 1); None when greedy.
+        params: temperature, top_k and top_p are read.
+
+    Returns:
+        Token ids, int64 [R], and their log-probabilities, float32 [R], under the temperature-scaled distribution over
+        the whole vocabulary (unscaled when greedy), so before top-k and top-p.
+    """
+    greedy = params.temperature == 0
+    scaled = logits.float() if greedy else logits.float() / params.temperature
+    logprobs = torch.log_softmax(scaled, dim=-1)
+    if greedy:
+        tokens = logprobs.argmax(dim=-1)
+    else:
+        if noise is None:
+            raise ValueError(f"sample_tokens: expected noise at temperature {params.temperature}, found None.")
+        tokens = _draw(logprobs.exp(), noise, params.top_k, params.top_p)
+    return tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+
+
+def _draw(probabilities: Tensor, noise: Tensor, top_k: int, top_p: float) -> Tensor:
+    """Sample each row of `probabilities` [R, V] by `noise` [R] after top-k, then top-p of what top-k kept."""
+    vocabulary = probabilities.shape[-1]
+    if 0 < top_k < vocabulary:
+        ranked, ids = probabilities.topk(top_k, dim=-1)
+    elif top_p < 1:
+        ranked, ids = probabilities.sort(dim=-1, descending=True)
+    else:
+        return inverse_cdf(probabilities, noise)
+    if top_p < 1:
+        ranked = nucleus(ranked, top_p)
+    return ids.gather(-1, inverse_cdf(ranked, noise).unsqueeze(-1)).squeeze(-1)
+
+
+def nucleus(ranked: Tensor, top_p: float) -> Tensor:
+    """Zero what lies outside the smallest head of a sorted distribution that holds the share `top_p` of its mass.
+
+    Example:
+        ranked [0.5, 0.3, 0.15, 0.05] with top_p 0.7: the mass before each token is [0, 0.5, 0.8, 0.95]; tokens with
+        less than 0.7 before them stay, which gives [0.5, 0.3, 0, 0]. The first token always stays.
+
+    Args:
+        ranked: [R, K], descending, not necessarily normalised.
+        top_p: in (0, 1].
+
+    Returns:
+        [R, K], not renormalised.
+    """
+    mass = ranked.cumsum(dim=-1, dtype=torch.float64)
+    outside = (mass - ranked) >= top_p * mass[:, -1:]
+    outside[:, 0] = False
+    return ranked.masked_fill(outside, 0)
+
+
+def inverse_cdf(weights: Tensor, noise: Tensor) -> Tensor:
+    """Index of the first entry whose cumulative weight exceeds the share `noise` of the row's total.
+
+    Example:
+        weights [1, 0, 2, 1], cumulative [1, 1, 3, 4]; noise 0.25 is 1 of 4, the first cumulative weight above it is 3:
+        index 2. Noise in [0, 0.25) gives 0, in [0.75, 1) gives 3, and nothing gives 1.
+
+    Args:
+        weights: [R, K], non-negative, with a positive total in each row.
+        noise: float64 [R], in [0, 1).
+
+    Returns:
+        int64 [R], never an entry of weight zero.
+    """
+    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    total = cumulative[:, -1]
+    # Noise just under 1 times the total may round to the total itself, which no entry exceeds.
+    threshold = torch.minimum(noise * total, torch.nextafter(total, torch.zeros_like(total)))
+    index = torch.searchsorted(cumulative, threshold.unsqueeze(-1), right=True).clamp_(max=weights.shape[-1] - 1)
+    # A parallel scan may step up by a rounding error at a zero; the likeliest entry is then as near as any.
+    hit_zero = weights.gather(-1, index) == 0
+    return torch.where(hit_zero, weights.argmax(dim=-1, keepdim=True), index).squeeze(-1)
