@@ -1,0 +1,102 @@
+"""Packed rows of hand-made groups, position by position."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from src.algorithm.experience import PromptGroup
+from src.algorithm.packing import GroupLayout, balance, pack, pack_sequences, row_tokens, split_by_tokens
+
+
+def group(prompt: list[int], completions: list[list[int]]) -> PromptGroup:
+    tokens = [token for completion in completions for token in completion]
+    n, g = len(tokens), len(completions)
+    return PromptGroup(
+        prompt_ids=torch.tensor(prompt, dtype=torch.int64),
+        token_ids=torch.tensor(tokens, dtype=torch.int64),
+        lengths=torch.tensor([len(completion) for completion in completions], dtype=torch.int64),
+        rollout_logprobs=torch.zeros(n),
+        regions=torch.zeros(n, dtype=torch.int64),
+        rewards=torch.zeros(g),
+        advantages=torch.zeros(g),
+        weights=torch.ones(n),
+    )
+
+
+def test_one_group() -> None:
+    row = pack([group([10, 11], [[20, 21, 22], [30, 31]])])
+    assert row.input_ids.tolist() == [10, 11, 20, 21, 30]
+    assert row.position_ids.tolist() == [0, 1, 2, 3, 2]
+    assert row.score_positions.tolist() == [1, 2, 3, 1, 4]
+    assert row.targets.tolist() == [20, 21, 22, 30, 31]
+    assert row.layouts == (GroupLayout(0, 2, (3, 2)),)
+    assert row.layouts[0].completion_offsets == (2, 4)
+    assert row.lengths == (3, 2)
+
+
+def test_several_groups_and_completions_of_one_token() -> None:
+    # [5] with completions [6] and [7, 8]: positions 0 | - | 1. Then [1, 2, 3] with [4] and [9]: positions 2-4 only.
+    row = pack([group([5], [[6], [7, 8]]), group([1, 2, 3], [[4], [9]])])
+    assert row.input_ids.tolist() == [5, 7, 1, 2, 3]
+    assert row.position_ids.tolist() == [0, 1, 0, 1, 2]
+    assert row.score_positions.tolist() == [0, 0, 1, 4, 4]
+    assert row.targets.tolist() == [6, 7, 8, 4, 9]
+    assert row.layouts == (GroupLayout(0, 1, (1, 2)), GroupLayout(2, 3, (1, 1)))
+    assert row.layouts[0].completion_offsets == (1, 1)
+
+
+def test_sequences_are_groups_of_one() -> None:
+    pairs = [(torch.tensor([1, 2]), torch.tensor([3, 4])), (torch.tensor([5]), torch.tensor([6, 7, 8]))]
+    row = pack_sequences(pairs)
+    assert row.input_ids.tolist() == [1, 2, 3, 5, 6, 7]
+    assert row.position_ids.tolist() == [0, 1, 2, 0, 1, 2]
+    assert row.score_positions.tolist() == [1, 2, 3, 4, 5]
+    assert row.targets.tolist() == [3, 4, 6, 7, 8]
+
+
+def test_every_target_is_predicted_by_the_token_before_it() -> None:
+    row = pack([group([10, 11], [[20, 21, 22], [30, 31]]), group([12], [[40, 41, 42]])])
+    before = row.input_ids[row.score_positions].tolist()
+    assert list(zip(before, row.targets.tolist(), strict=True)) == [
+        (11, 20), (20, 21), (21, 22), (11, 30), (30, 31), (12, 40), (40, 41), (41, 42),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("groups", [[], [group([], [[1]])], [group([1], [[2], []])], [group([1], [])]])
+def test_refuses_empty_parts(groups: list[PromptGroup]) -> None:
+    with pytest.raises(ValueError, match=r"pack: .*expected"):
+        pack(groups)
+
+
+def test_balance_keeps_to_the_budget_and_evens_rows_out() -> None:
+    # 30 is over the budget and goes alone; 9 + 5 + 4 + 3 = 21 needs two rows of 12: 9, then 5 and 4 in the other, 3 to both 9s.
+    assert balance([4, 9, 3, 5, 30], max_tokens=12) == [[0, 3], [1, 2], [4]]
+    assert balance([4, 4, 4], max_tokens=12) == [[0, 1, 2]]
+    assert balance([7, 7, 7], max_tokens=12) == [[0], [1], [2]]
+    assert balance([], max_tokens=12, min_rows=0) == []
+
+
+def test_balance_with_a_least_number_of_rows() -> None:
+    assert balance([4, 4, 4, 4], max_tokens=100, min_rows=2) == [[0, 2], [1, 3]]
+    with pytest.raises(ValueError, match="cannot make 3 rows of 2 item"):
+        balance([4, 4], max_tokens=100, min_rows=3)
+
+
+def test_balance_on_many_random_sizes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        count = int(torch.randint(1, 30, (), generator=generator))
+        sizes = torch.randint(1, 60, (count,), generator=generator).tolist()
+        minimum = int(torch.randint(1, count + 1, (), generator=generator))
+        rows = balance(sizes, 50, min_rows=minimum)
+        assert sorted(index for row in rows for index in row) == list(range(count))
+        assert all(row for row in rows) and len(rows) >= minimum
+        assert all(len(row) == 1 or sum(sizes[i] for i in row) <= 50 for row in rows)
+
+
+def test_split_by_tokens_counts_the_positions_of_packed_rows() -> None:
+    groups = [group([1] * p, [[2] * 3, [3] * 2]) for p in (5, 2, 4)]
+    assert [row_tokens(g) for g in groups] == [len(pack([g]).input_ids) for g in groups] == [8, 5, 7]
+    rows = split_by_tokens(groups, 12)
+    assert [[len(g.prompt_ids) for g in row] for row in rows] == [[5], [2, 4]]

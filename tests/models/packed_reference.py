@@ -1,0 +1,74 @@
+"""Tiny random models, packed groups and the padded reference that several tests of this room compare with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
+
+from src.algorithm.experience import PromptGroup
+
+VOCABULARY = 97
+
+
+def tiny_model(kind: str, *, seed: int = 0, **overrides: object) -> PreTrainedModel:
+    """A random two-layer Qwen3 or Llama in float32: 4 query heads on 2 key heads, weights large enough to matter."""
+    shape: dict[str, object] = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": True,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        **overrides,
+    }
+    config = {"qwen3": Qwen3Config, "llama": LlamaConfig}[kind](**shape)
+    torch.manual_seed(seed)
+    return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+
+
+def random_group(prompt: int, lengths: list[int], vocabulary: int = VOCABULARY, seed: int = 0) -> PromptGroup:
+    """A group of random ids; its other fields are zeros."""
+    generator = torch.Generator().manual_seed(seed)
+    n, g = sum(lengths), len(lengths)
+    return PromptGroup(
+        prompt_ids=torch.randint(3, vocabulary, (prompt,), generator=generator),
+        token_ids=torch.randint(3, vocabulary, (n,), generator=generator),
+        lengths=torch.tensor(lengths),
+        rollout_logprobs=torch.zeros(n),
+        regions=torch.zeros(n, dtype=torch.int64),
+        rewards=torch.zeros(g),
+        advantages=torch.zeros(g),
+        weights=torch.ones(n),
+    )
+
+
+def padded_scores(model: PreTrainedModel, groups: list[PromptGroup], temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies [N] the ordinary way: a padded row a completion, full logits, log_softmax."""
+    rows = [
+        (group.prompt_ids, completion)
+        for group in groups
+        for completion in torch.split(group.token_ids, group.lengths.tolist())
+    ]
+    longest = max(len(prompt) + len(completion) for prompt, completion in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for index, (prompt, completion) in enumerate(rows):
+        size = len(prompt) + len(completion)
+        ids[index, :size] = torch.cat([prompt, completion])
+        mask[index, :size] = 1
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float() / temperature
+    logp = logits.log_softmax(-1)
+    logprobs, entropies = [], []
+    for index, (prompt, completion) in enumerate(rows):
+        predicting = logp[index, len(prompt) - 1 : len(prompt) + len(completion) - 1]
+        logprobs.append(predicting.gather(1, completion[:, None]).squeeze(1))
+        entropies.append(-(predicting.exp() * predicting).sum(-1))
+    return torch.cat(logprobs), torch.cat(entropies)

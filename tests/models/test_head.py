@@ -1,0 +1,93 @@
+"""The chunked head against plain log_softmax in double precision, and its gradient against finite differences."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.models.head import token_logprobs_and_entropies
+
+
+def plain(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, bias: Tensor) -> tuple[Tensor, Tensor]:
+    logp = ((hidden @ weight.T + bias) / temperature).log_softmax(-1)
+    return logp.gather(1, targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1)
+
+
+def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight, bias = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((7, 5), (11, 5), (11,)))
+    targets = torch.randint(0, 11, (7,), generator=generator)
+    return (
+        hidden.to(dtype).requires_grad_(),
+        weight.to(dtype).requires_grad_(),
+        targets,
+        bias.to(dtype).requires_grad_(),
+    )
+
+
+def test_hand_made_distribution() -> None:
+    # Logits (ln 1, ln 3): p = (1/4, 3/4). Target 1: ln 0.75. H = 0.25 ln 4 + 0.75 ln(4/3).
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [math.log(3)]])
+    logprobs, entropies = token_logprobs_and_entropies(hidden, weight, torch.tensor([1]))
+    assert logprobs.item() == pytest.approx(math.log(0.75), abs=1e-6)
+    assert entropies.item() == pytest.approx(0.25 * math.log(4) + 0.75 * math.log(4 / 3), abs=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+def test_agrees_with_plain_log_softmax_whatever_the_chunk(chunk: int) -> None:
+    hidden, weight, targets, bias = inputs(torch.float64)
+    found = token_logprobs_and_entropies(hidden, weight, targets, temperature=0.7, bias=bias, chunk=chunk)
+    expected = plain(hidden, weight, targets, 0.7, bias)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    wants = (hidden, weight, bias)
+    mixed = [torch.autograd.grad((2 * a - 0.3 * b * a.detach()).sum(), wants) for a, b in (found, expected)]
+    torch.testing.assert_close(mixed[0], mixed[1], atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_gradcheck(temperature: float) -> None:
+    hidden, weight, targets, bias = inputs(torch.float64)
+
+    def function(h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return token_logprobs_and_entropies(h, w, targets, temperature=temperature, bias=b, chunk=3)
+
+    assert torch.autograd.gradcheck(function, (hidden, weight, bias))
+
+
+def test_frozen_weight_gets_no_gradient() -> None:
+    hidden, weight, targets, bias = inputs(torch.float64)
+    logprobs, _ = token_logprobs_and_entropies(hidden, weight.detach(), targets, bias=bias.detach())
+    logprobs.sum().backward()
+    expected = torch.autograd.grad(plain(hidden, weight, targets, 1.0, bias)[0].sum(), hidden)[0]
+    torch.testing.assert_close(hidden.grad, expected, atol=1e-12, rtol=0)
+    assert weight.grad is None and bias.grad is None
+
+
+def test_bfloat16_inputs_are_not_rounded_on_the_way() -> None:
+    # Products of bf16 numbers are exact in float32, so the result is that of float32 arithmetic on the same numbers;
+    # logits rounded to bf16 would be off by about 1e-2.
+    hidden, weight, targets, bias = inputs(torch.bfloat16)
+    found = token_logprobs_and_entropies(hidden, weight, targets, bias=bias)
+    assert found[0].dtype == found[1].dtype == torch.float32
+    torch.testing.assert_close(
+        found, plain(hidden.float(), weight.float(), targets, 1.0, bias.float()), atol=2e-6, rtol=0
+    )
+    found[0].sum().backward()
+    assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
+
+
+def test_autocast_does_not_lower_the_precision() -> None:
+    hidden, weight, targets, bias = inputs(torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = token_logprobs_and_entropies(hidden, weight, targets, bias=bias)
+    torch.testing.assert_close(found, plain(hidden, weight, targets, 1.0, bias), atol=2e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("temperature", "chunk"), [(0.0, 4), (1.0, 0)])
+def test_refuses_impossible_settings(temperature: float, chunk: int) -> None:
+    hidden, weight, targets, _ = inputs(torch.float32)
+    with pytest.raises(ValueError, match="temperature > 0 and chunk >= 1"):
+        token_logprobs_and_entropies(hidden, weight, targets, temperature=temperature, chunk=chunk)
