@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +49,7 @@ class NativeEngine:
             if value < 1:
                 raise ValueError(f"rollout.{name}: expected at least 1, found {value}.")
         self._source = model
-        self._model: PreTrainedModel | None = model if isinstance(model, nn.Module) else None
+        self._model: PreTrainedModel | None = None
         self._owns_model = owns_model
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
@@ -58,7 +59,9 @@ class NativeEngine:
     def model(self) -> PreTrainedModel:
         """The model that samples."""
         if self._model is None:
-            self._model = self._source()
+            # a module is callable too; peft's wrapper is a module but no PreTrainedModel
+            given = self._source if isinstance(self._source, nn.Module) else self._source()
+            self._model = cast(PreTrainedModel, given)
         return self._model
 
     @property
@@ -200,8 +203,8 @@ def _check(model: PreTrainedModel, prompts: Sequence[Tensor], params: SamplingPa
             )
         if limit is not None and len(prompt) + params.max_new_tokens > limit:
             raise ValueError(
-                f"generate: prompt {i} has {len(prompt)} tokens; with max_new_tokens={params.max_new_tokens} it may pass "
-                f"the model's max_position_embeddings={limit}. Lower sampling.max_new_tokens or the longest prompt."
+                f"generate: prompt {i} has {len(prompt)} tokens; with sampling.max_new_tokens={params.max_new_tokens} it "
+                f"may pass the model's max_position_embeddings={limit}. Lower max_new_tokens or drop long prompts."
             )
 
 

@@ -113,7 +113,7 @@ class PrefixCache:
         rows, heads, dim = query.shape[0], query.shape[1], query.shape[-1]
         kv_heads = key.shape[1]
         repeat = heads // kv_heads
-        queries = (query * scale).view(rows, kv_heads, repeat, dim)
+        queries = (query * scale).reshape(rows, kv_heads, repeat, dim)
 
         own = _partial_attention(queries, own_key, own_value, None)
 
@@ -122,7 +122,7 @@ class PrefixCache:
         if self._slots is not None:
             grid = queries.new_zeros(batch * self._width, kv_heads, repeat, dim)
             grid[self._slots] = queries
-        grid = grid.view(batch, self._width, kv_heads, repeat, dim).transpose(1, 2).flatten(2, 3)
+        grid = grid.reshape(batch, self._width, kv_heads, repeat, dim).transpose(1, 2).flatten(2, 3)
         shared = [
             x.unflatten(2, (self._width, repeat)).transpose(1, 2).flatten(0, 1)
             for x in _partial_attention(grid, prompt_key, prompt_value, self._padding)
@@ -133,7 +133,7 @@ class PrefixCache:
         # softmax over two parts: each part's output weighted by its share of the total mass
         share = torch.sigmoid(own[1] - shared[1])
         output = torch.lerp(shared[0].float(), own[0].float(), share)
-        return output.to(value.dtype).view(rows, 1, heads, -1)
+        return output.to(value.dtype).reshape(rows, 1, heads, -1)
 
     def _append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write the step's key and value [R, H_kv, 1, D]; return all of the completions' [R, H_kv, length + 1, D]."""
