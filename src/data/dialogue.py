@@ -14,6 +14,11 @@ JsonValue = Any
 """A value that `json.loads` can return: None, bool, int, float, str, list or dict of the same."""
 
 
+THOUGHT_OF_CALLS = "I should use the appropriate tool with proper parameters to respond to the user's need."
+THOUGHT_OF_RESPONSE = "I should directly respond to the user's need."
+"""The published data's stand-ins for the thought of a step whose reasoning is not known."""
+
+
 class DataError(ValueError):
     """A record that cannot be used: names the file, the line or index, the field, what was expected and what was found."""
 
@@ -116,7 +121,7 @@ def split_turns(dialogue: Dialogue) -> list[TurnExample]:
         DataError: an assistant step without calls and without a response, or one before any user message.
     """
     steps = _merge_assistant_steps(dialogue)
-    examples = []
+    examples: list[TurnExample] = []
     for index, message in enumerate(steps):
         if message.role != "assistant":
             continue

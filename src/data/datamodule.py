@@ -1,0 +1,197 @@
+"""Sources to loaders of rendered prompts."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import random
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from lightning import LightningDataModule
+from torch.utils.data import DataLoader, Subset
+
+from src.data.dialogue import TurnExample
+from src.data.rendering import RenderedPrompt
+from src.data.sampler import ResumableLoader, RolloutSampler
+from src.data.sources.base import Source
+
+log = logging.getLogger(__name__)
+
+
+class Renderer(Protocol):
+    """What turns an example into prompt ids (`rendering.PromptRenderer`)."""
+
+    def render(self, example: TurnExample) -> RenderedPrompt:
+        """The prompt of one example."""
+        ...
+
+
+class ToolDialogueDataModule(LightningDataModule):
+    """Training batches of rendered prompts, one batch a rollout step, and one validation loader a split.
+
+    A batch is a list of `RenderedPrompt`. The trainer needs `use_distributed_sampler=False`: batches are shared out
+    over ranks here.
+
+    Attributes:
+        renderer: set before `setup`, by the constructor or later.
+        val_names: names of the validation splits, in the order of `val_dataloader()`.
+        dropped: split -> prompts that were left out for being longer than `max_prompt_tokens`.
+    """
+
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        train: Source,
+        prompts_per_step: int,
+        max_prompt_tokens: int,
+        val: Source | None = None,
+        renderer: Renderer | None = None,
+        val_batch_size: int = 64,
+        limit_val: int | None = None,
+        seed: int = 0,
+        num_workers: int = 0,
+        path: str | None = None,
+    ) -> None:
+        """Nothing is read or rendered before `setup`.
+
+        Args:
+            train: source of the `train` split.
+            prompts_per_step: prompts of a rollout step, over all ranks.
+            max_prompt_tokens: longer prompts are dropped and counted, never cut.
+            val: source to validate on: its splits other than `train`, or `train` as `val` if it has no other.
+                Without it, those other splits of the training source.
+            renderer: see there.
+            val_batch_size: prompts of a validation batch on one rank.
+            limit_val: at most so many prompts a validation split, a seeded choice.
+            seed: of the training order and of that choice.
+            num_workers: loader processes; prompts are rendered before, so 0 is as fast as any.
+            path: where a config keeps the location that its sources refer to (`${..path}`); not read here.
+        """
+        super().__init__()
+        if max_prompt_tokens < 1:
+            raise ValueError(f"data.max_prompt_tokens: expected at least 1, found {max_prompt_tokens}.")
+        if limit_val is not None and limit_val < 1:
+            raise ValueError(f"data.limit_val: expected at least 1 or null, found {limit_val}.")
+        self.train_source, self.val_source = train, val or train
+        self.renderer = renderer
+        self.prompts_per_step, self.val_batch_size = prompts_per_step, val_batch_size
+        self.max_prompt_tokens, self.limit_val = max_prompt_tokens, limit_val
+        self.seed, self.num_workers, self.path = seed, num_workers, path
+        self.dropped: dict[str, int] = {}
+        self._prompts: dict[str, list[RenderedPrompt]] = {}
+        self._sampler: RolloutSampler | None = None
+        self._restored: dict[str, int] | None = None
+
+    @property
+    def val_names(self) -> tuple[str, ...]:
+        """See the class."""
+        return tuple(self._val_splits())
+
+    def _val_splits(self) -> dict[str, str]:
+        """Name of a validation split -> the source's name for it."""
+        splits = [split for split in self.val_source.splits() if split != "train"]
+        if not splits and self.val_source is not self.train_source:
+            return {"val": "train"}
+        return {split: split for split in splits}
+
+    def prompts(self, split: str) -> Sequence[RenderedPrompt]:
+        """All prompts of `train` or of a validation split, on every rank alike. Needs `setup`."""
+        return self._prompts[split]
+
+    def setup(self, stage: str | None = None) -> None:
+        """Read and render what the stage needs, once.
+
+        Raises:
+            ValueError: no renderer, no prompt short enough, or a validation prompt that is trained on.
+            DataError: a bad record.
+        """
+        if self.renderer is None:
+            raise ValueError("datamodule.renderer: expected a renderer before setup, found None.")
+        if stage in (None, "fit"):
+            self._render("train", self.train_source, "train", self.renderer)
+        for name, split in self._val_splits().items():
+            self._render(name, self.val_source, split, self.renderer)
+        self._check_disjoint()
+        if "train" in self._prompts and self._sampler is None:
+            world_size, rank = self._world()
+            self._sampler = RolloutSampler(
+                len(self._prompts["train"]), self.prompts_per_step, self.seed, rank, world_size
+            )
+            if self._restored is not None:
+                self._sampler.load_state_dict(self._restored)
+
+    def _render(self, name: str, source: Source, split: str, renderer: Renderer) -> None:
+        if name in self._prompts:
+            return
+        examples = source.load(split)
+        limit = len(examples)
+        order = list(range(limit))
+        if name != "train" and self.limit_val is not None:
+            limit = self.limit_val
+            random.Random(f"{self.seed}:{name}").shuffle(order)
+        kept: dict[int, RenderedPrompt] = {}
+        dropped = 0
+        for index in order:
+            if len(kept) == limit:
+                break
+            prompt = renderer.render(examples[index])
+            if len(prompt.prompt_ids) > self.max_prompt_tokens:
+                dropped += 1
+            else:
+                kept[index] = prompt
+        if not kept:
+            raise ValueError(
+                f"data.max_prompt_tokens: all {len(examples)} prompts of split '{name}' ({source.name}) are longer than "
+                f"{self.max_prompt_tokens} tokens. Raise it."
+            )
+        self._prompts[name] = [kept[index] for index in sorted(kept)]
+        self.dropped[name] = dropped
+        log.info("%s: %d prompts, %d dropped (> %d tokens).", name, len(kept), dropped, self.max_prompt_tokens)
+
+    def _check_disjoint(self) -> None:
+        trained = {_key(prompt): prompt for prompt in self._prompts.get("train", ())}
+        for name in self.val_names:
+            shared = [prompt for prompt in self._prompts[name] if _key(prompt) in trained]
+            if shared:
+                twin = trained[_key(shared[0])]
+                raise ValueError(
+                    f"split '{name}': {len(shared)} of {len(self._prompts[name])} prompts are trained on too, e.g. "
+                    f"example '{shared[0].example.id}' = training example '{twin.example.id}'. Hold out whole dialogues."
+                )
+
+    def _world(self) -> tuple[int, int]:
+        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+
+    def train_dataloader(self) -> ResumableLoader[RenderedPrompt]:
+        """Batches of prompts_per_step / world_size prompts, from where training stands. One pass is one epoch."""
+        if self._sampler is None:
+            raise RuntimeError("train_dataloader: call setup('fit') first.")
+        return ResumableLoader(self._prompts["train"], self._sampler, self.num_workers)
+
+    def val_dataloader(self) -> list[DataLoader[RenderedPrompt]]:
+        """One loader a split, in the order of `val_names`. Each prompt is on one rank; shares differ by one at most."""
+        world_size, rank = self._world()
+        loaders = []
+        for name in self.val_names:
+            prompts = self._prompts[name]
+            share: Subset[RenderedPrompt] = Subset(prompts, range(rank, len(prompts), world_size))  # type: ignore[arg-type]
+            loaders.append(
+                DataLoader(share, batch_size=self.val_batch_size, num_workers=self.num_workers, collate_fn=list)
+            )
+        return loaders
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of training in its data."""
+        return {} if self._sampler is None else {"sampler": self._sampler.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue with the batch after the last one that training took, also when `setup` comes later."""
+        self._restored = state_dict.get("sampler")
+        if self._sampler is not None and self._restored is not None:
+            self._sampler.load_state_dict(self._restored)
+
+
+def _key(prompt: RenderedPrompt) -> bytes:
+    return hashlib.sha256(prompt.prompt_ids.numpy().tobytes()).digest()

@@ -1,0 +1,123 @@
+"""The order of training prompts: shuffled each epoch, shared out over ranks, resumable after any batch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, TypeVar
+
+from torch.utils.data import DataLoader, Sampler
+
+T = TypeVar("T")
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
+    """A permutation of `range(size)` that (seed, epoch) fixes on every platform."""
+    order = list(range(size))
+    random.Random(f"{seed}:{epoch}").shuffle(order)
+    return order
+
+
+class RolloutSampler(Sampler[list[int]]):
+    """Batches of example indices, one a rollout step.
+
+    One pass is one epoch; examples that do not fill a last batch sit this epoch out (another order, other examples,
+    in the next). Rank r of R gets the r-th contiguous share of every global batch. The state is the epoch and the
+    number of its batches that were handed to training, as `ResumableLoader` reports them, not those that loader
+    workers fetched ahead; a pass starts behind them.
+
+    >>> sampler = RolloutSampler(size=5, batch_size=2, seed=0)
+    >>> first_pass = list(sampler)
+    >>> sampler.advance()
+    >>> list(sampler) == first_pass[1:]
+    True
+    """
+
+    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+        """Check the sizes.
+
+        Raises:
+            ValueError: a batch that does not divide by the number of ranks, or fewer examples than one batch.
+        """
+        if batch_size < 1 or batch_size % world_size:
+            raise ValueError(
+                f"data.prompts_per_step: expected a positive multiple of the {world_size} rank(s), found {batch_size}."
+            )
+        if size < batch_size:
+            raise ValueError(
+                f"data.prompts_per_step: expected at most the {size} training prompts that there are, found "
+                f"{batch_size}."
+            )
+        self.size, self.batch_size, self.seed = size, batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.epoch = 0
+        self.position = 0
+
+    def __len__(self) -> int:
+        """Batches of a whole epoch."""
+        return self.size // self.batch_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """This rank's share of each batch that is left in the epoch."""
+        order = epoch_order(self.size, self.seed, self.epoch)
+        share = self.batch_size // self.world_size
+        for batch in range(self.position, len(self)):
+            start = batch * self.batch_size + self.rank * share
+            yield order[start : start + share]
+
+    def advance(self) -> None:
+        """Count one batch as handed to training; the last one opens the next epoch."""
+        self.position += 1
+        if self.position == len(self):
+            self.epoch, self.position = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """Where training is, and what that position counts. The same on every rank."""
+        return {
+            "epoch": self.epoch,
+            "position": self.position,
+            "size": self.size,
+            "batch_size": self.batch_size,
+            "seed": self.seed,
+        }
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue behind the last batch that was handed to training. The number of ranks may have changed.
+
+        Raises:
+            ValueError: another number of prompts, batch size or seed: the position would mean other prompts.
+        """
+        keys = {"size": "number of training prompts", "batch_size": "data.prompts_per_step", "seed": "data.seed"}
+        for key, name in keys.items():
+            if state[key] != getattr(self, key):
+                raise ValueError(
+                    f"{name}: expected {state[key]} as in the checkpoint, found {getattr(self, key)}. Resume with the "
+                    "checkpoint's data configuration, or start a new run from its weights."
+                )
+        self.epoch, self.position = state["epoch"], state["position"]
+
+
+class ResumableLoader(DataLoader[T], Generic[T]):
+    """A loader over a `RolloutSampler` that tells it which batches training took.
+
+    Lightning sees `state_dict` and knows that the loader resumes in mid-epoch.
+    """
+
+    def __init__(self, dataset: Sequence[T], sampler: RolloutSampler, num_workers: int) -> None:
+        """Batches are lists of the dataset's items, uncollated."""
+        super().__init__(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=list)  # type: ignore[arg-type]
+        self.rollout_sampler = sampler
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """What is left of the epoch. A batch counts as taken when it leaves the loader."""
+        for batch in super().__iter__():
+            self.rollout_sampler.advance()
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The sampler's."""
+        return self.rollout_sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """The sampler's."""
+        self.rollout_sampler.load_state_dict(state)

@@ -1,0 +1,197 @@
+"""What a source is, and what corpora of files share: the held-out split and the handling of bad records."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from functools import cached_property
+from typing import Literal, Protocol
+
+from src.data.dialogue import (
+    THOUGHT_OF_CALLS,
+    THOUGHT_OF_RESPONSE,
+    DataError,
+    Dialogue,
+    Message,
+    TurnExample,
+    split_turns,
+)
+from src.data.sources.reading import Record, read_records
+
+log = logging.getLogger(__name__)
+
+
+class Source(Protocol):
+    """A corpus of single-step examples in named splits."""
+
+    name: str
+
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that `load` takes, in a fixed order; `train` first, the others are for validation."""
+        ...
+
+    def load(self, split: str) -> list[TurnExample]:
+        """All examples of a split, in the same order each time.
+
+        Raises:
+            ValueError: no such split.
+            DataError: a record that cannot be used.
+        """
+        ...
+
+
+def target_tags(target: Message) -> tuple[str, ...]:
+    """The kind of a step, for metrics by kind.
+
+    >>> target_tags(Message("assistant", "Hello."))
+    ('response',)
+    """
+    if target.calls and target.text:
+        return ("call_and_response",)
+    if target.calls:
+        return ("single_call",) if len(target.calls) == 1 else ("parallel_calls",)
+    return ("response",)
+
+
+def dialogue_examples(dialogue: Dialogue) -> list[TurnExample]:
+    """`split_turns` with tags, and the published stand-in thought where a target has none."""
+    examples = []
+    for example in split_turns(dialogue):
+        target = example.target
+        if not target.thought:
+            target = replace(target, thought=THOUGHT_OF_CALLS if target.calls else THOUGHT_OF_RESPONSE)
+        examples.append(replace(example, target=target, tags=target_tags(target)))
+    return examples
+
+
+def dialogue_key(example: TurnExample) -> str:
+    """A digest of how the example's dialogue opens: the tools on offer and the first message.
+
+    All turns of a dialogue share it, and so do duplicates, since equal prompts open equally. A split by this key
+    therefore separates neither. A corpus of rendered prompts needs no dialogue id for it.
+    """
+    if example.prompt is not None:
+        opening: object = [example.prompt.system, example.prompt.user.split("</user>", 1)[0]]
+    else:
+        opening = [[asdict(tool) for tool in example.tools], asdict(example.history[0])]
+    return hashlib.sha256(json.dumps(opening, sort_keys=True).encode()).hexdigest()
+
+
+def hold_out(keys: Iterable[str], count: int, share: float, seed: int) -> frozenset[str]:
+    """Choose the dialogues to validate on.
+
+    Args:
+        keys: dialogue keys, repeats allowed.
+        count: dialogues to hold out; 0 leaves it to `share`.
+        share: share of the dialogues to hold out, rounded to the nearest count.
+        seed: another seed, another choice. The choice does not depend on the order of the keys.
+
+    Raises:
+        ValueError: both are set, one is out of range, or no dialogue is left to train on.
+    """
+    unique = set(keys)
+    if count and share:
+        raise ValueError(f"val_count, val_share: expected one of them, found {count} and {share}.")
+    if count < 0 or not 0 <= share < 1:
+        raise ValueError(f"val_count, val_share: expected at least 0 and in [0, 1), found {count} and {share}.")
+    count = count or round(share * len(unique))
+    if count and count >= len(unique):
+        raise ValueError(f"val_count, val_share: {count} of {len(unique)} dialogues held out, none left to train on.")
+    ranked = sorted(unique, key=lambda key: hashlib.sha256(f"{seed}:{key}".encode()).hexdigest())
+    return frozenset(ranked[:count])
+
+
+class CorpusSource(ABC):
+    """A published corpus in a file, a folder or on the hub, with a held-out share of its dialogues.
+
+    Splits by dialogue: turns of one dialogue, and examples with the same prompt, are on the same side.
+    """
+
+    def __init__(
+        self,
+        path: str | None = None,
+        hub_id: str | None = None,
+        hub_split: str = "train",
+        val_count: int = 0,
+        val_share: float = 0.0,
+        seed: int = 0,
+        on_bad_record: Literal["error", "skip"] = "error",
+        name: str | None = None,
+    ) -> None:
+        """Nothing is read before the first `load`.
+
+        Args:
+            path: file or folder (see `reading.read_records`); wins over `hub_id`.
+            hub_id: dataset on the hub.
+            hub_split: its split.
+            val_count: dialogues to hold out for validation.
+            val_share: or their share of all dialogues. Neither: no `val` split.
+            seed: of the held-out choice.
+            on_bad_record: `error` stops the load at the first bad record; `skip` leaves bad ones out, logs and counts
+                them in `skipped`. A file that does not parse at all always stops the load.
+            name: name of the corpus in examples and metrics.
+        """
+        if on_bad_record not in ("error", "skip"):
+            raise ValueError(f"on_bad_record: expected 'error' or 'skip', found {on_bad_record!r}.")
+        self.name = name or self.default_name
+        self.path, self.hub_id, self.hub_split = path, hub_id, hub_split
+        self.val_count, self.val_share, self.seed = val_count, val_share, seed
+        self.on_bad_record = on_bad_record
+        self.skipped = 0
+
+    @property
+    @abstractmethod
+    def default_name(self) -> str:
+        """The corpus' name where the config gives none."""
+
+    @abstractmethod
+    def convert(self, record: Record) -> list[TurnExample]:
+        """Examples of one record.
+
+        Raises:
+            DataError: the record is not in the corpus' format.
+        """
+
+    def splits(self) -> tuple[str, ...]:
+        """`train`, and `val` where dialogues are held out."""
+        return ("train", "val") if self.val_count or self.val_share else ("train",)
+
+    def load(self, split: str) -> list[TurnExample]:
+        """All examples of a split, in the order of the corpus."""
+        if split not in self.splits():
+            raise ValueError(
+                f"source '{self.name}': expected a split of {self.splits()}, found '{split}'. "
+                "Set val_count or val_share to hold dialogues out."
+            )
+        return list(self._by_split[split])
+
+    @cached_property
+    def _by_split(self) -> dict[str, list[TurnExample]]:
+        examples = self._read()
+        keys = [dialogue_key(example) for example in examples]
+        held_out = hold_out(keys, self.val_count, self.val_share, self.seed)
+        parts: dict[str, list[TurnExample]] = {"train": [], "val": []}
+        for example, key in zip(examples, keys, strict=True):
+            parts["val" if key in held_out else "train"].append(example)
+        return parts
+
+    def _read(self) -> list[TurnExample]:
+        examples: list[TurnExample] = []
+        self.skipped = 0
+        for record in read_records(self.path, self.hub_id, self.hub_split):
+            try:
+                examples += self.convert(record)
+            except DataError as error:
+                if self.on_bad_record == "error":
+                    raise
+                self.skipped += 1
+                log.warning("Bad record skipped: %s", error)
+        if self.skipped:
+            log.warning("%s: %d bad records skipped, %d examples read.", self.name, self.skipped, len(examples))
+        if not examples:
+            raise ValueError(f"source '{self.name}': no example in {self.path or self.hub_id}.")
+        return examples
