@@ -45,10 +45,12 @@ class ParsedResponse:
         fields: tags opened at the top level, in order of appearance, e.g. `("think", "tool_call")`.
         closed: the same tags, whether each was closed.
         thought: text inside think, or None without one.
-        calls: calls of the first tool_call block, or None where the block is missing or any line of it is not a call.
+        calls: calls of the first tool_call block, or None where the block is missing, is not closed, or any line of it
+            is not a call.
         response: text inside response, or None without one.
         spans: a partition of `[0, size)` in order; neighbours differ in region.
         size: bytes of the response.
+        stray: anything but white space stands outside of the fields.
     """
 
     fields: tuple[str, ...]
@@ -58,3 +60,4 @@ class ParsedResponse:
     response: str | None
     spans: tuple[Span, ...]
     size: int
+    stray: bool = False

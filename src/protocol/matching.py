@@ -1,0 +1,120 @@
+"""Predicted calls against gold calls: the one matcher that rewards and metrics share."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from src.data.dialogue import JsonValue, Message, ToolCall
+from src.protocol.types import ParsedResponse
+
+
+@dataclass(frozen=True, slots=True)
+class CallMatch:
+    """A gold call and the predicted call that it was compared with.
+
+    Attributes:
+        gold: index of the gold call.
+        predicted: index of the predicted call, or None where no unused call of that name scores above 0.
+        parameter_names: overlap of the parameters' names, intersection over union, in [0, 1].
+        values: how many gold parameters have an equal predicted value.
+    """
+
+    gold: int
+    predicted: int | None
+    parameter_names: float
+    values: int
+
+    @property
+    def score(self) -> float:
+        """This call's share of Eq. 11-12."""
+        return self.parameter_names + self.values
+
+
+def json_equal(a: JsonValue, b: JsonValue) -> bool:
+    """Whether two values are the same JSON.
+
+    As JSON has them: true is not 1, but 1 and 1.0 are one number; the order of an object's keys does not count, that
+    of a list's items does; strings are compared exactly.
+
+    >>> json_equal({"a": 1, "b": [True]}, {"b": [True], "a": 1.0}), json_equal(True, 1), json_equal("1", 1)
+    (True, False, False)
+    """
+    if isinstance(a, bool) or isinstance(b, bool):
+        return a is b
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return len(a) == len(b) and all(key in b and json_equal(value, b[key]) for key, value in a.items())
+    if isinstance(a, list | tuple) and isinstance(b, list | tuple):
+        return len(a) == len(b) and all(map(json_equal, a, b))
+    return bool(a == b)
+
+
+def overlap(a: Iterable[str], b: Iterable[str]) -> float:
+    """Intersection over union of two multisets of names; 1 if both are empty.
+
+    >>> overlap(["f", "f"], ["f"]), overlap(["x", "y"], ["y", "z"]), overlap([], [])
+    (0.5, 0.3333333333333333, 1.0)
+    """
+    left, right = Counter(iter(a)), Counter(iter(b))  # iter: Counter reads a mapping's values as counts
+    union = (left | right).total()
+    return (left & right).total() / union if union else 1.0
+
+
+def match_calls(predicted: Sequence[ToolCall], gold: Sequence[ToolCall]) -> list[CallMatch]:
+    """Compare each gold call, in order, with the best-scoring unused predicted call of the same name.
+
+    Ties go to the earlier predicted call, and a call that scores 0 is left for others, as in the published code.
+
+    >>> gold = [ToolCall("sky", {"city": "Oslo"}), ToolCall("sky", {"city": "Rome", "day": 1})]
+    >>> predicted = [ToolCall("sky", {"city": "Rome"}), ToolCall("sky", {"city": "Oslo"})]
+    >>> [(match.predicted, match.parameter_names, match.values) for match in match_calls(predicted, gold)]
+    [(1, 1.0, 1), (0, 0.5, 1)]
+    """
+    unused: dict[str, list[int]] = {}
+    for index, call in enumerate(predicted):
+        unused.setdefault(call.name, []).append(index)
+    matches = []
+    for gold_index, call in enumerate(gold):
+        best = CallMatch(gold_index, None, 0.0, 0)
+        candidates = unused.get(call.name, [])
+        for index in candidates:
+            match = _compare(index, predicted[index], gold_index, call)
+            if match.score > best.score:
+                best = match
+        if best.predicted is not None:
+            candidates.remove(best.predicted)
+        matches.append(best)
+    return matches
+
+
+def same_calls(predicted: Sequence[ToolCall], gold: Sequence[ToolCall]) -> bool:
+    """Whether the two hold the same calls, in any order, each as often."""
+    if len(predicted) != len(gold):
+        return False
+    rest = list(predicted)
+    for call in gold:
+        for index, other in enumerate(rest):
+            if other.name == call.name and json_equal(call.parameters, other.parameters):
+                del rest[index]
+                break
+        else:
+            return False
+    return True
+
+
+def is_exact_match(parsed: ParsedResponse, target: Message) -> bool:
+    """Exact match of the whole target's calls, the headline metric.
+
+    A target without calls is met by a response that is not blank and no tool_call field at all. The wording of a
+    response never counts.
+    """
+    if target.calls:
+        return parsed.calls is not None and same_calls(parsed.calls, target.calls)
+    return "tool_call" not in parsed.fields and bool(parsed.response and parsed.response.strip())
+
+
+def _compare(index: int, predicted: ToolCall, gold_index: int, gold: ToolCall) -> CallMatch:
+    found = predicted.parameters
+    values = sum(name in found and json_equal(value, found[name]) for name, value in gold.parameters.items())
+    return CallMatch(gold_index, index, overlap(gold.parameters, found), values)

@@ -1,0 +1,80 @@
+"""Seeded texts that a model might write, for tests that nothing raises on any of them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+
+RLLA_PATH = Path(__file__).parents[2] / "shared" / "data" / "rlla" / "rlla_sft.json"
+
+PIECES = (
+    "<think>", "</think>", "<tool_call>", "</tool_call>", "<response>", "</response>", "<think", "think>", "</", "<",
+    "{", "}", "{{", "}}", "[", "]", '"', '\\"', "\\", "\\u00e9", "\\ud83d", ":", ",", "\n", "\r\n", "\t", " ", "\x00",
+    '{"name": "', '"name": ', '"parameters": {', '"parameters": ', '{"name": "f", "parameters": {}}', "NaN", "Infinity",
+    "-1e999", "1" * 30, "null", "true", "1.0", "é", "漢字", "🌧️", "\u2028", "\ufeff", "\ud800", "\udfff", "\u2581",
+    "<|im_end|>", "<|im_start|>assistant", "[" * 40, '{"a":' * 40, "get_weather(city='Oslo')",
+)  # fmt: skip
+
+_SYNTHETIC = (
+    '<think> Sky. </think>\n<tool_call>\n{"name": "sky", "parameters": {"city": "Oslo", "days": 2}}\n</tool_call>',
+    """<think> Two cities. </think>
+<tool_call>
+{"name": "sky", "parameters": {"city": "Oslo"}}
+{"name": "sky", "parameters": {"city": "東京", "at": {"h": [1, 2.5, null, true]}}}
+</tool_call>""",
+    "<think> Nothing fits. </think>\n<response> I cannot book a table. 🙂 </response>",
+    '<think> Both. </think>\n<tool_call>\n{"name": "ping", "parameters": {}}\n</tool_call>\n<response> Done. </response>',
+)
+
+
+@cache
+def base_texts() -> tuple[str, ...]:
+    """Synthetic targets and, where the shared data is there, the 400 real ones with their thoughts cut to 200 signs."""
+    real: list[str] = []
+    if RLLA_PATH.exists():
+        for record in json.loads(RLLA_PATH.read_text()):
+            thought, end, rest = record["output"].rpartition("</think>")
+            real.append(thought[:200] + end + rest[:600])
+    return (*_SYNTHETIC, *real)
+
+
+def mutated_texts(n: int, seed: int, bases: Sequence[str] | None = None) -> Iterator[str]:
+    """Yield `n` texts: targets that were cut, doubled, swapped or had pieces put in, and strings of pieces alone.
+
+    Lone surrogates are among them, so not every text can be encoded in strict UTF-8.
+    """
+    generator = random.Random(seed)
+    bases = base_texts() if bases is None else bases
+    for _ in range(n):
+        text = generator.choice(bases) if generator.random() < 0.9 else ""
+        for _ in range(generator.choice((0, 1, 1, 2, 3, 6) if text else (1, 5, 20))):
+            text = _mutate(text, generator)
+        yield text
+
+
+def _mutate(text: str, generator: random.Random) -> str:
+    a, b = sorted((_border(text, generator), _border(text, generator)))
+    kind = generator.randrange(7)
+    if kind == 0:
+        return text[:a]
+    if kind == 1:
+        return text[:a] + text[b:]
+    if kind == 2:
+        return text[:b] + text[a:b][:400] + text[b:]
+    if kind == 3:
+        return text[b:] + text[a:b] + text[:a]
+    if kind == 4:
+        return text[:a] + chr(generator.randrange(0x110000)) + text[a:]
+    return text[:a] + generator.choice(PIECES) + text[a:]
+
+
+def _border(text: str, generator: random.Random) -> int:
+    """A position, half of the time next to a sign that the protocol gives a meaning."""
+    position = generator.randint(0, len(text))
+    if generator.random() < 0.5:
+        found = text.find(generator.choice('<>{}"\n:'), position)
+        return found if found >= 0 else position
+    return position
