@@ -158,7 +158,7 @@ class ToolDialogueDataModule(LightningDataModule):
                 twin = trained[_key(shared[0])]
                 raise ValueError(
                     f"split '{name}': {len(shared)} of {len(self._prompts[name])} prompts are trained on too, e.g. "
-                    f"example '{shared[0].example.id}' = training example '{twin.example.id}'. Hold out whole dialogues."
+                    f"example '{shared[0].example.id}' = training example '{twin.example.id}'. Hold out dialogues."
                 )
 
     def _world(self) -> tuple[int, int]:
@@ -171,12 +171,12 @@ class ToolDialogueDataModule(LightningDataModule):
         return ResumableLoader(self._prompts["train"], self._sampler, self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader[RenderedPrompt]]:
-        """One loader a split, in the order of `val_names`. Each prompt is on one rank; shares differ by one at most."""
+        """One loader a split, in the order of `val_names`. Each prompt is on one rank; shares differ by at most 1."""
         world_size, rank = self._world()
         loaders = []
         for name in self.val_names:
             prompts = self._prompts[name]
-            share: Subset[RenderedPrompt] = Subset(prompts, range(rank, len(prompts), world_size))  # type: ignore[arg-type]
+            share = Subset(prompts, range(rank, len(prompts), world_size))  # type: ignore[arg-type]
             loaders.append(
                 DataLoader(share, batch_size=self.val_batch_size, num_workers=self.num_workers, collate_fn=list)
             )

@@ -16,11 +16,11 @@ JsonValue = Any
 
 THOUGHT_OF_CALLS = "I should use the appropriate tool with proper parameters to respond to the user's need."
 THOUGHT_OF_RESPONSE = "I should directly respond to the user's need."
-"""The published data's stand-ins for the thought of a step whose reasoning is not known."""
+"""The published data's stand-ins for a thought that is not known."""
 
 
 class DataError(ValueError):
-    """A record that cannot be used: names the file, the line or index, the field, what was expected and what was found."""
+    """A record that cannot be used: names file, line or index, field, what was expected and what was found."""
 
     def __init__(self, where: str, field: str, expected: str, found: object, advice: str = "") -> None:
         shown = repr(found)

@@ -33,9 +33,9 @@ def read_records(path: str | None, hub_id: str | None = None, hub_split: str = "
     """Read a corpus record by record.
 
     Args:
-        path: a `.json` (a list of records), `.jsonl` or `.parquet` file, or a folder of such files, read in the order of
-            their names. A folder with files named `train*` is read for these alone, so that a published test file never
-            ends up in training. Wins over `hub_id`.
+        path: a `.json` (a list of records), `.jsonl` or `.parquet` file, or a folder of such files, read in the order
+            of their names. A folder with files named `train*` is read for these alone, so that a published test file
+            never ends up in training. Wins over `hub_id`.
         hub_id: a dataset on the hub, read through `datasets.load_dataset`.
         hub_split: its split.
 
@@ -152,8 +152,8 @@ def tool_specs(tools: JsonValue, where: str, field: str) -> tuple[ToolSpec, ...]
     xLAM). Each parameter's description starts with the three keys that the published prompts show; what else the
     corpus says of it (an enum, say) follows.
 
-    >>> tools = [{"name": "Zip", "description": "d", "parameters": {"type": "dict", "properties": {"code": {"type": "int"}}}}]
-    >>> tool_specs(tools, "doc", "tools")[0].parameters
+    >>> schema = {"type": "dict", "properties": {"code": {"type": "int"}}}
+    >>> tool_specs([{"name": "Zip", "description": "d", "parameters": schema}], "doc", "tools")[0].parameters
     {'code': {'description': '', 'type': 'int', 'default': ''}}
 
     Raises:
