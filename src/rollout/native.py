@@ -203,8 +203,8 @@ def _check(model: PreTrainedModel, prompts: Sequence[Tensor], params: SamplingPa
             )
         if limit is not None and len(prompt) + params.max_new_tokens > limit:
             raise ValueError(
-                f"generate: prompt {i} has {len(prompt)} tokens; with sampling.max_new_tokens={params.max_new_tokens} it "
-                f"may pass the model's max_position_embeddings={limit}. Lower max_new_tokens or drop long prompts."
+                f"generate: prompt {i} has {len(prompt)} tokens; with max_new_tokens={params.max_new_tokens} it may "
+                f"pass the model's max_position_embeddings={limit}. Lower sampling.max_new_tokens or drop long prompts."
             )
 
 
