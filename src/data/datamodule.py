@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
 
 from lightning import LightningDataModule
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader, Dataset
 
 from src.data.dialogue import TurnExample
 from src.data.rendering import RenderedPrompt
@@ -52,7 +52,7 @@ class ToolDialogueDataModule(LightningDataModule):
         limit_val: int | None = None,
         seed: int = 0,
         num_workers: int = 0,
-        path: str | None = None,
+        path: str | Mapping[str, str | None] | None = None,
     ) -> None:
         """Nothing is read or rendered before `setup`.
 
@@ -67,7 +67,7 @@ class ToolDialogueDataModule(LightningDataModule):
             limit_val: at most so many prompts a validation split, a seeded choice.
             seed: of the training order and of that choice.
             num_workers: loader processes; prompts are rendered before, so 0 is as fast as any.
-            path: where a config keeps the location that its sources refer to (`${..path}`); not read here.
+            path: where a config keeps the location that its sources refer to (`${data.path}`); not read here.
         """
         super().__init__()
         if max_prompt_tokens < 1:
@@ -115,9 +115,8 @@ class ToolDialogueDataModule(LightningDataModule):
             self._render(name, self.val_source, split, self.renderer)
         self._check_disjoint()
         if "train" in self._prompts and self._sampler is None:
-            world_size, rank = self._world()
             self._sampler = RolloutSampler(
-                len(self._prompts["train"]), self.prompts_per_step, self.seed, rank, world_size
+                len(self._prompts["train"]), self.prompts_per_step, self.seed, *self._rank_of_world()
             )
             if self._restored is not None:
                 self._sampler.load_state_dict(self._restored)
@@ -143,8 +142,8 @@ class ToolDialogueDataModule(LightningDataModule):
                 kept[index] = prompt
         if not kept:
             raise ValueError(
-                f"data.max_prompt_tokens: all {len(examples)} prompts of split '{name}' ({source.name}) are longer than "
-                f"{self.max_prompt_tokens} tokens. Raise it."
+                f"data.max_prompt_tokens: all {len(examples)} prompts of split '{name}' ({source.name}) are longer "
+                f"than {self.max_prompt_tokens} tokens. Raise it."
             )
         self._prompts[name] = [kept[index] for index in sorted(kept)]
         self.dropped[name] = dropped
@@ -161,25 +160,24 @@ class ToolDialogueDataModule(LightningDataModule):
                     f"example '{shared[0].example.id}' = training example '{twin.example.id}'. Hold out dialogues."
                 )
 
-    def _world(self) -> tuple[int, int]:
-        return (1, 0) if self.trainer is None else (self.trainer.world_size, self.trainer.global_rank)
+    def _rank_of_world(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def train_dataloader(self) -> ResumableLoader[RenderedPrompt]:
         """Batches of prompts_per_step / world_size prompts, from where training stands. One pass is one epoch."""
         if self._sampler is None:
             raise RuntimeError("train_dataloader: call setup('fit') first.")
+        self._sampler.share_out(*self._rank_of_world())  # setup may have run before a trainer was there
         return ResumableLoader(self._prompts["train"], self._sampler, self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader[RenderedPrompt]]:
         """One loader a split, in the order of `val_names`. Each prompt is on one rank; shares differ by at most 1."""
-        world_size, rank = self._world()
+        rank, world_size = self._rank_of_world()
         loaders = []
         for name in self.val_names:
-            prompts = self._prompts[name]
-            share = Subset(prompts, range(rank, len(prompts), world_size))  # type: ignore[arg-type]
-            loaders.append(
-                DataLoader(share, batch_size=self.val_batch_size, num_workers=self.num_workers, collate_fn=list)
-            )
+            share = self._prompts[name][rank::world_size]
+            dataset = cast(Dataset[RenderedPrompt], share)
+            loaders.append(DataLoader(dataset, self.val_batch_size, num_workers=self.num_workers, collate_fn=list))
         return loaders
 
     def state_dict(self) -> dict[str, Any]:

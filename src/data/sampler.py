@@ -39,19 +39,28 @@ class RolloutSampler(Sampler[list[int]]):
         Raises:
             ValueError: a batch that does not divide by the number of ranks, or fewer examples than one batch.
         """
-        if batch_size < 1 or batch_size % world_size:
-            raise ValueError(
-                f"data.prompts_per_step: expected a positive multiple of the {world_size} rank(s), found {batch_size}."
-            )
         if size < batch_size:
             raise ValueError(
                 f"data.prompts_per_step: expected at most the {size} training prompts that there are, found "
                 f"{batch_size}."
             )
         self.size, self.batch_size, self.seed = size, batch_size, seed
-        self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.position = 0
+        self.share_out(rank, world_size)
+
+    def share_out(self, rank: int, world_size: int) -> None:
+        """Take another rank's share; the order and the position stay.
+
+        Raises:
+            ValueError: a batch does not divide by the number of ranks.
+        """
+        if self.batch_size < 1 or self.batch_size % world_size:
+            raise ValueError(
+                f"data.prompts_per_step: expected a positive multiple of the {world_size} rank(s), found "
+                f"{self.batch_size}."
+            )
+        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
