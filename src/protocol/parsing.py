@@ -76,7 +76,7 @@ def parse_bytes(text: bytes, *, prefix: bytes = b"") -> ParsedResponse:
         thought=_decode(contents["think"]) if "think" in contents else None,
         calls=_parse_calls(contents["tool_call"]) if block is not None and block.closed else None,
         response=_decode(contents["response"]) if "response" in contents else None,
-        spans=tuple(spans.spans),
+        spans=spans.spans(),
         size=len(text),
         stray=stray,
     )
@@ -97,20 +97,26 @@ class _SpanBuilder:
     """Fills the text from left to right; positions are given in prefix + text, spans are kept in text."""
 
     def __init__(self, offset: int) -> None:
-        self.spans: list[Span] = []
         self._offset = offset
         self._filled = 0
+        self._stops: list[int] = []
+        self._regions: list[Region] = []
 
     def fill(self, stop: int, region: Region) -> None:
         """Give `region` to everything from where the last fill stopped up to `stop`."""
         stop -= self._offset
         if stop <= self._filled:
             return
-        if self.spans and self.spans[-1].region is region:
-            self.spans[-1] = Span(self.spans[-1].start, stop, region)
-        else:
-            self.spans.append(Span(self._filled, stop, region))
         self._filled = stop
+        if self._regions and self._regions[-1] is region:
+            self._stops[-1] = stop
+        else:
+            self._stops.append(stop)
+            self._regions.append(region)
+
+    def spans(self) -> tuple[Span, ...]:
+        """What was filled; neighbours differ in region."""
+        return tuple(map(Span, [0, *self._stops], self._stops, self._regions))
 
 
 def _decode(data: bytes) -> str:

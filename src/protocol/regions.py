@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,9 +43,10 @@ def read_completion(
         stop_ids: end-of-turn tokens.
         prefix: the part of the response that the chat template wrote in the prompt, e.g. `<think>` and a line break.
     """
-    sampled = table.decode(token_ids[: _text_tokens(token_ids, stop_ids)])
+    pieces = _text_pieces(token_ids, table, stop_ids)
+    sampled = b"".join(pieces)
     parsed = parse_bytes(sampled, prefix=prefix.encode("utf-8", "surrogatepass"))
-    regions = token_regions(token_ids, parsed, table, stop_ids)
+    regions = _piece_regions(pieces, parsed, len(token_ids)).to(token_ids.device)
     return DecodedCompletion(prefix + sampled.decode("utf-8", "replace"), parsed, regions)
 
 
@@ -72,26 +74,32 @@ def token_regions(token_ids: Tensor, parsed: ParsedResponse, table: TokenBytes, 
     >>> [Region(i).label for i in token_regions(ids, parse("<think>Hmm.</think>"), table, {4}).tolist()]
     ['format', 'reasoning', 'reasoning', 'format', 'format']
     """
-    count = _text_tokens(token_ids, stop_ids)
-    starts, lengths = table.byte_starts(token_ids[:count])
-    size = int(lengths.sum())
+    return _piece_regions(_text_pieces(token_ids, table, stop_ids), parsed, len(token_ids)).to(token_ids.device)
+
+
+def _text_pieces(token_ids: Tensor, table: TokenBytes, stop_ids: Collection[int]) -> list[bytes]:
+    """The bytes of each token before the first stop token."""
+    ids: list[int] = token_ids.tolist()
+    for stop in stop_ids:
+        if stop in ids:
+            ids = ids[: ids.index(stop)]
+    return table.pieces(ids)
+
+
+def _piece_regions(pieces: Sequence[bytes], parsed: ParsedResponse, total: int) -> Tensor:
+    """Region of each of `total` tokens, of which the first have these bytes and the others are not text: int64."""
+    lengths = np.fromiter(map(len, pieces), np.int64, count=len(pieces))
+    ends = lengths.cumsum()
+    size = int(ends[-1]) if len(ends) else 0
     if size != parsed.size:
         raise ValueError(
             f"token_regions: expected a response of {size} bytes, the tokens' own, found one of {parsed.size}. "
             "Parse table.decode(token_ids) without the stop token, or call read_completion."
         )
-    regions = torch.full((len(token_ids),), int(Region.FORMAT), dtype=torch.int64)
+    regions = np.full(total, Region.FORMAT, dtype=np.int64)
     if parsed.spans:
-        stops = torch.tensor([span.stop for span in parsed.spans])
-        values = torch.tensor([*(int(span.region) for span in parsed.spans), int(Region.FORMAT)])
-        found = values[torch.searchsorted(stops, starts, right=True)]
-        regions[:count] = torch.where(lengths > 0, found, int(Region.FORMAT))
-    return regions.to(token_ids.device)
-
-
-def _text_tokens(token_ids: Tensor, stop_ids: Collection[int]) -> int:
-    """How many tokens come before the first stop token."""
-    if not stop_ids:
-        return len(token_ids)
-    stops = torch.isin(token_ids, torch.tensor(list(stop_ids), device=token_ids.device)).nonzero()
-    return int(stops[0]) if len(stops) else len(token_ids)
+        stops = np.array([span.stop for span in parsed.spans])
+        values = np.array([*(span.region for span in parsed.spans), Region.FORMAT], dtype=np.int64)
+        found = values[np.searchsorted(stops, ends - lengths, side="right")]
+        regions[: len(pieces)] = np.where(lengths > 0, found, Region.FORMAT)
+    return torch.from_numpy(regions)

@@ -9,11 +9,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -33,16 +32,10 @@ class TokenBytes:
     Attributes:
         tokens: bytes of token 0, 1, …; empty for an id that no token has.
         leading_space: how the decoder treats the spaces that begin a text.
-        lengths: int64 [len(tokens) + 1], bytes of each token; the last entry, 0, stands for every id beyond the table
-            (models pad their embeddings).
     """
 
     tokens: tuple[bytes, ...]
     leading_space: LeadingSpace = "keep"
-    lengths: Tensor = field(init=False, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "lengths", torch.tensor([*map(len, self.tokens), 0], dtype=torch.int64))
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
@@ -65,8 +58,9 @@ class TokenBytes:
             to_bytes, leading = _sentencepiece_bytes, _leading_space(steps)
         else:
             raise ValueError(
-                f"tokenizer {name}: expected a fast tokenizer with a byte-level or SentencePiece decoder, found decoder "
-                f"steps {sorted(kinds) or 'none'}. Its tokens cannot be mapped to bytes: use the model's fast tokenizer."
+                f"tokenizer {name}: expected a fast tokenizer with a byte-level or SentencePiece decoder, found "
+                f"decoder steps {sorted(kinds) or 'none'}. Its tokens cannot be mapped to bytes: use the model's fast "
+                "tokenizer."
             )
         added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
         vocabulary = tokenizer.get_vocab()
@@ -84,32 +78,22 @@ class TokenBytes:
 
         Special tokens are kept, and spaces before punctuation are not cleaned up.
         """
-        ids = token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids
-        size = len(self.tokens)
-        pieces = [self.tokens[index] if 0 <= index < size else b"" for index in ids]
-        return b"".join(pieces)[self._dropped(pieces[0] if pieces else b"") :]
+        return b"".join(self.pieces(token_ids.tolist() if isinstance(token_ids, Tensor) else token_ids))
 
-    def byte_starts(self, token_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Where each token begins in `decode(token_ids)`, and how many bytes of it are there: two int64 [T].
+    def pieces(self, token_ids: Sequence[int]) -> list[bytes]:
+        """The bytes that each token adds to a text that begins with the first; none for ids beyond the table.
 
-        >>> table = TokenBytes((b" a", b"bc"), leading_space="drop_one")
-        >>> table.byte_starts(torch.tensor([0, 1, 1]))
-        (tensor([0, 1, 3]), tensor([1, 2, 2]))
+        >>> TokenBytes((b" a", b"bc"), leading_space="drop_one").pieces([0, 1, 0, 7])
+        [b'a', b'bc', b' a', b'']
         """
         size = len(self.tokens)
-        ids = token_ids.to(device="cpu", dtype=torch.int64)
-        lengths = self.lengths[torch.where((ids < 0) | (ids > size), size, ids)]
-        if len(lengths) and self.leading_space != "keep":
-            first = int(ids[0])
-            lengths[0] -= self._dropped(self.tokens[first] if 0 <= first < size else b"")
-        return lengths.cumsum(0) - lengths, lengths
-
-    def _dropped(self, first: bytes) -> int:
-        """Bytes that the decoder drops from the first token of a text."""
-        if self.leading_space == "keep":
-            return 0
-        spaces = len(first) - len(first.lstrip(b" "))
-        return min(spaces, 1) if self.leading_space == "drop_one" else spaces
+        if token_ids and (max(token_ids) >= size or min(token_ids) < 0):  # models pad their embeddings
+            pieces = [self.tokens[index] if 0 <= index < size else b"" for index in token_ids]
+        else:
+            pieces = list(map(self.tokens.__getitem__, token_ids))
+        if pieces and self.leading_space != "keep" and pieces[0].startswith(b" "):
+            pieces[0] = pieces[0][1:] if self.leading_space == "drop_one" else pieces[0].lstrip(b" ")
+        return pieces
 
     def _check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         ids = tokenizer.encode(_PROBE, add_special_tokens=False)
@@ -117,8 +101,8 @@ class TokenBytes:
         found = self.decode(ids).decode("utf-8", "replace")
         if found != expected:
             raise ValueError(
-                f"tokenizer {type(tokenizer).__name__}: its tokens do not map to bytes: a probe decodes to {expected!r}, "
-                f"the bytes of its tokens read {found!r}. Only plain byte-level and SentencePiece decoders are supported."
+                f"tokenizer {type(tokenizer).__name__}: expected tokens whose bytes read as it decodes a probe, "
+                f"{expected!r}, found {found!r}. Only plain byte-level and SentencePiece decoders are supported."
             )
 
 

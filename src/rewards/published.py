@@ -82,7 +82,7 @@ class PublishedReward:
         )
 
     def bounds(self, rollout_step: int, progress: float = 0.0) -> tuple[float, float]:
-        """The lowest and highest total at this step."""
+        """The lowest and highest total at this step, up to the rounding of the published arithmetic."""
         ranges = self.ranges(rollout_step)
         return ranges.format.low + ranges.correctness.low, ranges.format.high + ranges.correctness.high
 

@@ -24,7 +24,7 @@ class ScoreRange:
 
     def at(self, score: float) -> float:
         """The value of `score` in [0, 1]: ScoreRange(-3, 3).at(0.75) is 1.5."""
-        return self.low + (self.high - self.low) * score
+        return self.low * (1.0 - score) + self.high * score
 
     def scaled(self, factor: float) -> ScoreRange:
         """Both ends times `factor`."""
