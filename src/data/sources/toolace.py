@@ -65,6 +65,8 @@ def _message(turn: JsonValue, index: int, tools: tuple[ToolSpec, ...], where: st
         return Message("observation", text)
     if role != "assistant":
         raise DataError(where, prefix + "from", "'user', 'assistant' or 'tool'", role)
+    if not text:
+        raise DataError(where, prefix + "value", "calls or a response", turn["value"], _SKIP_ADVICE)
     if not looks_like_calls(text):
         return Message("assistant", text)
     try:

@@ -1,0 +1,115 @@
+"""Held-out dialogues, and the tags of steps."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.data.dialogue import ChatPrompt, Message, ToolCall, TurnExample
+from src.data.sources.base import dialogue_key, hold_out, target_tags
+from src.data.sources.toolace import ToolAceSource
+
+CALL = ToolCall("f", {})
+SYSTEM = 'Here is a list of functions in JSON format that you can invoke:\n[{"name": "f", "parameters": {}}]'
+
+
+def multi_turn(number: int) -> dict[str, Any]:
+    turns = [
+        ("user", f"Request {number}"),
+        ("assistant", "[f()]"),
+        ("tool", str(number)),
+        ("assistant", f"It is {number}."),
+    ]
+    return {"system": SYSTEM, "conversations": [{"from": role, "value": text} for role, text in turns]}
+
+
+def corpus(folder: Path, records: list[dict[str, Any]], **options: Any) -> ToolAceSource:
+    path = folder / "data.json"
+    path.write_text(json.dumps(records))
+    return ToolAceSource(path=str(path), **options)
+
+
+def requests(examples: list[TurnExample]) -> set[str]:
+    return {example.history[0].text for example in examples}
+
+
+def test_turns_of_a_dialogue_are_on_one_side(tmp_path: Path) -> None:
+    source = corpus(tmp_path, [multi_turn(n) for n in range(30)], val_count=7)
+    train, val = source.load("train"), source.load("val")
+
+    assert (len(train), len(val)) == (2 * 23, 2 * 7)
+    assert not requests(train) & requests(val)
+    assert requests(train) | requests(val) == {f"Request {n}" for n in range(30)}
+
+
+def test_duplicates_are_on_one_side(tmp_path: Path) -> None:
+    # every dialogue three times, once cut short after its first step: 20 distinct openings
+    records = [multi_turn(n) for n in range(20)]
+    short = [{**record, "conversations": record["conversations"][:2]} for record in records]
+    source = corpus(tmp_path, [*records, *short, *records], val_share=0.25)
+    train, val = source.load("train"), source.load("val")
+
+    assert (len(requests(train)), len(requests(val))) == (15, 5)
+    assert not requests(train) & requests(val)
+    assert (len(train), len(val)) == (15 * 5, 5 * 5)
+
+
+def test_the_choice_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -> None:
+    records = [multi_turn(n) for n in range(40)]
+    chosen = requests(corpus(tmp_path, records, val_count=10).load("val"))
+
+    assert requests(corpus(tmp_path, records[::-1], val_count=10).load("val")) == chosen
+    assert requests(corpus(tmp_path, records, val_count=10, seed=1).load("val")) != chosen
+    assert requests(corpus(tmp_path, records, val_count=5).load("val")) < chosen  # fewer are a subset
+
+
+def test_without_a_share_there_is_no_val_split(tmp_path: Path) -> None:
+    source = corpus(tmp_path, [multi_turn(0)])
+
+    assert source.splits() == ("train",)
+    with pytest.raises(ValueError, match=r"source 'toolace': expected a split of \('train',\), found 'val'.*val_count"):
+        source.load("val")
+
+
+@pytest.mark.parametrize(
+    ("count", "share", "message"),
+    [
+        (2, 0.5, "expected one of them, found 2 and 0.5"),
+        (-1, 0.0, "expected at least 0 and in"),
+        (0, 1.0, "expected at least 0 and in"),
+        (3, 0.0, "3 of 3 dialogues held out, none left to train on"),
+    ],
+)
+def test_impossible_shares_are_refused(count: int, share: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        hold_out(["a", "b", "c", "a"], count, share, seed=0)
+
+
+def test_a_share_is_rounded_to_dialogues() -> None:
+    keys = [str(n) for n in range(10)]
+
+    assert [len(hold_out(keys, 0, share, seed=0)) for share in (0.0, 0.04, 0.06, 0.34)] == [0, 0, 1, 3]
+
+
+def test_a_rendered_prompt_belongs_to_the_dialogue_that_it_opens_with() -> None:
+    first = TurnExample((), (), Message("assistant", "x"), "s", "0", ChatPrompt("tools", "<user> a </user>"))
+    later = replace(first, prompt=ChatPrompt("tools", "<user> a </user>\n\n<response> x </response>\n<user> b </user>"))
+    others = [
+        replace(first, prompt=ChatPrompt("tools", "<user> b </user>")),
+        replace(first, prompt=ChatPrompt("other tools", "<user> a </user>")),
+    ]
+
+    assert dialogue_key(first) == dialogue_key(later)
+    assert dialogue_key(first) not in map(dialogue_key, others)
+
+
+def test_tags_name_the_kind_of_a_step() -> None:
+    kinds = [
+        Message("assistant", calls=(CALL,)),
+        Message("assistant", calls=(CALL, CALL)),
+        Message("assistant", "x"),
+        Message("assistant", "x", calls=(CALL,)),
+    ]
+    assert [target_tags(kind)[0] for kind in kinds] == ["single_call", "parallel_calls", "response", "call_and_response"]
