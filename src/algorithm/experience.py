@@ -47,7 +47,9 @@ class PromptGroup:
                 raise ValueError(f"PromptGroup.{name}: expected shape ({n},), found {tuple(value.shape)}.")
         for name in ("rewards", "advantages"):
             if getattr(self, name).shape != (g,):
-                raise ValueError(f"PromptGroup.{name}: expected shape ({g},), found {tuple(getattr(self, name).shape)}.")
+                raise ValueError(
+                    f"PromptGroup.{name}: expected shape ({g},), found {tuple(getattr(self, name).shape)}."
+                )
 
     @property
     def sequence_ids(self) -> Tensor:

@@ -1,8 +1,8 @@
 """Prompt groups packed into one flat row, each prompt once.
 
 A group of G completions is trained as the single sequence `[prompt, y_1, …, y_G]`. Position ids restart after the
-prompt for each y_i, and attention (`models.attention`) lets a completion see the prompt and itself only, so the row gives the
-log-probabilities of G separate `[prompt, y_i]` rows at the cost of one prompt.
+prompt for each y_i, and attention (`models.attention`) lets a completion see the prompt and itself only, so the row
+gives the log-probabilities of G separate `[prompt, y_i]` rows at the cost of one prompt.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Attention for packed rows, registered with transformers under the name `packed_rows`; no model is patched.
 
-`AttentionPlan` holds the gathers of a row, made once a forward, and reaches the attention function as the forward keyword
-`packed_plan`, which gradient checkpointing replays. Without that keyword (generation, ordinary batches) the function is
-transformers' own SDPA. Nothing of size [L, L] is built: prompts are causal among themselves, and a completion's
-queries meet the keys of its prompt and of itself.
+`AttentionPlan` holds the gathers of a row, made once a forward, and reaches the attention function as the forward
+keyword `packed_plan`, which gradient checkpointing replays. Without that keyword (generation, ordinary batches) the
+function is transformers' own SDPA. Nothing of size [L, L] is built: prompts are causal among themselves, and a
+completion's queries meet the keys of its prompt and of itself.
 """
 
 from __future__ import annotations
@@ -148,11 +148,13 @@ def packed_attention_forward(
     Args:
         module: the attention layer.
         query: [1, H, L, D].
-        key: [1, H_kv, L, D], as `value`.
+        key: [1, H_kv, L, D].
+        value: [1, H_kv, L, D].
         attention_mask: ignored with a plan.
         dropout: probability that an attention weight is dropped.
         scaling: factor on the scores; 1/sqrt(D) when None.
         packed_plan: of the row.
+        **kwargs: what the layer passes on; read by transformers' SDPA only.
 
     Returns:
         [1, L, H, D] and None.
@@ -222,8 +224,8 @@ def _attend_completions(
 ) -> Tensor:
     """Outputs [B*G*T, H, D] of a completion block.
 
-    Query heads that share a key head are folded into the query axis, so that grouped-query attention with a mask needs neither
-    repeated keys nor a kernel that knows about groups.
+    Query heads that share a key head are folded into the query axis, so that grouped-query attention with a mask
+    needs neither repeated keys nor a kernel that knows about groups.
     """
     heads, kv_heads, size = q.shape[1], k.shape[1], q.shape[2]
     rows, width = block.own_index.shape

@@ -19,7 +19,7 @@ def token_logprobs_and_entropies(
     bias: Tensor | None = None,
     chunk: int = 512,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target and entropy of each distribution of softmax((hidden @ weight.T + bias) / temperature).
+    """Log-probability of each target, and entropy, under softmax((hidden @ weight.T + bias) / temperature).
 
     Logits exist for `chunk` tokens at a time, in forward and again in backward; between them only [N] vectors are kept.
     Products of bf16 inputs are accumulated and returned in float32, so that logits are not rounded to 8 bits. Gradients
@@ -102,7 +102,7 @@ class _TokenScores(torch.autograd.Function):
 def _logit_chunks(
     hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, chunk: int
 ) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the tokens with their scaled logits [chunk, V], in float32 or float64; the caller may overwrite them."""
+    """Slices of the tokens and their scaled logits [chunk, V], float32 or float64, for the caller to overwrite."""
     for start in range(0, len(hidden), chunk):
         part = slice(start, start + chunk)
         logits = _matmul(hidden[part], weight.T)
@@ -117,7 +117,7 @@ def _precise(tensor: Tensor) -> torch.dtype:
 
 
 def _matmul(a: Tensor, b: Tensor) -> Tensor:
-    """a @ b in float32 (float64 for float64 inputs), whatever autocast says.
+    """Product in float32 (float64 for float64 inputs), whatever autocast says.
 
     CUDA multiplies half-precision inputs and hands out the float32 accumulator. Elsewhere both are converted first.
     """

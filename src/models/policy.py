@@ -30,9 +30,9 @@ class TokenScores(NamedTuple):
 class Policy(nn.Module):
     """Scores the sampled tokens of packed rows with a causal LM.
 
-    The head is applied here rather than by the model, so that no [L, V] logits exist and FSDP gathers the head's weight with the
-    root module. `model` stays an ordinary model: given batches without a plan it attends through SDPA, so it can generate
-    (in eval mode: in training mode transformers' checkpointed layers drop the cache).
+    The head is applied here rather than by the model, so that no [L, V] logits exist and FSDP gathers the head's
+    weight with the root module. `model` stays an ordinary model: given batches without a plan it attends through
+    SDPA, so it can generate (in eval mode: in training mode transformers' checkpointed layers drop the cache).
 
     Args:
         model: any decoder-only model whose attention goes through transformers' `AttentionInterface`.
@@ -63,8 +63,8 @@ class Policy(nn.Module):
         model.set_attn_implementation(implementation)
         if model.config._attn_implementation != implementation:
             raise ValueError(
-                f"model type '{model.config.model_type}' does not accept attention '{implementation}': its attention does not go "
-                "through transformers' AttentionInterface. Choose a model that does, such as Qwen3 or Llama."
+                f"model type '{model.config.model_type}' does not accept attention '{implementation}': it does not use "
+                "transformers' AttentionInterface. Choose a model that does, such as Qwen3 or Llama."
             )
         self._window = sliding_window(model.config)
         if gradient_checkpointing:
@@ -109,8 +109,8 @@ class Policy(nn.Module):
             longest = max(layout.prompt_length + max(layout.completion_lengths) - 1 for layout in row.layouts)
             if longest > self._window:
                 raise ValueError(
-                    f"a sequence of {longest} tokens exceeds the model's sliding window of {self._window}, which packed rows do "
-                    "not model. Lower data.max_prompt_tokens or rollout.max_new_tokens."
+                    f"a sequence of {longest} tokens exceeds the model's sliding window of {self._window}, which "
+                    "packed rows do not model. Use shorter prompts or a lower rollout.max_new_tokens."
                 )
         inputs: dict[str, Any] = {}
         if self.attention == "packed":

@@ -70,7 +70,7 @@ def test_refuses_empty_parts(groups: list[PromptGroup]) -> None:
 
 
 def test_balance_keeps_to_the_budget_and_evens_rows_out() -> None:
-    # 30 is over the budget and goes alone; 9 + 5 + 4 + 3 = 21 needs two rows of 12: 9, then 5 and 4 in the other, 3 to both 9s.
+    # 30 is over the budget and goes alone; 9 + 5 + 4 + 3 = 21 needs two rows of 12: 9 and 3, 5 and 4.
     assert balance([4, 9, 3, 5, 30], max_tokens=12) == [[0, 3], [1, 2], [4]]
     assert balance([4, 4, 4], max_tokens=12) == [[0, 1, 2]]
     assert balance([7, 7, 7], max_tokens=12) == [[0], [1], [2]]

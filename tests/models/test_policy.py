@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import pytest
 import torch
-from packed_reference import padded_scores, random_group, tiny_model
 from transformers import PreTrainedModel
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import pack
 from src.models.policy import Policy
+from tests.models.reference import padded_scores, random_group, tiny_model
 
 TOLERANCE = 1e-5
 
 
 def ragged_groups(vocabulary: int = 97) -> list[PromptGroup]:
-    """Prompts of 7, 1, 12, 6 and 5 tokens; completions from 1 token up, so blocks of one and of several groups occur."""
+    """Prompts of 7, 1, 12, 6 and 5 tokens; completions from 1 token up, in blocks of one and of several groups."""
     shapes = [(7, [5, 1, 9]), (1, [2, 8, 3]), (12, [1, 1, 1]), (6, [8, 2, 4]), (5, [6])]
     return [random_group(p, lengths, vocabulary, seed=index) for index, (p, lengths) in enumerate(shapes)]
 
@@ -34,7 +34,7 @@ def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
 
 
 def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Each parameter's gradient agrees to `TOLERANCE` relative to its norm (norm below 1e-6 of the whole: absolutely)."""
+    """Each parameter's gradient agrees to `TOLERANCE` of its norm, or of 1e-6 of the whole where it has hardly any."""
     assert found.keys() == expected.keys()
     whole = torch.stack([g.norm() for g in expected.values()]).norm()
     for name, gradient in expected.items():

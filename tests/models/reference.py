@@ -1,4 +1,4 @@
-"""Tiny random models, packed groups and the padded reference that several tests of this room compare with."""
+"""Tiny random models, random groups, and the ordinary padded forward to compare with."""
 
 from __future__ import annotations
 

@@ -1,0 +1,230 @@
+"""The clipped policy loss (Eq. 19) and its variants, additive over any split of a minibatch.
+
+Every term is divided by counts of the whole minibatch, given as `LossCounts`. The losses of its rows, on whichever
+rank and however packed, therefore sum to the loss of the minibatch. Data-parallel wrappers average gradients over
+ranks: multiply by the number of ranks there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from src.algorithm.experience import PromptGroup
+from src.algorithm.loss_metrics import LossMetrics
+from src.algorithm.region_weights import sum_by_region
+from src.protocol.types import Region
+
+Aggregation = Literal["sequence", "published", "token_sum_constant"]
+
+_MAX_LOG_RATIO = 20.0  # exp stays finite; far outside any clip range
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyLossConfig:
+    """Which loss.
+
+    Attributes:
+        aggregation: `sequence` is Eq. 19, the mean over sequences of sum_t w_t / T_i; `published` divides the whole
+            sum by the sum of the minibatch's weights; `token_sum_constant` divides each sequence by `max_length`
+            instead of T_i (Dr.GRPO).
+        clip_low: the ratio is clipped from below at 1 - clip_low.
+        clip_high: and from above at 1 + clip_high.
+        kl_coef: β of the penalty KL(policy || reference) by the k3 estimator.
+        entropy_coef: of the bonus for entropy.
+        importance_cap: truncates the correction old / rollout that makes up for a sampler whose log-probabilities
+            differ from the trainer's; None: no correction.
+        max_length: the constant of `token_sum_constant`, usually rollout.max_new_tokens.
+    """
+
+    aggregation: Aggregation = "sequence"
+    clip_low: float = 0.2
+    clip_high: float = 0.2
+    kl_coef: float = 0.0
+    entropy_coef: float = 0.0
+    importance_cap: float | None = None
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.aggregation not in get_args(Aggregation):
+            raise ValueError(f"loss.aggregation: expected one of {get_args(Aggregation)}, found '{self.aggregation}'.")
+        if (self.aggregation == "token_sum_constant") != (self.max_length is not None):
+            raise ValueError(
+                "loss.aggregation 'token_sum_constant' and loss.max_length go together: expected both or neither, "
+                f"found aggregation '{self.aggregation}' and max_length {self.max_length}."
+            )
+        checks = (
+            ("clip_low", 0 <= self.clip_low <= 1, "in [0, 1]"),
+            ("clip_high", self.clip_high >= 0, "at least 0"),
+            ("kl_coef", self.kl_coef >= 0, "at least 0"),
+            ("importance_cap", self.importance_cap is None or self.importance_cap > 0, "null or more than 0"),
+            ("max_length", self.max_length is None or self.max_length > 0, "null or more than 0"),
+        )
+        for name, holds, expected in checks:
+            if not holds:
+                raise ValueError(f"loss.{name}: expected {expected}, found {getattr(self, name)}.")
+
+
+class LossCounts(NamedTuple):
+    """Totals of a whole minibatch, over all its rows and ranks. Sum those of the ranks to get them."""
+
+    num_sequences: float
+    num_tokens: float
+    weight_total: float
+
+    @classmethod
+    def of(cls, groups: Sequence[PromptGroup]) -> LossCounts:
+        """Totals of these groups."""
+        return cls(
+            float(sum(len(group.lengths) for group in groups)),
+            float(sum(len(group.token_ids) for group in groups)),
+            float(sum(group.weights.double().sum().item() for group in groups)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class LossInputs:
+    """What the loss of one row needs: N sampled tokens of S sequences, in the order of the packed row.
+
+    Attributes:
+        logprobs: float32 [N], of the policy in training, with gradient.
+        entropies: float32 [N], with gradient if there is a bonus.
+        old_logprobs: float32 [N], the trainer's before this rollout step's updates.
+        advantages: float32 [S].
+        weights: float32 [N].
+        lengths: int64 [S], summing to N.
+        regions: int64 [N], for metrics.
+        rollout_logprobs: float32 [N], the sampler's.
+        ref_logprobs: float32 [N], the frozen start's; None without a penalty.
+    """
+
+    logprobs: Tensor
+    entropies: Tensor
+    old_logprobs: Tensor
+    advantages: Tensor
+    weights: Tensor
+    lengths: Tensor
+    regions: Tensor
+    rollout_logprobs: Tensor
+    ref_logprobs: Tensor | None = None
+
+    @classmethod
+    def of(cls, groups: Sequence[PromptGroup], logprobs: Tensor, entropies: Tensor) -> LossInputs:
+        """Inputs of a row of groups that the policy has scored.
+
+        Raises:
+            ValueError: a group without old_logprobs, or only some groups with ref_logprobs.
+        """
+        old = [group.old_logprobs for group in groups if group.old_logprobs is not None]
+        ref = [group.ref_logprobs for group in groups if group.ref_logprobs is not None]
+        if len(old) < len(groups) or len(ref) not in (0, len(groups)):
+            raise ValueError(
+                f"policy_loss: expected old_logprobs on all {len(groups)} groups and ref_logprobs on all or none, "
+                f"found {len(old)} and {len(ref)}. Score the groups before the first update."
+            )
+        return cls(
+            logprobs=logprobs,
+            entropies=entropies,
+            old_logprobs=torch.cat(old),
+            advantages=torch.cat([group.advantages for group in groups]),
+            weights=torch.cat([group.weights for group in groups]),
+            lengths=torch.cat([group.lengths for group in groups]),
+            regions=torch.cat([group.regions for group in groups]),
+            rollout_logprobs=torch.cat([group.rollout_logprobs for group in groups]),
+            ref_logprobs=torch.cat(ref) if ref else None,
+        )
+
+
+class LossOutputs(NamedTuple):
+    """The row's share of the minibatch's loss, a float32 scalar with gradient, and its metrics."""
+
+    loss: Tensor
+    metrics: LossMetrics
+
+
+def policy_loss(inputs: LossInputs, config: PolicyLossConfig, counts: LossCounts) -> LossOutputs:
+    """Loss of a row (Eq. 19 and its variants).
+
+    With r = exp(logprob - old), A the sequence's advantage, w the token weight, T its sequence's length, and totals
+    of the minibatch:
+
+        sequence            -1/num_sequences sum_i sum_t w/T_i min(r A, clip(r) A)
+        published           -1/weight_total  sum_i sum_t w     min(r A, clip(r) A)
+        token_sum_constant  -1/num_sequences sum_i sum_t w/max_length min(r A, clip(r) A)
+
+    The KL penalty and the entropy bonus are means of the same kind without token weights (`published`: over tokens).
+    Log-ratios are held within ±20, so that a token that became impossible gives a finite loss.
+
+    Raises:
+        ValueError: a penalty without ref_logprobs.
+    """
+    if config.kl_coef > 0 and inputs.ref_logprobs is None:
+        raise ValueError(f"loss.kl_coef is {config.kl_coef}, but the groups carry no ref_logprobs; score them first.")
+    sequence = torch.repeat_interleave(torch.arange(len(inputs.lengths), device=inputs.lengths.device), inputs.lengths)
+    advantages = inputs.advantages[sequence]
+    ratio = _bounded(inputs.logprobs - inputs.old_logprobs).exp()
+    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    if config.importance_cap is not None:
+        correction = _bounded(inputs.old_logprobs - inputs.rollout_logprobs).exp().clamp(max=config.importance_cap)
+        surrogate = surrogate * correction.detach()
+    if config.aggregation == "published":
+        scale = torch.full_like(inputs.weights, 1 / max(counts.num_tokens, 1.0))
+        weighted = inputs.weights / (counts.weight_total or 1.0)
+    else:
+        sizes = inputs.lengths if config.max_length is None else torch.full_like(inputs.lengths, config.max_length)
+        scale = (1 / (sizes * counts.num_sequences))[sequence]
+        weighted = inputs.weights * scale
+    loss = -(weighted * surrogate).sum()
+    ref_kl = None
+    if inputs.ref_logprobs is not None:
+        ref_kl = _k3(inputs.ref_logprobs - inputs.logprobs)
+        if config.kl_coef > 0:
+            loss = loss + config.kl_coef * (scale * ref_kl).sum()
+    if config.entropy_coef != 0:
+        loss = loss - config.entropy_coef * (scale * inputs.entropies).sum()
+    return LossOutputs(loss, _metrics(inputs, config, ratio.detach(), advantages, ref_kl))
+
+
+def _bounded(log_ratio: Tensor) -> Tensor:
+    """Log-ratio within ±20."""
+    return log_ratio.clamp(-_MAX_LOG_RATIO, _MAX_LOG_RATIO)
+
+
+def _k3(log_ratio: Tensor) -> Tensor:
+    """k3 estimate of KL(p || q) at a sample of p, from log q - log p: exp(x) - x - 1 >= 0."""
+    x = _bounded(log_ratio)
+    return x.exp() - x - 1
+
+
+@torch.no_grad()
+def _metrics(
+    inputs: LossInputs, config: PolicyLossConfig, ratio: Tensor, advantages: Tensor, ref_kl: Tensor | None
+) -> LossMetrics:
+    """Sums and maxima of a row; see `LossMetrics`.
+
+    A token counts as clipped where the clip is in force: its ratio is out of range on the side that its advantage
+    pushes to.
+    """
+    gap = (inputs.old_logprobs - inputs.rollout_logprobs).abs()
+    per_token = {
+        "entropy": inputs.entropies.detach(),
+        "clip_fraction_low": (ratio < 1 - config.clip_low) & (advantages < 0),
+        "clip_fraction_high": (ratio > 1 + config.clip_high) & (advantages > 0),
+        "approx_kl": _k3(inputs.logprobs.detach() - inputs.old_logprobs),
+        "ratio": ratio,
+        "sampler_gap": gap,
+    }
+    if ref_kl is not None:
+        per_token["ref_kl"] = ref_kl.detach()
+    sums = {key: value.double().sum() for key, value in per_token.items()}
+    sums["tokens"] = torch.tensor(float(len(ratio)), dtype=torch.float64, device=ratio.device)
+    by_region = {"tokens": torch.ones_like(ratio), "entropy": inputs.entropies, "weight": inputs.weights}
+    for kind, values in by_region.items():
+        totals = sum_by_region(values, inputs.regions)
+        sums.update({f"{kind}/{region.label}": totals[region] for region in Region})
+    return LossMetrics(sums, {"ratio_max": ratio.max(), "sampler_gap_max": gap.max()})

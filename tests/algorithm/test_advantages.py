@@ -1,0 +1,60 @@
+"""Advantages worked out by hand, and Eq. 14's common factor."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from src.algorithm.advantages import group_advantages, zero_variance
+
+
+def test_grpo_by_hand() -> None:
+    # Mean 2, deviations -2 0 1 1, population variance (4 + 0 + 1 + 1) / 4 = 1.5; delta 0.5 makes the root sqrt(2).
+    found = group_advantages(torch.tensor([0.0, 2.0, 3.0, 3.0]), delta=0.5)
+    assert found.tolist() == pytest.approx([-math.sqrt(2), 0.0, 1 / math.sqrt(2), 1 / math.sqrt(2)], abs=1e-6)
+
+
+def test_dr_grpo_and_rloo_by_hand() -> None:
+    rewards = torch.tensor([0.0, 2.0, 3.0, 3.0])
+    assert group_advantages(rewards, estimator="dr_grpo").tolist() == [-2.0, 0.0, 1.0, 1.0]
+    # The others' means are 8/3, 2, 5/3 and 5/3.
+    expected = [-8 / 3, 0.0, 4 / 3, 4 / 3]
+    assert group_advantages(rewards, estimator="rloo").tolist() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo"])
+def test_equal_rewards_teach_nothing(estimator: str) -> None:
+    # 0.1 is no binary fraction, so a mean of many is not exactly 0.1; delta 0 would turn the rest into ±1.
+    rewards = torch.full((7,), 0.1)
+    assert group_advantages(rewards, estimator=estimator, delta=0.0).tolist() == [0.0] * 7
+    assert group_advantages(torch.tensor([5.0]), estimator=estimator, delta=0.0).tolist() == [0.0]
+    assert zero_variance(rewards) and not zero_variance(torch.tensor([0.1, 0.1, 0.2]))
+
+
+def test_several_groups_at_once() -> None:
+    rewards = torch.tensor([[0.0, 2.0, 3.0, 3.0], [1.0, 1.0, 1.0, 1.0]])
+    rows = [group_advantages(row) for row in rewards]
+    torch.testing.assert_close(group_advantages(rewards), torch.stack(rows), atol=0, rtol=0)
+
+
+def test_common_factor_of_eq_14_cancels_as_delta_goes_to_zero() -> None:
+    # (1 - nu) R has advantage (R - mean) / sqrt(var + delta / (1 - nu)^2): the factor acts through delta alone.
+    rewards, nu = torch.tensor([0.3, 1.7, 2.0, 0.9], dtype=torch.float64), 0.9
+    gaps = [
+        (group_advantages((1 - nu) * rewards, delta=delta) - group_advantages(rewards, delta=delta)).abs().max().item()
+        for delta in (1e-2, 1e-4, 1e-6, 1e-8)
+    ]
+    assert gaps[0] > 0.5 and all(later < earlier / 20 for earlier, later in pairwise(gaps))
+    assert gaps[-1] < 2e-6
+    equal = group_advantages((1 - nu) * rewards, delta=1e-2)
+    torch.testing.assert_close(equal, group_advantages(rewards, delta=1e-2 / (1 - nu) ** 2), atol=1e-6, rtol=0)
+
+
+def test_refuses_unknown_settings() -> None:
+    with pytest.raises(ValueError, match=r"advantages\.estimator: expected one of .*found 'gae'"):
+        group_advantages(torch.zeros(2), estimator="gae")
+    with pytest.raises(ValueError, match=r"advantages\.delta: expected at least 0"):
+        group_advantages(torch.zeros(2), delta=-1.0)

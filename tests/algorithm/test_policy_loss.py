@@ -1,0 +1,237 @@
+"""The policy loss: two completions by hand, every variant against its formula, and invariance to splitting."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.algorithm.advantages import group_advantages
+from src.algorithm.experience import PromptGroup
+from src.algorithm.policy_loss import LossCounts, LossInputs, PolicyLossConfig, policy_loss
+from src.algorithm.region_weights import RegionFactors, RegionWeighting, token_weights
+from src.protocol.types import Region
+
+TABLE_F1 = RegionWeighting(
+    factors=RegionFactors(reasoning=0.016, tool_name=1.2, tool_parameters=0.8, format=0.95),
+    alpha_format=0.003,
+    alpha_parameters=0.003,
+    alpha_reasoning=6e-5,
+)
+VARIANTS = [
+    PolicyLossConfig(),
+    PolicyLossConfig(clip_low=0.1, clip_high=0.3, kl_coef=0.05, entropy_coef=0.02),
+    PolicyLossConfig(aggregation="published", kl_coef=0.05, entropy_coef=0.02),
+    PolicyLossConfig(aggregation="token_sum_constant", max_length=40, kl_coef=0.05, entropy_coef=0.02),
+    PolicyLossConfig(importance_cap=1.05),
+]
+
+
+def random_group(seed: int, lengths: list[int]) -> PromptGroup:
+    generator = torch.Generator().manual_seed(seed)
+    n, g = sum(lengths), len(lengths)
+
+    def draw(size: int, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+        return shift + scale * torch.randn(size, generator=generator)
+
+    old = draw(n, 0.5, -1.5)
+    return PromptGroup(
+        prompt_ids=torch.tensor([1, 2]),
+        token_ids=torch.zeros(n, dtype=torch.int64),
+        lengths=torch.tensor(lengths),
+        rollout_logprobs=old + draw(n, 0.05),
+        regions=torch.randint(0, 6, (n,), generator=generator),
+        rewards=torch.zeros(g),
+        advantages=draw(g),
+        weights=draw(n).abs(),
+        old_logprobs=old,
+        ref_logprobs=old + draw(n, 0.2),
+    )
+
+
+def scores(groups: list[PromptGroup], seed: int = 9) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    old = torch.cat([group.old_logprobs for group in groups if group.old_logprobs is not None])
+    logprobs = old + 0.3 * torch.randn(len(old), generator=generator)
+    return logprobs.requires_grad_(), torch.rand(len(old), generator=generator).requires_grad_()
+
+
+def formula(inputs: LossInputs, config: PolicyLossConfig) -> Tensor:
+    """The same loss written sequence by sequence, as in the paper."""
+    starts = [0, *torch.cumsum(inputs.lengths, 0).tolist()]
+    total = torch.zeros(())
+    for index, advantage in enumerate(inputs.advantages):
+        part = slice(starts[index], starts[index + 1])
+        ratio = torch.exp(inputs.logprobs[part] - inputs.old_logprobs[part])
+        clipped = torch.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
+        term = torch.min(ratio * advantage, clipped * advantage)
+        if config.importance_cap is not None:
+            correction = torch.exp(inputs.old_logprobs[part] - inputs.rollout_logprobs[part])
+            term = term * torch.clip(correction, max=config.importance_cap)
+        weighted = (inputs.weights[part] * term).sum()
+        difference = inputs.ref_logprobs[part] - inputs.logprobs[part]
+        extra = config.kl_coef * (difference.exp() - difference - 1) - config.entropy_coef * inputs.entropies[part]
+        size = {"sequence": len(ratio), "token_sum_constant": config.max_length, "published": 1}[config.aggregation]
+        if config.aggregation == "published":
+            total = total - weighted / inputs.weights.sum() + extra.sum() / len(inputs.logprobs)
+        else:
+            total = total + (extra.sum() - weighted) / (size * len(inputs.advantages))
+    return total
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=lambda config: config.aggregation)
+def test_loss_and_gradient_agree_with_the_formula(config: PolicyLossConfig) -> None:
+    groups = [random_group(0, [3, 7, 1]), random_group(1, [5, 2])]
+    logprobs, entropies = scores(groups)
+    inputs = LossInputs.of(groups, logprobs, entropies)
+    found = policy_loss(inputs, config, LossCounts.of(groups)).loss
+    expected = formula(inputs, config)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    wants = (logprobs, entropies) if config.entropy_coef else (logprobs,)
+    torch.testing.assert_close(
+        torch.autograd.grad(found, wants), torch.autograd.grad(expected, wants), atol=1e-7, rtol=0
+    )
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=lambda config: config.aggregation)
+def test_rows_sum_to_the_minibatch_however_it_is_split(config: PolicyLossConfig) -> None:
+    groups = [random_group(seed, lengths) for seed, lengths in enumerate([[3, 7, 1], [5, 2], [4], [6, 6, 6]])]
+    counts = LossCounts.of(groups)
+    logprobs, entropies = scores(groups)
+    sizes = [len(group.token_ids) for group in groups]
+    by_group = list(zip(groups, logprobs.split(sizes), entropies.split(sizes), strict=True))
+    whole = policy_loss(LossInputs.of(groups, logprobs, entropies), config, counts)
+    (gradient,) = torch.autograd.grad(whole.loss, logprobs, retain_graph=True)
+    for rows in ([[0], [1], [2], [3]], [[3, 0], [2, 1]], [[1, 3, 2], [0]]):
+        outputs = []
+        for row in rows:
+            chosen, lp, ent = zip(*(by_group[index] for index in row), strict=True)
+            outputs.append(policy_loss(LossInputs.of(chosen, torch.cat(lp), torch.cat(ent)), config, counts))
+        total = torch.stack([output.loss for output in outputs]).sum()
+        torch.testing.assert_close(total, whole.loss, atol=1e-6, rtol=0)
+        (split_gradient,) = torch.autograd.grad(total, logprobs, retain_graph=True)
+        torch.testing.assert_close(split_gradient, gradient, atol=1e-7, rtol=0)
+        metrics = outputs[0].metrics
+        for output in outputs[1:]:
+            metrics = metrics + output.metrics
+        assert metrics.means() == pytest.approx(whole.metrics.means(), rel=1e-6)
+
+
+def two_completions(progress: float) -> PromptGroup:
+    """Rewards 3 and 1; completion 0 is [format, name, parameters], completion 1 is [reasoning, format]."""
+    regions = torch.tensor([Region.FORMAT, Region.TOOL_NAME, Region.TOOL_PARAMETERS, Region.REASONING, Region.FORMAT])
+    lengths = torch.tensor([3, 2])
+    rewards = torch.tensor([3.0, 1.0])
+    return PromptGroup(
+        prompt_ids=torch.tensor([1]),
+        token_ids=torch.arange(5),
+        lengths=lengths,
+        rollout_logprobs=torch.full((5,), -1.0),
+        regions=regions,
+        rewards=rewards,
+        advantages=group_advantages(rewards, delta=0.0),
+        weights=token_weights(TABLE_F1.factors_at(TABLE_F1.initial_factors(), progress), regions, lengths),
+        old_logprobs=torch.full((5,), -1.0),
+    )
+
+
+@pytest.mark.parametrize(
+    ("progress", "weights", "expected"),
+    [
+        # Factors .95 1.2 .8 (mean 2.95/3) and .016 .95 (mean .966/2):
+        # w = 2.85/2.95 3.6/2.95 2.4/2.95 | .032/.966 1.9/.966.
+        # Advantages (3 - 2)/1 = 1 and -1. Ratios 1.1 1.5 0.5 | 1.5 0.5; epsilon 0.2.
+        # A = 1: min(r, clip r) = 1.1 1.2 0.5. A = -1: min(-r, -clip r) = -1.5 -0.8.
+        # L = -1/2 [ (2.85*1.1 + 3.6*1.2 + 2.4*.5) / (2.95*3) - (.032*1.5 + 1.9*.8) / (.966*2) ].
+        (0, [2.85 / 2.95, 3.6 / 2.95, 2.4 / 2.95, 0.032 / 0.966, 1.9 / 0.966],
+         -0.5 * ((3.135 + 4.32 + 1.2) / 8.85 - (0.048 + 1.52) / 1.932)),
+        # Factors .65 1.2 1.1 (mean 2.95/3) and .022 .65 (mean .672/2).
+        (100, [1.95 / 2.95, 3.6 / 2.95, 3.3 / 2.95, 0.044 / 0.672, 1.3 / 0.672],
+         -0.5 * ((2.145 + 4.32 + 1.65) / 8.85 - (0.066 + 1.04) / 1.344)),
+    ],
+)  # fmt: skip
+def test_two_completions_by_hand(progress: float, weights: list[float], expected: float) -> None:
+    group = two_completions(progress)
+    assert group.advantages.tolist() == [1.0, -1.0]
+    assert group.weights.tolist() == pytest.approx(weights, abs=1e-6)
+    logprobs = (torch.tensor([1.1, 1.5, 0.5, 1.5, 0.5]).log() - 1).requires_grad_()
+    entropies = torch.tensor([0.1, 0.2, 0.3, 2.0, 0.5])
+    found = policy_loss(LossInputs.of([group], logprobs, entropies), PolicyLossConfig(), LossCounts.of([group]))
+    assert found.loss.item() == pytest.approx(expected, abs=1e-6)
+
+    # Clipped tokens (ratio 1.5 with A = 1, ratio 0.5 with A = -1) have no gradient; the others have -w r A / (2 T).
+    (gradient,) = torch.autograd.grad(found.loss, logprobs)
+    by_hand = [-weights[0] * 1.1 / 6, 0.0, -weights[2] * 0.5 / 6, weights[3] * 1.5 / 4, 0.0]
+    assert gradient.tolist() == pytest.approx(by_hand, abs=1e-6)
+
+    means = found.metrics.means()
+    assert means["clip_fraction_high"] == pytest.approx(1 / 5) and means["clip_fraction_low"] == pytest.approx(1 / 5)
+    assert means["ratio"] == pytest.approx(5.1 / 5) and means["ratio_max"] == pytest.approx(1.5)
+    # k3 of KL(old || new): r - 1 - ln r, averaged.
+    k3 = [r - 1 - math.log(r) for r in (1.1, 1.5, 0.5, 1.5, 0.5)]
+    assert means["approx_kl"] == pytest.approx(sum(k3) / 5, abs=1e-6)
+    assert means["entropy/format"] == pytest.approx(0.3) and means["entropy/reasoning"] == pytest.approx(2.0)
+    assert means["entropy"] == pytest.approx(3.1 / 5) and "entropy/response" not in means
+    assert means["token_share/format"] == pytest.approx(2 / 5)
+    assert means["weight_share/tool_name"] == pytest.approx(weights[1] / 5, abs=1e-6)
+    assert means["sampler_gap"] == means["sampler_gap_max"] == 0.0
+
+
+def test_published_aggregation_by_hand() -> None:
+    # Unnormalised factors at step 0: .95 1.2 .8 | .016 .95, sum 3.916; terms as above.
+    group = two_completions(0)
+    raw = token_weights(TABLE_F1.factors, group.regions, group.lengths, normalisation="none")
+    group = replace(group, weights=raw)
+    logprobs = torch.tensor([1.1, 1.5, 0.5, 1.5, 0.5]).log() - 1
+    config = PolicyLossConfig(aggregation="published")
+    found = policy_loss(LossInputs.of([group], logprobs, torch.zeros(5)), config, LossCounts.of([group]))
+    assert found.loss.item() == pytest.approx(-(1.045 + 1.44 + 0.4 - 0.024 - 0.76) / 3.916, abs=1e-6)
+
+
+def test_sampler_gap_and_its_truncated_correction() -> None:
+    # old - rollout = ln 3 and -ln 2: correction min(3, 2) = 2 and 1/2. One token each, ratio 1, advantages 1 and 1.
+    group = replace(random_group(0, [1, 1]), old_logprobs=torch.tensor([-1.0, -1.0]), advantages=torch.ones(2))
+    group = replace(group, rollout_logprobs=torch.tensor([-1 - math.log(3), -1 + math.log(2)]), weights=torch.ones(2))
+    inputs = LossInputs.of([group], torch.tensor([-1.0, -1.0]), torch.zeros(2))
+    plain = policy_loss(inputs, PolicyLossConfig(), LossCounts.of([group]))
+    corrected = policy_loss(inputs, PolicyLossConfig(importance_cap=2.0), LossCounts.of([group]))
+    assert plain.loss.item() == pytest.approx(-1.0) and corrected.loss.item() == pytest.approx(-1.25, abs=1e-6)
+    means = plain.metrics.means()
+    assert means["sampler_gap"] == pytest.approx((math.log(3) + math.log(2)) / 2, abs=1e-6)
+    assert means["sampler_gap_max"] == pytest.approx(math.log(3), abs=1e-6)
+
+
+def test_minibatch_without_weight_or_with_impossible_tokens_is_finite() -> None:
+    group = replace(random_group(0, [2, 2]), weights=torch.zeros(4))
+    logprobs = torch.tensor([-1.0, -1e4, -2.0, 0.0], requires_grad=True)
+    for config in VARIANTS:
+        loss = policy_loss(LossInputs.of([group], logprobs, torch.zeros(4)), config, LossCounts.of([group])).loss
+        assert torch.isfinite(loss)
+        assert torch.isfinite(torch.autograd.grad(loss, logprobs)[0]).all()
+
+
+def test_missing_log_probabilities_are_named() -> None:
+    group = random_group(0, [2])
+    with pytest.raises(ValueError, match="expected old_logprobs on all 1 groups"):
+        LossInputs.of([replace(group, old_logprobs=None)], torch.zeros(2), torch.zeros(2))
+    inputs = LossInputs.of([replace(group, ref_logprobs=None)], torch.zeros(2), torch.zeros(2))
+    with pytest.raises(ValueError, match=r"loss\.kl_coef is 0\.1, but the groups carry no ref_logprobs"):
+        policy_loss(inputs, PolicyLossConfig(kl_coef=0.1), LossCounts.of([group]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"aggregation": "mean"}, "expected one of"),
+        ({"aggregation": "token_sum_constant"}, "max_length go together"),
+        ({"max_length": 5}, "max_length go together"),
+        ({"clip_low": 1.5}, r"loss\.clip_low: expected in \[0, 1\], found 1.5"),
+        ({"importance_cap": 0.0}, r"loss\.importance_cap: expected null or more than 0"),
+    ],
+)
+def test_refuses_impossible_settings(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PolicyLossConfig(**settings)
