@@ -1,0 +1,45 @@
+"""The two moments of a rollout step that callbacks can join, beside Lightning's own hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from lightning import Callback, Trainer
+from torch import Tensor
+
+from src.algorithm.experience import PromptGroup
+from src.rollout.collect import ScoredGroup
+
+if TYPE_CHECKING:
+    from src.models.rl_module import RLModule
+
+
+@dataclass(slots=True)
+class RolloutStep:
+    """What one rollout step did on this rank.
+
+    Attributes:
+        index: the rollout step, from 0.
+        scored: prompts, completions and rewards.
+        groups: the same as tensors; token weights are set between the two hooks.
+        entropies: for each group, float32 [N], entropy in nats at each sampled token, before the update.
+        metrics: numbers to log, means over all ranks; callbacks add theirs.
+    """
+
+    index: int
+    scored: Sequence[ScoredGroup]
+    groups: list[PromptGroup]
+    entropies: list[Tensor]
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class RolloutCallback(Callback):
+    """A Lightning callback that also sees inside a rollout step."""
+
+    def on_rollout(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
+        """After sampling, scoring and the old log-probabilities; before token weights and the first update."""
+
+    def on_rollout_step_end(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
+        """After the last update, before `step.metrics` is logged."""

@@ -1,0 +1,74 @@
+"""Moves the region weights through training (Eq. 16-17) and sets their start (Eq. 9)."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning import Trainer
+
+from src.algorithm.region_weights import RegionFactors, sum_by_region
+from src.callbacks.base import RolloutCallback, RolloutStep
+from src.protocol.types import Region
+
+if TYPE_CHECKING:
+    from src.models.rl_module import RLModule
+
+log = logging.getLogger(__name__)
+
+
+class Curriculum(RolloutCallback):
+    """Sets the module's `region_factors` before each rollout step's update.
+
+    The schedule is the algorithm's `weighting`. An Eq. 9 initialiser is measured on the rollouts of the first
+    `measure_steps` steps: until then the factors follow the entropies seen so far, after that they start from the
+    whole measurement, which is kept in checkpoints.
+
+    Args:
+        measure_steps: rollout steps to measure entropies on.
+    """
+
+    def __init__(self, measure_steps: int = 1) -> None:
+        if measure_steps < 1:
+            raise ValueError(f"callbacks.curriculum.measure_steps: expected at least 1, found {measure_steps}.")
+        self._measure_steps = measure_steps
+        self._sums = torch.zeros(2, len(Region), dtype=torch.float64)  # entropy, tokens
+        self._initial: RegionFactors | None = None
+
+    def on_rollout(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
+        """Set and log this step's factors."""
+        weighting = module.algorithm.weighting
+        initial = self._initial
+        if initial is None:
+            entropies = None if weighting.initialiser == "fixed" else self._measure(trainer, module, step)
+            initial = weighting.initial_factors(entropies)
+            if entropies is None or step.index + 1 >= self._measure_steps:
+                self._initial = initial
+                log.info("Initial region factors: %s", initial)
+        progress = float(step.index) if weighting.progress == "step" else module.progress
+        module.region_factors = weighting.factors_at(initial, progress)
+        table = module.region_factors.table()
+        step.metrics |= {f"curriculum/{region.label}": float(table[region]) for region in Region}
+
+    def _measure(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> dict[Region, float]:
+        """Mean entropy in nats of each region seen so far, over all ranks."""
+        sums = torch.zeros(2, len(Region), dtype=torch.float64, device=module.device)
+        for group, entropies in zip(step.groups, step.entropies, strict=True):
+            sums[0] += sum_by_region(entropies, group.regions)
+            sums[1] += sum_by_region(torch.ones_like(entropies), group.regions)
+        self._sums += torch.as_tensor(trainer.strategy.reduce(sums, reduce_op="sum")).cpu()
+        return {r: float(self._sums[0, r] / self._sums[1, r]) for r in Region if self._sums[1, r] > 0}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The measurement and what came of it."""
+        return {
+            "sums": self._sums.tolist(),
+            "initial": None if self._initial is None else asdict(self._initial),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a measurement."""
+        self._sums = torch.tensor(state_dict["sums"], dtype=torch.float64)
+        self._initial = None if state_dict["initial"] is None else RegionFactors(**state_dict["initial"])

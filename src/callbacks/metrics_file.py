@@ -1,0 +1,49 @@
+"""`metrics.jsonl` in the run folder: every number of every rollout step, readable without any tool."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from lightning import LightningModule, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+
+from src.callbacks.base import RolloutCallback, RolloutStep
+
+if TYPE_CHECKING:
+    from src.models.rl_module import RLModule
+
+
+class MetricsFile(RolloutCallback):
+    """One line a rollout step (`rollout_step` from 0), and one a validation, told apart by the key `event`.
+
+    A validation at rollout step s saw the weights after s steps.
+
+    Args:
+        path: the file; a resumed run appends.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = Path(path)
+        self._pending: RolloutStep | None = None
+
+    def on_rollout_step_end(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
+        """Wait for the metrics that other callbacks add."""
+        self._pending = step
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        """Write the step."""
+        if self._pending is not None:
+            self._write("rollout_step", self._pending.index, self._pending.metrics)
+            self._pending = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the means of all validation splits."""
+        rollout_step, values = cast("RLModule", pl_module).validated
+        self._write("validation", rollout_step, values)
+
+    @rank_zero_only
+    def _write(self, event: str, rollout_step: int, values: dict[str, float]) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "rollout_step": rollout_step, **values}) + "\n")

@@ -1,0 +1,57 @@
+"""Entropy, token share and gradient-weight share of each region."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from lightning import Trainer
+from torch import Tensor
+
+from src.algorithm.experience import PromptGroup
+from src.algorithm.region_weights import sum_by_region
+from src.callbacks.base import RolloutCallback, RolloutStep
+from src.protocol.types import Region
+
+if TYPE_CHECKING:
+    from src.models.rl_module import RLModule
+
+
+class RegionEntropy(RolloutCallback):
+    """Logs, by region and over all ranks, before the update:
+
+    - `entropy/<region>`: mean entropy in nats of the policy at its tokens, never scaled by weights;
+    - `token_share/<region>`: its share of the sampled tokens;
+    - `gradient_share/<region>`: its share of sum |A_i| w_t / T_i, the size of what tokens contribute to Eq. 19.
+    """
+
+    def on_rollout_step_end(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
+        """Add the three to the step's metrics."""
+        local = sum((region_sums(g, h) for g, h in zip(step.groups, step.entropies, strict=True)), torch.zeros(3, 6))
+        sums = torch.as_tensor(trainer.strategy.reduce(local.to(module.device), reduce_op="sum")).cpu()
+        step.metrics |= region_metrics(sums)
+
+
+def region_sums(group: PromptGroup, entropies: Tensor) -> Tensor:
+    """Sums by region, float64 [3, 6]: entropy, tokens, |A_i| w_t / T_i.
+
+    Args:
+        group: with weights.
+        entropies: [N], nats.
+    """
+    share = group.advantages.abs()[group.sequence_ids] * group.weights / group.lengths[group.sequence_ids]
+    columns = (entropies, torch.ones_like(entropies), share)
+    return torch.stack([sum_by_region(column, group.regions) for column in columns]).cpu()
+
+
+def region_metrics(sums: Tensor) -> dict[str, float]:
+    """Metrics from `region_sums` added up; a region without tokens has no entropy, and shares of 0."""
+    metrics = {}
+    totals = sums.sum(dim=1)
+    for region in Region:
+        entropy, tokens, gradient = (float(value) for value in sums[:, region])
+        if tokens:
+            metrics[f"entropy/{region.label}"] = entropy / tokens
+        metrics[f"token_share/{region.label}"] = tokens / max(float(totals[1]), 1.0)
+        metrics[f"gradient_share/{region.label}"] = gradient / float(totals[2]) if totals[2] else 0.0
+    return metrics

@@ -1,0 +1,104 @@
+"""Supervised training before the first rollout, cached by everything that it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from safetensors.torch import load_model, save_model
+from torch.utils.data import DataLoader
+
+from src.data.rendering import PromptRenderer
+from src.data.sources.base import Source
+from src.models.optimizers import OptimizerSettings
+from src.models.policy import Policy
+from src.models.sft_module import SFTModule, SupervisedDataset
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class WarmStart:
+    """An SFT stage.
+
+    Attributes:
+        source: its `train` split is imitated.
+        optimizer: AdamW and schedule.
+        epochs: passes over the source.
+        batch_size: examples of an optimizer step, on one rank.
+        max_tokens: longer examples (prompt and target) are left out and counted.
+        prompt_weight: weight of a prompt token's loss.
+        gradient_clip: largest gradient norm.
+        seed: of the order.
+    """
+
+    source: Source
+    optimizer: OptimizerSettings
+    epochs: int = 1
+    batch_size: int = 16
+    max_tokens: int = 4096
+    prompt_weight: float = 0.0
+    gradient_clip: float = 1.0
+    seed: int = 0
+
+
+def warm_start(
+    policy: Policy, renderer: PromptRenderer, settings: WarmStart, cache: Path, trainer: Mapping[str, Any]
+) -> Path:
+    """Fine-tune the policy in place, or load the result of the same stage from the cache.
+
+    Args:
+        policy: its weights are replaced.
+        renderer: of prompts and targets.
+        settings: the stage.
+        cache: folder of finished stages, one file each.
+        trainer: arguments of Lightning's Trainer that say where to run (accelerator, devices, precision, …).
+
+    Returns:
+        The cached file. Its name is a digest of the settings, the start weights, and the tokenised examples.
+    """
+    dataset = SupervisedDataset(settings.source.load("train"), renderer, settings.max_tokens)
+    if dataset.dropped:
+        log.info("Warm start: %d examples, %d dropped (> %d tokens).", len(dataset), dataset.dropped, settings.max_tokens)
+    target = cache / f"{_digest(policy, dataset, settings)}.safetensors"
+    if target.exists():
+        load_model(policy.model, target)
+        log.info("Warm start: loaded from %s.", target)
+        return target
+    generator = torch.Generator().manual_seed(settings.seed)
+    loader = DataLoader(dataset, settings.batch_size, shuffle=True, generator=generator, collate_fn=list)
+    runner = L.Trainer(
+        **{**trainer, "max_epochs": settings.epochs, "use_distributed_sampler": True},
+        gradient_clip_val=settings.gradient_clip,
+        logger=False,
+        enable_checkpointing=False,
+        enable_model_summary=False,
+    )
+    runner.fit(SFTModule(policy, settings.optimizer, settings.prompt_weight), loader)
+    log.info("Warm start: done, loss of the last batch %.3f.", float(runner.callback_metrics["train/loss"]))
+    if runner.is_global_zero:
+        cache.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        save_model(policy.model, str(partial))
+        partial.rename(target)
+    return target
+
+
+def _digest(policy: Policy, dataset: SupervisedDataset, settings: WarmStart) -> str:
+    digest = hashlib.sha256()
+    plain = {key: value for key, value in asdict(settings).items() if key != "source"}
+    digest.update(json.dumps(plain, sort_keys=True).encode())
+    for name, tensor in sorted(policy.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for prompt, target in (dataset[index] for index in range(len(dataset))):
+        digest.update(prompt.numpy().tobytes())
+        digest.update(b"/" + target.numpy().tobytes())
+    return digest.hexdigest()[:24]

@@ -1,0 +1,122 @@
+"""Prompts to scored completions: sample, decode, parse, tag, reward. Training, validation and benchmarks share it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from src.algorithm.advantages import Estimator, group_advantages
+from src.algorithm.experience import PromptGroup
+from src.data.rendering import RenderedPrompt
+from src.protocol.regions import DecodedCompletion, read_completion
+from src.protocol.token_bytes import TokenBytes
+from src.rewards.tool_call import Reward, RewardFunction
+from src.rollout.engine import Completion, RolloutEngine, SamplingParams
+
+
+class StaleRolloutError(RuntimeError):
+    """A completion was sampled from other weights than the policy's current ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredCompletion:
+    """A completion, what it says, and what it earned."""
+
+    completion: Completion
+    decoded: DecodedCompletion
+    reward: Reward
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """One prompt and its scored completions."""
+
+    prompt: RenderedPrompt
+    completions: tuple[ScoredCompletion, ...]
+
+    def to_experience(self, estimator: Estimator, delta: float) -> PromptGroup:
+        """The group as tensors, with advantages and with token weights of 1 until the regions' are known."""
+        tokens = torch.cat([scored.completion.token_ids for scored in self.completions])
+        rewards = torch.tensor([scored.reward.total for scored in self.completions])
+        return PromptGroup(
+            prompt_ids=self.prompt.prompt_ids,
+            token_ids=tokens,
+            lengths=torch.tensor([len(scored.completion.token_ids) for scored in self.completions]),
+            rollout_logprobs=torch.cat([scored.completion.logprobs for scored in self.completions]),
+            regions=torch.cat([scored.decoded.regions for scored in self.completions]),
+            rewards=rewards,
+            advantages=group_advantages(rewards, estimator=estimator, delta=delta),
+            weights=torch.ones(len(tokens)),
+        )
+
+
+class Collector:
+    """Samples prompts with an engine and scores what comes back.
+
+    Args:
+        engine: samples.
+        reward: scores.
+        table: the tokenizer's tokens as bytes.
+        stop_ids: end-of-turn tokens.
+    """
+
+    def __init__(
+        self, engine: RolloutEngine, reward: RewardFunction, table: TokenBytes, stop_ids: tuple[int, ...]
+    ) -> None:
+        self._engine = engine
+        self._reward = reward
+        self.table = table
+        self._stop_ids = stop_ids
+
+    def collect(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        params: SamplingParams,
+        seed: int,
+        rollout_step: int,
+        progress: float,
+    ) -> list[ScoredGroup]:
+        """Sample and score `params.n` completions of each prompt, in order.
+
+        Args:
+            prompts: what to complete.
+            params: how to sample; its stop ids are replaced by the tokenizer's where empty.
+            seed: of the run; each prompt draws from its own stream (`prompt_seed`).
+            rollout_step: rollout steps done, which is also the version that the weights must have.
+            progress: fraction of training done.
+
+        Raises:
+            StaleRolloutError: the engine's weights are not those of `rollout_step`.
+        """
+        seeds = [prompt_seed(seed, rollout_step, prompt.example.id) for prompt in prompts]
+        sampled = self._engine.generate([prompt.prompt_ids for prompt in prompts], params, seeds)
+        groups = []
+        for prompt, completions in zip(prompts, sampled, strict=True):
+            for completion in completions:
+                if completion.weights_version != rollout_step:
+                    raise StaleRolloutError(
+                        f"rollout step {rollout_step}: expected completions from weights version {rollout_step}, found "
+                        f"{completion.weights_version}. Call engine.update_weights after every update."
+                    )
+            groups.append(
+                ScoredGroup(prompt, tuple(self._score(prompt, c, rollout_step, progress) for c in completions))
+            )
+        return groups
+
+    def _score(
+        self, prompt: RenderedPrompt, completion: Completion, rollout_step: int, progress: float
+    ) -> ScoredCompletion:
+        decoded = read_completion(completion.token_ids, self.table, self._stop_ids, prompt.response_prefix)
+        reward = self._reward(
+            decoded.text, decoded.parsed, prompt.example.target, rollout_step=rollout_step, progress=progress
+        )
+        return ScoredCompletion(completion, decoded, reward)
+
+
+def prompt_seed(seed: int, rollout_step: int, example_id: str) -> int:
+    """Seed of one prompt's samples: a function of the run, the step and the example, not of ranks or batch order."""
+    digest = hashlib.sha256(f"{seed}/{rollout_step}/{example_id}".encode()).digest()
+    return int.from_bytes(digest[:7])

@@ -1,0 +1,32 @@
+"""`summary.json`: what a run was and how it ended."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+import sys
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "vllm")
+
+
+def write_summary(folder: Path, **values: Any) -> None:
+    """Write `summary.json` with the given values, the command, and the versions that it ran with."""
+    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    content: Mapping[str, Any] = {**values, "command": command, "versions": versions()}
+    (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that matter; one that is not installed is left out."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
