@@ -1,0 +1,88 @@
+"""The matcher: JSON equality, pairing of calls, exact match."""
+
+from __future__ import annotations
+
+import pytest
+
+from src.data.dialogue import Message, ToolCall
+from src.protocol.matching import is_exact_match, json_equal, match_calls, overlap, same_calls
+from src.protocol.parsing import parse
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "equal"),
+    [
+        (True, 1, False),
+        (False, 0, False),
+        (True, True, True),
+        (1, 1.0, True),
+        (0.1, 0.10000000000000001, True),
+        (2**53 + 1, float(2**53), False),
+        ("1", 1, False),
+        ("a", "A", False),
+        (None, False, False),
+        (None, None, True),
+        ([1, 2], [2, 1], False),
+        ([1, True], [1, True], True),
+        ([1], [True], False),
+        ({"a": 1, "b": [{}]}, {"b": [{}], "a": 1.0}, True),
+        ({"a": None}, {}, False),
+        ({"a": None}, {"b": None}, False),
+        ([], {}, False),
+    ],
+)
+def test_json_equal(a: object, b: object, equal: bool) -> None:
+    assert json_equal(a, b) is equal
+    assert json_equal(b, a) is equal
+
+
+def test_overlap_counts_repeats() -> None:
+    assert overlap(["f", "f", "g"], ["f", "g", "g"]) == 2 / 4  # min 1 + min 1 over max 2 + max 2
+    assert overlap(["f"], []) == 0.0
+    assert overlap({"x": 1, "y": 2}, {"x": 5}.keys()) == 1 / 2
+
+
+def test_each_gold_call_takes_the_best_unused_prediction() -> None:
+    gold = [ToolCall("sky", {"city": "Oslo"}), ToolCall("sky", {"city": "Oslo"}), ToolCall("wind", {"city": "Oslo"})]
+    predicted = [
+        ToolCall("sky", {"city": "Rome"}),  # names 1, values 0
+        ToolCall("sky", {"city": "Oslo", "day": 1}),  # names 1/2, values 1
+        ToolCall("gale", {"city": "Oslo"}),
+    ]
+    matches = match_calls(predicted, gold)
+    assert [(m.gold, m.predicted, m.parameter_names, m.values) for m in matches] == [
+        (0, 1, 0.5, 1),
+        (1, 0, 1.0, 0),
+        (2, None, 0.0, 0),
+    ]
+    assert [m.score for m in matches] == [1.5, 1.0, 0.0]
+
+
+def test_ties_go_to_the_first_and_zeros_are_left_for_others() -> None:
+    assert match_calls([ToolCall("f", {}), ToolCall("f", {})], [ToolCall("f", {})])[0].predicted == 0
+    gold = [ToolCall("f", {"x": 1}), ToolCall("f", {"y": 1})]
+    assert [m.predicted for m in match_calls([ToolCall("f", {"y": 1})], gold)] == [None, 0]
+
+
+def test_same_calls_ignores_order_and_counts_repeats() -> None:
+    a, b = ToolCall("f", {"x": 1}), ToolCall("g", {})
+    assert same_calls([a, b, a], [a, a, b])
+    assert not same_calls([a, b, b], [a, a, b])
+    assert not same_calls([a], [a, a])
+    assert not same_calls([ToolCall("f", {"x": True})], [a])
+    assert same_calls([], [])
+
+
+def test_exact_match() -> None:
+    call = '<think></think>\n<tool_call>\n{"name": "f", "parameters": {"x": 1}}\n</tool_call>'
+    wants_call = Message("assistant", calls=(ToolCall("f", {"x": 1.0}),))
+    refuses = Message("assistant", text="No tool fits.")
+    assert is_exact_match(parse(call), wants_call)
+    assert is_exact_match(parse(call + " and more"), wants_call)
+    assert not is_exact_match(parse(call.replace("1", "2")), wants_call)
+    assert not is_exact_match(parse(call.removesuffix("</tool_call>")), wants_call)
+    assert is_exact_match(parse("<think></think><response> Other words. </response>"), refuses)
+    assert not is_exact_match(parse("<think></think><response> </response>"), refuses)
+    assert not is_exact_match(parse("<think></think>"), refuses)
+    assert not is_exact_match(parse(call + "<response>No.</response>"), refuses)
+    assert not is_exact_match(parse("<tool_call></tool_call><response>No.</response>"), refuses)
