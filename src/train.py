@@ -1,0 +1,135 @@
+"""Train: compose → check → instantiate → (warm start) → fit → summary. `python src/train.py experiment=qwen3_8b`."""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+
+import hydra
+import rootutils
+
+rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
+
+import lightning as L  # noqa: E402
+from hydra.utils import instantiate  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
+
+from src.callbacks.checkpoint import RolloutCheckpoint  # noqa: E402
+from src.data.rendering import PromptRenderer  # noqa: E402
+from src.models.rl_module import RLModule  # noqa: E402
+from src.models.warm_start import warm_start  # noqa: E402
+from src.protocol.token_bytes import TokenBytes  # noqa: E402
+from src.rollout.collect import Collector  # noqa: E402
+from src.utils.config_checks import check_config  # noqa: E402
+from src.utils.instantiating import instantiate_callbacks, instantiate_loggers  # noqa: E402
+from src.utils.run_summary import write_summary  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig) -> dict[str, float]:
+    """Run one training and return the metrics of its last validation.
+
+    Raises:
+        ConfigError: the config cannot run.
+        DataError: a record of the corpus cannot be used.
+    """
+    check_config(config)
+    folder = Path(config.paths.output_dir)
+    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    started = time.monotonic()
+    L.seed_everything(config.seed, workers=True)
+
+    loaded = instantiate(config.policy)
+    renderer = PromptRenderer(loaded.tokenizer, loaded.layout, loaded.chat_template_kwargs)
+    datamodule: L.LightningDataModule = instantiate(config.data, renderer=renderer)
+    trainer: L.Trainer = instantiate(
+        config.trainer,
+        callbacks=instantiate_callbacks(config.callbacks),
+        logger=instantiate_loggers(config.logger),
+        default_root_dir=str(folder),
+    )
+    if config.warm_start is not None and config.ckpt_path is None:
+        where = {key: config.trainer[key] for key in ("accelerator", "devices", "precision")}
+        warm_start(
+            loaded.policy, renderer, instantiate(config.warm_start), Path(config.paths.cache_dir) / "warm_start", where
+        )
+    module = build_module(config, loaded, renderer)
+
+    start: dict[str, float] = {}
+    if config.ckpt_path is None:
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+        start = module.validated[1]
+    trainer.fit(module, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
+    final = module.validated[1]
+
+    if trainer.is_global_zero:
+        write_summary(
+            folder,
+            task=config.task_name,
+            seed=config.seed,
+            rollout_steps=module.rollout_step,
+            optimizer_steps=trainer.global_step,
+            seconds=round(time.monotonic() - started, 1),
+            resumed_from=config.ckpt_path,
+            dropped_prompts=getattr(datamodule, "dropped", {}),
+            best_checkpoint=_best_checkpoint(trainer),
+            start=start,
+            final=final,
+        )
+        _report(start, final, folder)
+    return final
+
+
+def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRenderer) -> RLModule:
+    """The module with its engine and collector."""
+    sampling = instantiate(config.sampling, stop_token_ids=loaded.stop_token_ids)
+    engine = instantiate(config.rollout)(loaded.policy.model)
+    table = TokenBytes.from_tokenizer(loaded.tokenizer)
+    return RLModule(
+        policy=loaded.policy,
+        engine=engine,
+        collector=Collector(engine, instantiate(config.reward), table, loaded.stop_token_ids),
+        algorithm=instantiate(config.algorithm),
+        update=instantiate(config.update),
+        optimizer=instantiate(config.optimizer),
+        sampling=sampling,
+        seed=config.seed,
+    )
+
+
+def _best_checkpoint(trainer: L.Trainer) -> dict[str, object] | None:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, RolloutCheckpoint) and callback.best_model_score is not None:
+            return {
+                "monitor": callback.monitor,
+                "score": float(callback.best_model_score),
+                "path": Path(callback.best_model_path).name,
+            }
+    return None
+
+
+def _report(start: dict[str, float], final: dict[str, float], folder: Path) -> None:
+    for key in sorted(final):
+        if key.endswith(("/exact_match", "/reward", "/format")):
+            before = f"{start[key]:.3f} → " if key in start else ""
+            log.info("%-28s %s%.3f", key, before, final[key])
+    log.info("Run folder: %s", folder)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="train.yaml")
+def main(config: DictConfig) -> float | None:
+    """Command line; returns the metric that a sweep optimises."""
+    metrics = train(config)
+    if config.optimized_metric is None:
+        return None
+    if config.optimized_metric not in metrics:
+        raise ValueError(
+            f"optimized_metric: expected one of {sorted(metrics)}, found '{config.optimized_metric}'."
+        )
+    return metrics[config.optimized_metric]
+
+
+if __name__ == "__main__":
+    main()
