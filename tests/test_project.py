@@ -36,7 +36,8 @@ def test_every_direct_dependency_is_pinned_once():
 def test_environment_takes_its_versions_from_pyproject():
     dependencies = yaml.safe_load((ROOT / "environment.yaml").read_text())["dependencies"]
     (from_pip,) = [d["pip"] for d in dependencies if isinstance(d, dict)]
-    (editable,) = from_pip
+    constraints, editable = from_pip
+    assert constraints == "-c .constraints.txt"
     extras = re.fullmatch(r"-e \.\[(.+)\]", editable)
     assert extras and set(extras[1].split(",")) == set(PYPROJECT["project"]["optional-dependencies"])
     python = PYPROJECT["project"]["requires-python"].removeprefix("==").removesuffix(".*")
