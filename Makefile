@@ -44,7 +44,7 @@ tiny-policy: $(STAMP) ## Train the tiny policy that comes with the project anew
 
 # Installs without the old constraints, then keeps what pyproject.toml does not pin itself.
 lock: ## Resolve pyproject.toml anew and write .constraints.txt
-	PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --upgrade --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --no-warn-conflicts --upgrade --editable '.[dev]'
 	{ echo '# What the versions in pyproject.toml resolved to, written by `make lock`.'; \
 	  $(RUN) -m pip freeze --all --exclude-editable --exclude setuptools | sed -E 's/\+cpu$$//' | tr 'A-Z_' 'a-z-' \
 	    | grep -vxFf <(grep -oE '"[^" ]+==[0-9][^"]*"' pyproject.toml | tr -d '"' | tr 'A-Z_' 'a-z-'); } > .constraints.txt
@@ -65,6 +65,6 @@ $(STAMP): pyproject.toml .constraints.txt
 		[ -x $(RUN) ] || { echo "Python 3.11 is needed, found: $$(python3 --version 2>&1 || true). Install it and its venv module, and try again." >&2; exit 1; }; \
 	fi
 	$(RUN) -m pip install --quiet --upgrade --constraint .constraints.txt pip
-	PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --constraint .constraints.txt --editable '.[dev]'
+	PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --no-warn-conflicts --constraint .constraints.txt --editable '.[dev]'
 	$(RUN) -m pip install --quiet --no-deps --group no-deps
 	@touch $@
