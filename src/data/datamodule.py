@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
+import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
@@ -27,10 +29,35 @@ class Renderer(Protocol):
         ...
 
 
+class PromptBatch:
+    """The prompts of one batch; reads like a tuple.
+
+    Not a tuple, because Lightning takes collections apart to move or cast the tensors in them, and stops at frozen
+    dataclasses. An object with `to` it moves as a whole.
+    """
+
+    def __init__(self, prompts: Iterable[RenderedPrompt]) -> None:
+        """Keep the prompts in their order."""
+        self.prompts = tuple(prompts)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __iter__(self) -> Iterator[RenderedPrompt]:
+        return iter(self.prompts)
+
+    def __getitem__(self, index: int) -> RenderedPrompt:
+        return self.prompts[index]
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> PromptBatch:
+        """The same prompts with their ids on another device."""
+        return PromptBatch(replace(p, prompt_ids=p.prompt_ids.to(device, non_blocking=non_blocking)) for p in self)
+
+
 class ToolDialogueDataModule(LightningDataModule):
     """Training batches of rendered prompts, one batch a rollout step, and one validation loader a split.
 
-    A batch is a list of `RenderedPrompt`. The trainer needs `use_distributed_sampler=False`: batches are shared out
+    A batch is a `PromptBatch`. The trainer needs `use_distributed_sampler=False`: batches are shared out
     over ranks here.
 
     Attributes:
@@ -168,7 +195,7 @@ class ToolDialogueDataModule(LightningDataModule):
         if self._sampler is None:
             raise RuntimeError("train_dataloader: call setup('fit') first.")
         self._sampler.share_out(*self._rank_of_world())  # setup may have run before a trainer was there
-        return ResumableLoader(self._prompts["train"], self._sampler, self.num_workers)
+        return ResumableLoader(self._prompts["train"], self._sampler, self.num_workers, PromptBatch)
 
     def val_dataloader(self) -> list[DataLoader[RenderedPrompt]]:
         """One loader a split, in the order of `val_names`. Each prompt is on one rank; shares differ by at most 1."""
@@ -177,7 +204,8 @@ class ToolDialogueDataModule(LightningDataModule):
         for name in self.val_names:
             share = self._prompts[name][rank::world_size]
             dataset = cast(Dataset[RenderedPrompt], share)
-            loaders.append(DataLoader(dataset, self.val_batch_size, num_workers=self.num_workers, collate_fn=list))
+            loader = DataLoader(dataset, self.val_batch_size, num_workers=self.num_workers, collate_fn=PromptBatch)
+            loaders.append(loader)
         return loaders
 
     def state_dict(self) -> dict[str, Any]:

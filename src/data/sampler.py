@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Generic, TypeVar, cast
 
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 T = TypeVar("T")
 
@@ -112,12 +112,19 @@ class ResumableLoader(DataLoader[T], Generic[T]):
     Lightning sees `state_dict` and knows that the loader resumes in mid-epoch.
     """
 
-    def __init__(self, dataset: Sequence[T], sampler: RolloutSampler, num_workers: int) -> None:
-        """Batches are lists of the dataset's items, uncollated."""
-        super().__init__(dataset, batch_sampler=sampler, num_workers=num_workers, collate_fn=list)  # type: ignore[arg-type]
+    def __init__(
+        self,
+        dataset: Sequence[T],
+        sampler: RolloutSampler,
+        num_workers: int = 0,
+        collate_fn: Callable[[list[T]], Any] = list,
+    ) -> None:
+        """`collate_fn` makes a batch of a list of the dataset's items; a list is what it stays by default."""
+        items = cast(Dataset[T], dataset)
+        super().__init__(items, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn)
         self.rollout_sampler = sampler
 
-    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a plain iterator, not a _BaseDataLoaderIter
         """What is left of the epoch. A batch counts as taken when it leaves the loader."""
         for batch in super().__iter__():
             self.rollout_sampler.advance()

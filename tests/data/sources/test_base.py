@@ -112,4 +112,9 @@ def test_tags_name_the_kind_of_a_step() -> None:
         Message("assistant", "x"),
         Message("assistant", "x", calls=(CALL,)),
     ]
-    assert [target_tags(kind)[0] for kind in kinds] == ["single_call", "parallel_calls", "response", "call_and_response"]
+    assert [target_tags(kind)[0] for kind in kinds] == [
+        "single_call",
+        "parallel_calls",
+        "response",
+        "call_and_response",
+    ]

@@ -111,7 +111,10 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "outside": (sft(OUTPUT + " Done."), ("no text outside the fields, found 'Done.'",)),
     "empty": (sft("<think> a </think>\n<response> </response>"), ("text inside <response>",)),
     "roles": ({**published(), "prompt": [{"role": "user", "content": "x"}]}, ("a system and a user message",)),
-    "truth": ({**published(), "reward_model": {"style": "rule"}}, ("field 'reward_model.ground_truth'", "under this key")),
+    "truth": (
+        {**published(), "reward_model": {"style": "rule"}},
+        ("field 'reward_model.ground_truth'", "under this key"),
+    ),
     "content": (
         {**published(), "prompt": [{"role": "system", "content": "x"}, {"role": "user", "content": None}]},
         ("field 'prompt[1].content'", "expected a string, found None"),

@@ -99,7 +99,9 @@ def test_what_is_not_the_notation_is_refused_at_its_place(text: str, message: st
 
 def test_only_an_opening_bracket_with_a_name_and_a_parenthesis_looks_like_calls() -> None:
     assert looks_like_calls(' [Get It(x="1")]') and looks_like_calls("[f(broken")
-    assert not any(map(looks_like_calls, ["[1] (a source)", "Use [f(x=1)].", "[note] f(x)", "[]", "[list, of] (words)"]))
+    assert not any(
+        map(looks_like_calls, ["[1] (a source)", "Use [f(x=1)].", "[note] f(x)", "[]", "[list, of] (words)"])
+    )
 
 
 TOOLS = [
