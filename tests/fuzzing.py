@@ -26,7 +26,7 @@ _SYNTHETIC = (
 {"name": "sky", "parameters": {"city": "東京", "at": {"h": [1, 2.5, null, true]}}}
 </tool_call>""",
     "<think> Nothing fits. </think>\n<response> I cannot book a table. 🙂 </response>",
-    '<think> Both. </think>\n<tool_call>\n{"name": "ping", "parameters": {}}\n</tool_call>\n<response> Done. </response>',
+    '<think> Do. </think>\n<tool_call>\n{"name": "ping", "parameters": {}}\n</tool_call>\n<response> Up. </response>',
 )
 
 

@@ -221,11 +221,23 @@ def test_positions_are_bytes() -> None:
 
 @pytest.mark.parametrize(
     "unit",
-    ["<think>", "<think></think>", "<tool_call>{", '<tool_call>{"', '{"a":', '"\\', '{"name"\n', "{\n ", " ", "<", '"a" '],
+    [
+        "<think>",
+        "<think></think>",
+        "<tool_call>{",
+        '<tool_call>{"',
+        '{"a":',
+        '"\\',
+        '{"name"\n',
+        "{\n ",
+        " ",
+        "<",
+        '"a" ',
+    ],
 )
 def test_a_long_hostile_text_is_read_in_one_pass(unit: str) -> None:
-    """300,000 repeats; a scan that starts over at each of them would not come back within the hour."""
-    text = "<tool_call>\n{" + unit * 300_000
+    """100,000 repeats; a scan that starts over at each of them would not come back within minutes."""
+    text = "<tool_call>\n{" + unit * 100_000
     assert_partition(parse(text), len(text))
 
 
