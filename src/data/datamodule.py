@@ -66,8 +66,6 @@ class ToolDialogueDataModule(LightningDataModule):
         dropped: split -> prompts that were left out for being longer than `max_prompt_tokens`.
     """
 
-    allow_zero_length_dataloader_with_multiple_devices = True
-
     def __init__(
         self,
         train: Source,
@@ -97,6 +95,8 @@ class ToolDialogueDataModule(LightningDataModule):
             path: where a config keeps the location that its sources refer to (`${data.path}`); not read here.
         """
         super().__init__()
+        # more ranks than validation prompts: some ranks have none, which Lightning takes for a mistake otherwise
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         if max_prompt_tokens < 1:
             raise ValueError(f"data.max_prompt_tokens: expected at least 1, found {max_prompt_tokens}.")
         if limit_val is not None and limit_val < 1:
