@@ -1,0 +1,78 @@
+"""100,000 mutated and random texts through parser, rewards and regions."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from src.data.dialogue import Message, ToolCall
+from src.protocol.parsing import parse
+from src.protocol.regions import TokenBytes, token_regions
+from src.protocol.types import ParsedResponse
+from src.rewards.published import PublishedReward
+from src.rewards.tool_call import Reward, ToolCallReward
+from tests.fuzzing import mutated_texts
+
+COUNT, SEED = 100_000, 20260101
+TARGETS = (
+    Message("assistant", calls=(ToolCall("sky", {"city": "Oslo", "days": 2}),)),
+    Message("assistant", calls=(ToolCall("sky", {"city": "Oslo"}), ToolCall("ping", {})), text="Done."),
+    Message("assistant", text="I cannot book a table."),
+)
+STEPS = (0, 40, 75, 150, 300)
+
+# A token for each pair of bytes and for each byte: an odd text ends in a token of one byte.
+PAIRS = TokenBytes((*(bytes((a, b)) for a in range(256) for b in range(256)), *(bytes((a,)) for a in range(256))))
+
+
+def pair_ids(text: str) -> torch.Tensor:
+    data = text.encode("utf-8", "surrogatepass")
+    even = len(data) // 2 * 2
+    ids = np.frombuffer(data[:even], dtype=">u2").astype(np.int64)
+    return torch.from_numpy(np.append(ids, [65536 + byte for byte in data[even:]]).astype(np.int64))
+
+
+def assert_sound(parsed: ParsedResponse, text: str) -> None:
+    """Spans partition the text; each first byte of a token pair has the region of its span."""
+    assert len(parsed.fields) == len(parsed.closed)
+    lengths = [span.stop - span.start for span in parsed.spans]
+    assert sum(lengths) == parsed.size
+    assert min(lengths, default=1) > 0
+    regions = token_regions(pair_ids(text), parsed, PAIRS, ())
+    assert regions.tolist() == np.repeat([int(span.region) for span in parsed.spans], lengths)[::2].tolist()
+
+
+def assert_bounded(reward: Reward, bounds: tuple[float, float]) -> None:
+    low, high = bounds
+    assert low - 1e-9 <= reward.total <= high + 1e-9
+    assert all(0.0 <= value <= 1.0 for value in reward.parts.metrics().values())
+    assert not reward.parts.exact_match or reward.parts.correctness == 1.0
+
+
+def test_nothing_raises_and_rewards_stay_in_bounds() -> None:
+    default = ToolCallReward()
+    others = (
+        ToolCallReward(scaling="eq14", beta_accuracy=2.0, no_call="published"),
+        ToolCallReward(scaling="constant", names="set"),
+        PublishedReward(),
+        PublishedReward(format_rule="toolrl", scheduled=False),
+    )
+    exact = 0
+    for index, text in enumerate(mutated_texts(COUNT, SEED)):
+        parsed = parse(text, prefix="<think>\n" if index % 5 == 0 else "")
+        assert_sound(parsed, text)
+        target, step = TARGETS[index % 3], STEPS[index % 5]
+        reward = default(text, parsed, target, rollout_step=step)
+        assert_bounded(reward, default.bounds(step))
+        exact += reward.parts.exact_match == 1.0
+        if index % 4 == 0:
+            other = others[index // 4 % 4]
+            assert_bounded(
+                other(text, parsed, target, rollout_step=step, progress=0.3), other.bounds(step, progress=0.3)
+            )
+    assert exact > 100  # some mutations leave a target as it was: the texts are not all junk
+
+
+def test_texts_are_the_same_for_a_seed() -> None:
+    assert list(mutated_texts(50, 3)) == list(mutated_texts(50, 3))
+    assert list(mutated_texts(50, 3)) != list(mutated_texts(50, 4))
