@@ -1,0 +1,233 @@
+"""Policies in and out: a hub id, a local folder, a GGUF file or random weights; export to a folder that loads again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, NamedTuple, cast, get_args
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from src.models.gguf import converted_gguf
+from src.models.lora import LoraSettings, add_lora, merged_named_tensors
+from src.models.policy import Policy
+
+Precision = Literal["bfloat16", "float32", "auto"]
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """Where a policy comes from and how it runs. One of `path`, `package` and `hub_id` is used, in that order.
+
+    Attributes:
+        hub_id: `owner/name` on the Hugging Face hub.
+        path: local folder in the layout of `save_pretrained`, or holding `gguf_file`.
+        package: installed Python package that holds `gguf_file`; it is located, not imported.
+        gguf_file: a GGUF file in the package, in `path` (where that has no config.json) or in the hub repository.
+        cache_dir: where GGUF files are kept after their conversion; a folder in Hugging Face's cache when None.
+        weights: `pretrained`, or `random` for the architecture alone.
+        dtype: of the weights; `auto` takes the checkpoint's.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        attention: see `Policy`.
+        gradient_checkpointing: see `Policy`.
+        head_chunk: see `Policy`.
+        lora: adapters to train instead of the weights.
+    """
+
+    hub_id: str | None = None
+    path: str | Path | None = None
+    package: str | None = None
+    gguf_file: str | None = None
+    cache_dir: str | Path | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+    dtype: Precision = "bfloat16"
+    trust_remote_code: bool = False
+    attention: Literal["packed", "dense"] = "packed"
+    gradient_checkpointing: bool = False
+    head_chunk: int = 512
+    lora: LoraSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(Precision):
+            raise ValueError(f"policy.dtype: expected one of {get_args(Precision)}, found '{self.dtype}'.")
+        if self.weights not in ("pretrained", "random"):
+            raise ValueError(f"policy.weights: expected 'pretrained' or 'random', found '{self.weights}'.")
+        if self.path is None and self.package is None and self.hub_id is None:
+            raise ValueError("policy: expected hub_id, path or package, found none of them.")
+        if self.package is not None and self.gguf_file is None:
+            raise ValueError(f"policy.package is '{self.package}', but policy.gguf_file, the file in it, is missing.")
+
+
+class LoadedPolicy(NamedTuple):
+    """A policy with what generation needs to know about it.
+
+    Attributes:
+        policy: the model, ready to score packed rows.
+        tokenizer: with a chat template, an end-of-sequence token and a padding token.
+        stop_token_ids: ids that end a completion, the tokenizer's end-of-sequence token first.
+    """
+
+    policy: Policy
+    tokenizer: PreTrainedTokenizerBase
+    stop_token_ids: tuple[int, ...]
+
+
+def load_policy(config: PolicyConfig) -> LoadedPolicy:
+    """Load model and tokenizer.
+
+    Raises:
+        FileNotFoundError: a folder, package or file that is not there; names it.
+        OSError: the hub cannot be reached or does not have the model.
+        ValueError: no chat template, no end-of-sequence token, or a model that cannot run on packed rows.
+    """
+    tokenizer = load_tokenizer(config)
+    model = load_model(config)
+    policy = Policy(
+        model,
+        attention=config.attention,
+        gradient_checkpointing=config.gradient_checkpointing,
+        head_chunk=config.head_chunk,
+    )
+    return LoadedPolicy(policy, tokenizer, stop_token_ids(model, tokenizer))
+
+
+def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
+    """Load the tokenizer; without a padding token it pads with its end-of-sequence token. Raises as `load_policy`."""
+    source = _locate(config)
+    with _hub_errors(config):
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            f"policy '{source}': the tokenizer has no chat template, so prompts cannot be rendered. Put "
+            "chat_template.jinja into a local folder of the model and set policy.path, or choose an instruction-tuned "
+            "model."
+        )
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"policy '{source}': the tokenizer has no end-of-sequence token to end responses with.")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return cast(PreTrainedTokenizerBase, tokenizer)
+
+
+def load_model(config: PolicyConfig) -> PreTrainedModel:
+    """Load the model, with adapters if the config has any. Raises as `load_policy`."""
+    dtype: torch.dtype | str = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+    trust = config.trust_remote_code
+    source = _locate(config)
+    with _hub_errors(config):
+        if config.weights == "random":
+            architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+            dtype = architecture.dtype or torch.float32 if dtype == "auto" else dtype
+            model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, trust_remote_code=trust)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust)
+    if config.lora is not None:
+        add_lora(model, config.lora)
+    return cast(PreTrainedModel, model)
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Ids that end a completion: the tokenizer's end-of-sequence token, then the generation config's."""
+    found = getattr(model.generation_config, "eos_token_id", None)
+    ids = [tokenizer.eos_token_id, *(found if isinstance(found, list) else [found])]
+    return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
+
+
+def export(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, write: bool = True
+) -> None:
+    """Write a folder that transformers and vLLM load: adapters merged, shards gathered, tokenizer included.
+
+    Args:
+        model: on every rank of a sharded model together.
+        tokenizer: of the model.
+        folder: made if missing.
+        write: False on the ranks that only take part in the gathering.
+    """
+    state = dict(merged_named_tensors(model))
+    if not write:
+        return
+    if model.config.get_text_config().tie_word_embeddings:
+        state.pop("lm_head.weight", None)
+    model.save_pretrained(folder, state_dict=state)
+    tokenizer.save_pretrained(folder)
+
+
+def _locate(config: PolicyConfig) -> str:
+    """Folder or hub id to load from, after a check that local files are there and a conversion of GGUF files."""
+    if config.path is not None:
+        return _local(Path(config.path), config)
+    if config.package is not None:
+        spec = find_spec(config.package)
+        if spec is None or spec.origin is None:
+            raise FileNotFoundError(
+                f"policy.package: the Python package '{config.package}' is not installed. Install it, or set "
+                f"policy.path to a folder that holds {config.gguf_file}."
+            )
+        folder = Path(spec.origin).parent
+        if not (folder / str(config.gguf_file)).is_file():
+            raise FileNotFoundError(
+                f"policy.gguf_file: '{config.gguf_file}' is not in the package '{config.package}'; "
+                f"found {sorted(file.name for file in folder.glob('*.gguf'))}."
+            )
+        return _converted(str(folder), config)
+    hub_id = str(config.hub_id)
+    return hub_id if config.gguf_file is None else _converted(hub_id, config)
+
+
+def _converted(source: str, config: PolicyConfig) -> str:
+    """Folder of the converted GGUF file in a folder or hub repository."""
+    cache = None if config.cache_dir is None else Path(config.cache_dir)
+    with _hub_errors(config):
+        return str(converted_gguf(source, str(config.gguf_file), cache=cache))
+
+
+def _local(folder: Path, config: PolicyConfig) -> str:
+    """A local folder, checked file by file."""
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"policy.path: the folder '{folder}' does not exist. Set policy.path to a model folder."
+        )
+    if config.gguf_file is not None and not (folder / "config.json").is_file():
+        if not (folder / config.gguf_file).is_file():
+            raise FileNotFoundError(f"policy.path: '{folder}' has neither config.json nor {config.gguf_file}.")
+        return _converted(str(folder), config)
+    missing = []
+    if not (folder / "config.json").is_file():
+        missing.append("config.json")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        missing.append(f"tokenizer files (one of {', '.join(_TOKENIZER_FILES)})")
+    if config.weights == "pretrained" and not any(any(folder.glob(pattern)) for pattern in _WEIGHT_FILES):
+        missing.append(f"weights ({' or '.join(_WEIGHT_FILES)})")
+    if missing:
+        raise FileNotFoundError(
+            f"policy.path: '{folder}' is not a complete model folder; missing: {'; '.join(missing)}. "
+            f"Found: {sorted(file.name for file in folder.iterdir())}."
+        )
+    return str(folder)
+
+
+@contextmanager
+def _hub_errors(config: PolicyConfig) -> Iterator[None]:
+    """One line in place of the hub's several."""
+    try:
+        yield
+    except OSError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(
+            f"policy: could not load {config.path or config.package or config.hub_id}: {reason} "
+            "Check the name and the connection (gated models need a token), or set policy.path to a local folder."
+        ) from error

@@ -1,0 +1,86 @@
+"""Low-rank adapters inside a model, and the weights of a model as every engine and file format wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+_ADAPTER = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class LoraSettings:
+    """Low-rank adapters to train instead of the weights.
+
+    Attributes:
+        rank: of the update B A.
+        alpha: the update counts alpha / rank.
+        dropout: on the adapter's input.
+        target_modules: last parts of the names of the linear layers to adapt, or `all-linear`.
+    """
+
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.0
+    target_modules: tuple[str, ...] | str = "all-linear"
+
+    def __post_init__(self) -> None:
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"policy.lora: expected rank >= 1 and dropout in [0, 1), found {self.rank} and {self.dropout}."
+            )
+
+
+def add_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
+    """Put adapters into the model in place and freeze everything else. Adapters are float32: they take small updates.
+
+    The model's class and its forward stay what they were; the output head is never adapted.
+
+    Raises:
+        ValueError: no layer has one of the target names.
+    """
+    targets = settings.target_modules
+    adapters = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=["lm_head"],
+    )
+    inject_adapter_in_model(adapters, model, adapter_name=_ADAPTER)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def merged_named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """The model's weights under the names of its plain architecture, adapters merged, shards gathered.
+
+    Names and tensors are those of a state dict, so tied heads are among them. All ranks of a sharded model must iterate
+    together. Nothing is copied where there is nothing to merge or gather.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if ".lora_" in name:
+            continue
+        owner, found, leaf = name.partition(".base_layer.")
+        weight = _full(tensor)
+        if found and leaf == "weight":
+            down = _full(state[f"{owner}.lora_A.{_ADAPTER}.weight"]).float()
+            up = _full(state[f"{owner}.lora_B.{_ADAPTER}.weight"]).float()
+            weight = (weight.float() + layers[owner].scaling[_ADAPTER] * (up @ down)).to(weight.dtype)
+        yield (f"{owner}.{leaf}" if found else name), weight
+
+
+@torch.no_grad()
+def _full(tensor: Tensor) -> Tensor:
+    """The whole tensor of a shard; the tensor itself without sharding."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
