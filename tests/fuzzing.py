@@ -56,8 +56,10 @@ def mutated_texts(n: int, seed: int, bases: Sequence[str] | None = None) -> Iter
 
 
 def _mutate(text: str, generator: random.Random) -> str:
-    a, b = sorted((_border(text, generator), _border(text, generator)))
-    kind = generator.randrange(7)
+    a, b = _border(text, generator), _border(text, generator)
+    if a > b:
+        a, b = b, a
+    kind = int(7 * generator.random())
     if kind == 0:
         return text[:a]
     if kind == 1:
@@ -67,14 +69,15 @@ def _mutate(text: str, generator: random.Random) -> str:
     if kind == 3:
         return text[b:] + text[a:b] + text[:a]
     if kind == 4:
-        return text[:a] + chr(generator.randrange(0x110000)) + text[a:]
+        return text[:a] + chr(int(0x110000 * generator.random())) + text[a:]
     return text[:a] + generator.choice(PIECES) + text[a:]
 
 
 def _border(text: str, generator: random.Random) -> int:
     """A position, half of the time next to a sign that the protocol gives a meaning."""
-    position = generator.randint(0, len(text))
-    if generator.random() < 0.5:
-        found = text.find(generator.choice('<>{}"\n:'), position)
-        return found if found >= 0 else position
-    return position
+    chance = 2 * generator.random()
+    position = int((chance % 1) * (len(text) + 1))
+    if chance < 1:
+        return position
+    found = text.find(generator.choice('<>{}"\n:'), position)
+    return found if found >= 0 else position

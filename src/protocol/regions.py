@@ -16,6 +16,9 @@ from src.protocol.types import ParsedResponse, Region
 __all__ = ["DecodedCompletion", "TokenBytes", "read_completion", "token_regions"]
 
 
+_PAINT = [bytes([region]) for region in Region]
+
+
 @dataclass(frozen=True, slots=True)
 class DecodedCompletion:
     """A completion as the output protocol sees it.
@@ -96,10 +99,9 @@ def _piece_regions(pieces: Sequence[bytes], parsed: ParsedResponse, total: int) 
             f"token_regions: expected a response of {size} bytes, the tokens' own, found one of {parsed.size}. "
             "Parse table.decode(token_ids) without the stop token, or call read_completion."
         )
+    # One byte a region, and one more for tokens without bytes at the end of the text.
+    painted = b"".join([_PAINT[span.region] * (span.stop - span.start) for span in parsed.spans]) + _PAINT[0]
     regions = np.full(total, Region.FORMAT, dtype=np.int64)
-    if parsed.spans:
-        stops = np.array([span.stop for span in parsed.spans])
-        values = np.array([*(span.region for span in parsed.spans), Region.FORMAT], dtype=np.int64)
-        found = values[np.searchsorted(stops, ends - lengths, side="right")]
-        regions[: len(pieces)] = np.where(lengths > 0, found, Region.FORMAT)
+    found = np.frombuffer(painted, np.uint8)[ends - lengths]
+    regions[: len(pieces)] = np.where(lengths > 0, found, np.uint8(Region.FORMAT))
     return torch.from_numpy(regions)
