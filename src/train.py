@@ -16,12 +16,12 @@ from hydra.utils import instantiate  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from src.callbacks.checkpoint import RolloutCheckpoint  # noqa: E402
-from src.data.rendering import PromptRenderer  # noqa: E402
+from src.models.loading import LoadedPolicy, load_policy  # noqa: E402
 from src.models.rl_module import RLModule  # noqa: E402
 from src.models.warm_start import warm_start  # noqa: E402
 from src.protocol.token_bytes import TokenBytes  # noqa: E402
 from src.rollout.collect import Collector  # noqa: E402
-from src.utils.config_checks import check_config  # noqa: E402
+from src.utils.config_checks import check_config, check_context  # noqa: E402
 from src.utils.instantiating import instantiate_callbacks, instantiate_loggers  # noqa: E402
 from src.utils.run_summary import write_summary  # noqa: E402
 
@@ -41,8 +41,9 @@ def train(config: DictConfig) -> dict[str, float]:
     started = time.monotonic()
     L.seed_everything(config.seed, workers=True)
 
-    loaded = instantiate(config.policy)
-    renderer = PromptRenderer(loaded.tokenizer, loaded.layout, loaded.chat_template_kwargs)
+    loaded = load_policy(instantiate(config.policy))
+    check_context(config, loaded.policy.model.config)
+    renderer = instantiate(config.prompt, loaded.tokenizer)
     datamodule: L.LightningDataModule = instantiate(config.data, renderer=renderer)
     trainer: L.Trainer = instantiate(
         config.trainer,
@@ -55,7 +56,7 @@ def train(config: DictConfig) -> dict[str, float]:
         warm_start(
             loaded.policy, renderer, instantiate(config.warm_start), Path(config.paths.cache_dir) / "warm_start", where
         )
-    module = build_module(config, loaded, renderer)
+    module = build_module(config, loaded)
 
     start: dict[str, float] = {}
     if config.ckpt_path is None:
@@ -82,7 +83,7 @@ def train(config: DictConfig) -> dict[str, float]:
     return final
 
 
-def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRenderer) -> RLModule:
+def build_module(config: DictConfig, loaded: LoadedPolicy) -> RLModule:
     """The module with its engine and collector."""
     sampling = instantiate(config.sampling, stop_token_ids=loaded.stop_token_ids)
     engine = instantiate(config.rollout)(loaded.policy.model)
@@ -92,7 +93,7 @@ def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRende
         engine=engine,
         collector=Collector(engine, instantiate(config.reward), table, loaded.stop_token_ids),
         algorithm=instantiate(config.algorithm),
-        update=instantiate(config.update),
+        update=instantiate(config.updates),
         optimizer=instantiate(config.optimizer),
         sampling=sampling,
         seed=config.seed,

@@ -3,8 +3,12 @@
 from pathlib import Path
 
 import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, open_dict
 
-SHARED_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+SHARED_DATA = ROOT / ".." / "shared" / "data"
 
 needs_shared_data = pytest.mark.skipif(
     not SHARED_DATA.exists(), reason="the real data (rlla, API-Bank) is not beside the checkout, in ../shared/data"
@@ -14,3 +18,45 @@ needs_shared_data = pytest.mark.skipif(
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     return SHARED_DATA
+
+
+@pytest.fixture(scope="session")
+def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder: two-layer Qwen3 with random weights, room for published prompts, the tiny policy's tokenizer."""
+    from src.models.loading import export
+    from src.models.tiny_policy import build_model, build_tokenizer
+
+    folder = tmp_path_factory.mktemp("random_policy")
+    tokenizer = build_tokenizer(vocab_size=512, examples=300)
+    torch.manual_seed(0)
+    export(build_model(tokenizer, width=64, layers=2, positions=8192), tokenizer, folder)
+    return folder
+
+
+def train_config(folder: Path, *overrides: str) -> DictConfig:
+    """The composed training config, as `python src/train.py` would see it, with its run folder at `folder`."""
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
+        config = compose("train.yaml", overrides=list(overrides), return_hydra_config=False)
+    with open_dict(config):
+        config.paths.root_dir = str(ROOT)
+        config.paths.output_dir = str(folder)
+        config.paths.cache_dir = str(folder / "cache")
+    return config
+
+
+SMALL = (
+    "updates.rollout_steps=1",
+    "updates.prompts_per_minibatch=2",
+    "data.prompts_per_step=4",
+    "data.limit_val=2",
+    "sampling.n=2",
+    "sampling.max_new_tokens=12",
+    "trainer.accelerator=cpu",
+    "trainer.devices=1",
+    "trainer.val_check_interval=1",
+    "callbacks.progress_bar=null",
+    "trainer.enable_progress_bar=false",
+    "callbacks.rollout_log.every_n_steps=1",
+    "logger=csv",
+)
+"""Overrides that make any experiment a matter of seconds."""

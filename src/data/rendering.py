@@ -15,7 +15,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from src.data.dialogue import ChatPrompt, DataError, Message, ToolCall, ToolSpec, TurnExample
+from src.data.dialogue import (
+    THOUGHT_OF_CALLS,
+    THOUGHT_OF_RESPONSE,
+    ChatPrompt,
+    DataError,
+    Message,
+    ToolCall,
+    ToolSpec,
+    TurnExample,
+)
 
 Layout = Literal["published", "compact"]
 
@@ -52,8 +61,6 @@ needed, leave the "parameters" field an empty dictionary.
 3. Refer to the previous dialogue records in the history, including the user's queries, previous `<tool_call>`, \
 `<response>`, and any tool feedback noted as `<obs>` (if exists)."""
 _HISTORY_HEAD = "**Dialogue Records History**\n"
-_THOUGHT_OF_CALLS = "I should use the appropriate tool with proper parameters to respond to the user's need."
-_THOUGHT_OF_RESPONSE = "I should directly respond to the user's need."
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +118,7 @@ def published_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> C
         elif message.role == "observation":
             records = records.removesuffix("\n") + f"<obs> {message.text} </obs>\n\n"
         else:
-            thought = _THOUGHT_OF_CALLS if message.calls else _THOUGHT_OF_RESPONSE
+            thought = THOUGHT_OF_CALLS if message.calls else THOUGHT_OF_RESPONSE
             records += step_text(message, thought) + "\n\n"
     return ChatPrompt(_SYSTEM_HEAD + listing + _SYSTEM_TAIL, _HISTORY_HEAD + records.rstrip("\n"))
 

@@ -74,9 +74,9 @@ class UpdateSettings:
     def __post_init__(self) -> None:
         for name in ("rollout_steps", "prompts_per_minibatch", "passes", "max_row_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"update.{name}: expected at least 1, found {getattr(self, name)}.")
+                raise ValueError(f"updates.{name}: expected at least 1, found {getattr(self, name)}.")
         if self.gradient_clip <= 0:
-            raise ValueError(f"update.gradient_clip: expected more than 0, found {self.gradient_clip}.")
+            raise ValueError(f"updates.gradient_clip: expected more than 0, found {self.gradient_clip}.")
 
 
 class RLModule(LightningModule):
@@ -111,7 +111,7 @@ class RLModule(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.policy = policy
+        self.policy = policy.train()
         self.engine = engine
         self.collector = collector
         self.algorithm = algorithm

@@ -72,7 +72,9 @@ def build_tokenizer(vocab_size: int = 1024, examples: int = 6000, seed: int = 7)
     return fast
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, width: int = 128, layers: int = 4) -> Qwen3ForCausalLM:
+def build_model(
+    tokenizer: PreTrainedTokenizerFast, width: int = 128, layers: int = 4, positions: int = 1024
+) -> Qwen3ForCausalLM:
     """A small Qwen3 with random weights (torch's global generator)."""
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -83,7 +85,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast, width: int = 128, layers: in
         num_key_value_heads=width // 64,
         head_dim=32,
         tie_word_embeddings=True,
-        max_position_embeddings=1024,
+        max_position_embeddings=positions,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,

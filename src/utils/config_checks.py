@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from omegaconf import DictConfig, OmegaConf
+from transformers import PretrainedConfig
 
 
 class ConfigError(ValueError):
@@ -17,10 +18,10 @@ def check_config(config: DictConfig) -> None:
     """
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ConfigError(f"no value for {', '.join(missing)}: give them on the command line, e.g. {missing[0]}=…")
-    prompts, minibatch = config.data.prompts_per_step, config.update.prompts_per_minibatch
+    prompts, minibatch = config.data.prompts_per_step, config.updates.prompts_per_minibatch
     if prompts % minibatch:
         raise ConfigError(
-            f"data.prompts_per_step={prompts} is no multiple of update.prompts_per_minibatch={minibatch}: the last "
+            f"data.prompts_per_step={prompts} is no multiple of updates.prompts_per_minibatch={minibatch}: the last "
             "minibatch of every rollout step would be smaller. Change one of them."
         )
     if config.sampling.n < 2:
@@ -29,19 +30,27 @@ def check_config(config: DictConfig) -> None:
         )
     if config.sampling.temperature == 0:
         raise ConfigError("sampling.temperature=0 makes all completions of a prompt equal: expected more than 0.")
-    context = config.policy.get("max_context")
-    longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
-    if context is not None and longest > context:
-        raise ConfigError(
-            f"data.max_prompt_tokens + sampling.max_new_tokens = {longest} is more than policy.max_context={context}. "
-            "Lower one of the first two."
-        )
     interval = config.trainer.get("val_check_interval")
-    if isinstance(interval, int) and interval > config.update.rollout_steps:
+    if isinstance(interval, int) and interval > config.updates.rollout_steps:
         raise ConfigError(
-            f"trainer.val_check_interval={interval} is more than update.rollout_steps={config.update.rollout_steps}: "
+            f"trainer.val_check_interval={interval} is more than updates.rollout_steps={config.updates.rollout_steps}: "
             "nothing would be validated on the way. Lower it."
         )
     scheduled = config.algorithm.weighting.progress == "fraction"
     if scheduled and config.callbacks.get("curriculum") is None:
         raise ConfigError("algorithm.weighting.progress=fraction needs callbacks.curriculum, which is null.")
+
+
+def check_context(config: DictConfig, model: PretrainedConfig) -> None:
+    """Check that prompt and completion fit the model's positions.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    positions = getattr(model.get_text_config(), "max_position_embeddings", None)
+    longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
+    if positions is not None and longest > positions:
+        raise ConfigError(
+            f"data.max_prompt_tokens + sampling.max_new_tokens = {config.data.max_prompt_tokens} + "
+            f"{config.sampling.max_new_tokens} is more than the model's {positions} positions. Lower one of them."
+        )

@@ -16,7 +16,7 @@ _PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics",
 
 def write_summary(folder: Path, **values: Any) -> None:
     """Write `summary.json` with the given values, the command, and the versions that it ran with."""
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    command = shlex.join(["python", f"src/{Path(sys.argv[0]).name}", *sys.argv[1:]])
     content: Mapping[str, Any] = {**values, "command": command, "versions": versions()}
     (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 

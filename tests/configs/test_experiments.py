@@ -1,0 +1,76 @@
+"""Every experiment composes, instantiates and takes one rollout step, with random weights where its own are not here."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from src.train import train
+from tests.conftest import ROOT, SMALL, train_config
+
+EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
+PUBLISHED = [name for name in EXPERIMENTS if name.startswith(("qwen3", "llama3"))]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory) -> Path:
+    """Eight records in the published layout, by hand."""
+    records = [
+        {
+            "instruction": f"**Available Tools**\n1. Name: tool_{i}\nDescription: d.\nParameters: {{}}",
+            "input": f"**Dialogue Records History**\n<user> Call tool {i}. </user>",
+            "output": f'<think> It fits. </think>\n<tool_call>\n{{"name": "tool_{i}", "parameters": {{}}}}\n</tool_call>',
+        }
+        for i in range(8)
+    ]
+    path = tmp_path_factory.mktemp("corpus") / "rlla.json"
+    path.write_text(json.dumps(records))
+    return path
+
+
+def _overrides(name: str, corpus: Path, policy: Path) -> list[str]:
+    overrides = [f"experiment={name}", *SMALL, f"policy.path={policy}", "policy.dtype=float32"]
+    config = train_config(Path(), f"experiment={name}")
+    if "rlla" in config.data.train.get("_target_", ""):
+        overrides += [f"data.path={corpus}", "data.train.val_share=0.25"]
+    if config.trainer.precision != "32-true":
+        overrides.append("trainer.precision=bf16-mixed")
+    return overrides
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_experiment_takes_one_step(name, corpus, random_policy, tmp_path):
+    train(train_config(tmp_path, *_overrides(name, corpus, random_policy)))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["rollout_steps"] == 1 and summary["optimizer_steps"] == 2
+    events = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["validation", "rollout_step", "validation"]
+    assert (tmp_path / "checkpoints/last.ckpt").exists() and (tmp_path / "checkpoints/best.ckpt").exists()
+    rollouts = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
+    assert len(rollouts) == 2
+    for record in rollouts:
+        assert len(record["tokens"]) == len(record["regions"]) == len(record["weights"])
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_experiments_have_the_tables_numbers(name):
+    config = train_config(Path(), f"experiment={name}")
+    assert (config.data.prompts_per_step, config.updates.prompts_per_minibatch) == (512, 64)
+    assert config.data.max_prompt_tokens == config.sampling.max_new_tokens == 2048
+    assert config.optimizer.learning_rate == 1e-6
+    assert config.algorithm.loss.kl_coef == 0
+    assert config.trainer.val_check_interval == config.callbacks.checkpoint.every_n_rollout_steps == 15
+    assert config.sampling.n == 8
+    factors, weighting = config.algorithm.weighting.factors, config.algorithm.weighting
+    found = [factors.reasoning, factors.tool_name, factors.tool_parameters, factors.format]
+    alphas = [weighting.alpha_format, weighting.alpha_parameters, weighting.alpha_reasoning]
+    if name.startswith("llama3"):
+        assert found == [0.6, 1.2, 0.6, 1.0] and alphas == [0.002, 0.002, 0.002]
+    else:
+        assert found == [0.016, 1.2, 0.8, 0.95] and alphas == [0.003, 0.003, 6e-5]
+
+
+@pytest.mark.parametrize("group", ["logger", "trainer", "reward", "algorithm", "policy", "data"])
+def test_every_config_of_a_group_composes(group):
+    for path in sorted((ROOT / "configs" / group).glob("*.yaml")):
+        assert train_config(Path(), f"{group}={path.stem}")[group] is not None

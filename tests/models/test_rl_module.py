@@ -1,0 +1,143 @@
+"""The training loop as a whole: sampler and trainer agree, runs resume, bad numbers stop, and it learns what is rewarded."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from src.models import rl_module
+from src.models.rl_module import NonFiniteError
+from src.rollout.collect import StaleRolloutError, prompt_seed
+from src.rollout.native import NativeEngine
+from src.train import train
+from tests.conftest import SMALL, train_config
+
+TINY_STEPS = (
+    *SMALL,
+    "reward._target_=tests.models.even_reward.EvenReward",
+    "sampling.n=4",
+    "optimizer.learning_rate=1.0e-3",
+    "optimizer.warmup_steps=0",
+    "callbacks.rollout_log=null",
+)
+
+
+def run(folder: Path, policy: Path, *overrides: str) -> list[dict]:
+    folder.mkdir(parents=True, exist_ok=True)
+    train(train_config(folder, *TINY_STEPS, f"policy.path={policy}", *overrides))
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == "rollout_step"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)
+    return checkpoint["state_dict"]
+
+
+def without_times(steps: list[dict]) -> list[dict]:
+    return [{key: value for key, value in step.items() if not key.startswith("time/")} for step in steps]
+
+
+def test_sampler_agrees_with_trainer_after_every_update(random_policy, tmp_path):
+    steps = run(tmp_path, random_policy, "updates.rollout_steps=5", "trainer.val_check_interval=5")
+    assert [step["rollout_step"] for step in steps] == [0, 1, 2, 3, 4]
+    for step in steps:
+        assert step["train/sampler_gap_max"] < 1e-5
+    start = load_file(random_policy / "model.safetensors")["model.embed_tokens.weight"]
+    moved = (weights(tmp_path)["policy.model.model.embed_tokens.weight"] - start).abs().max()
+    assert moved > 1e-3  # ten optimizer steps of 1e-3: the agreement is about new weights
+
+
+def test_resumed_run_is_the_uninterrupted_run(random_policy, tmp_path):
+    """Four steps at once, and two plus two: the same metrics, curriculum included, and the same weights."""
+    settings = (
+        "algorithm.weighting.initialiser=inverse_entropy",
+        "optimizer.schedule=cosine",
+        "trainer.val_check_interval=2",
+    )
+    whole = run(tmp_path / "whole", random_policy, "updates.rollout_steps=4", *settings)
+    stopper = _StopAfter(2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.train.instantiate_callbacks", stopper.callbacks)
+        first = run(tmp_path / "first", random_policy, "updates.rollout_steps=4", *settings)
+    checkpoint = tmp_path / "first/checkpoints/last.ckpt"
+    second = run(tmp_path / "second", random_policy, "updates.rollout_steps=4", f"ckpt_path={checkpoint}", *settings)
+    assert [step["rollout_step"] for step in second] == [2, 3]
+    assert without_times(first + second) == without_times(whole)
+    for name, value in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(tmp_path / "second")[name], value), name
+
+
+def test_rows_do_not_matter(random_policy, tmp_path):
+    """Every group in a row of its own or all in one: the same weights after the update, within rounding."""
+    run(tmp_path / "one", random_policy, "updates.max_row_tokens=100000")
+    run(tmp_path / "many", random_policy, "updates.max_row_tokens=1")
+    for name, value in weights(tmp_path / "one").items():
+        torch.testing.assert_close(weights(tmp_path / "many")[name], value, rtol=0, atol=2e-5)
+
+
+def test_stale_weights_are_an_error(random_policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(NativeEngine, "update_weights", lambda self, named_tensors, version: None)
+    with pytest.raises(StaleRolloutError, match="expected completions from weights version 1, found 0"):
+        run(tmp_path, random_policy, "updates.rollout_steps=2", "trainer.val_check_interval=2")
+
+
+def test_non_finite_gradient_stops_before_the_weights_change(random_policy, tmp_path, monkeypatch):
+    original = rl_module.policy_loss
+
+    def broken(inputs, config, counts):
+        output = original(inputs, config, counts)
+        return output._replace(loss=output.loss + inputs.logprobs.sum() * float("nan"))
+
+    stepped = []
+    monkeypatch.setattr(rl_module, "policy_loss", broken)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: stepped.append(1))
+    with pytest.raises(NonFiniteError, match="rollout step 0: loss nan.*optimizer.learning_rate"):
+        run(tmp_path, random_policy)
+    assert not stepped
+
+
+def test_it_learns_what_is_rewarded(random_policy, tmp_path):
+    """One-token completions, rewarded for an even number of bytes: from seldom to nearly always."""
+    steps = run(
+        tmp_path,
+        random_policy,
+        "updates.rollout_steps=25",
+        "data.prompts_per_step=8",
+        "updates.prompts_per_minibatch=4",
+        "sampling.n=8",
+        "sampling.max_new_tokens=1",
+        "trainer.val_check_interval=25",
+        "callbacks.health=null",
+    )
+    assert steps[0]["reward/total"] < 0.8
+    assert steps[-1]["reward/total"] > 0.95
+
+
+def test_prompt_seed_depends_on_run_step_and_example():
+    seeds = {prompt_seed(seed, step, example) for seed in (1, 2) for step in (0, 1) for example in ("a", "b")}
+    assert len(seeds) == 8
+    assert all(0 <= seed < 2**56 for seed in seeds)
+    assert prompt_seed(1, 0, "a") == prompt_seed(1, 0, "a")
+
+
+class _StopAfter:
+    """Ends a fit after so many rollout steps, as a kill would, without telling the run that it was to end there."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+
+    def callbacks(self, config):
+        from src.callbacks.base import RolloutCallback
+        from src.utils.instantiating import instantiate_callbacks
+
+        steps = self._steps
+
+        class Stop(RolloutCallback):
+            def on_rollout_step_end(self, trainer, module, step):
+                if module.rollout_step == steps:
+                    trainer.should_stop = True
+
+        return [Stop(), *instantiate_callbacks(config)]
