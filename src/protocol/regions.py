@@ -100,7 +100,9 @@ def _piece_regions(pieces: Sequence[bytes], parsed: ParsedResponse, total: int) 
             "Parse table.decode(token_ids) without the stop token, or call read_completion."
         )
     # One byte a region, and one more for tokens without bytes at the end of the text.
-    painted = b"".join([_PAINT[span.region] * (span.stop - span.start) for span in parsed.spans]) + _PAINT[Region.FORMAT]
+    painted = (
+        b"".join([_PAINT[span.region] * (span.stop - span.start) for span in parsed.spans]) + _PAINT[Region.FORMAT]
+    )
     regions = np.full(total, Region.FORMAT, dtype=np.int64)
     found = np.frombuffer(painted, np.uint8)[ends - lengths]
     regions[: len(pieces)] = np.where(lengths > 0, found, np.uint8(Region.FORMAT))
