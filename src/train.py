@@ -21,7 +21,7 @@ from src.models.rl_module import RLModule  # noqa: E402
 from src.models.warm_start import warm_start  # noqa: E402
 from src.protocol.token_bytes import TokenBytes  # noqa: E402
 from src.rollout.collect import Collector  # noqa: E402
-from src.utils.config_checks import check_config, check_context  # noqa: E402
+from src.utils.config_checks import check_config, check_model  # noqa: E402
 from src.utils.instantiating import instantiate_callbacks, instantiate_loggers  # noqa: E402
 from src.utils.run_summary import write_summary  # noqa: E402
 
@@ -42,7 +42,7 @@ def train(config: DictConfig) -> dict[str, float]:
     L.seed_everything(config.seed, workers=True)
 
     loaded = load_policy(instantiate(config.policy))
-    check_context(config, loaded.policy.model.config)
+    check_model(config, loaded.policy.model)
     renderer = instantiate(config.prompt, loaded.tokenizer)
     datamodule: L.LightningDataModule = instantiate(config.data, renderer=renderer)
     trainer: L.Trainer = instantiate(

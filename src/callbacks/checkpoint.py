@@ -30,4 +30,6 @@ class RolloutCheckpoint(ModelCheckpoint):
         """Write `last.ckpt` when it is due; the last rollout step always is."""
         rollout_step = int(pl_module.rollout_step)  # type: ignore[arg-type]
         if rollout_step % self._every_rollout_steps == 0 or trainer.should_stop:
+            saved = self._last_global_step_saved
             self._save_last_checkpoint(trainer, self._monitor_candidates(trainer))
+            self._last_global_step_saved = saved  # a validation of this very step may still be the best

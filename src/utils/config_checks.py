@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from omegaconf import DictConfig, OmegaConf
-from transformers import PretrainedConfig
+from transformers import PreTrainedModel
+
+_SMALLEST_BF16_RATE = 1e-4
+"""Adam moves a weight by about the learning rate; bfloat16 resolves 4e-5 to 8e-5 around 0.02."""
 
 
 class ConfigError(ValueError):
@@ -41,16 +45,23 @@ def check_config(config: DictConfig) -> None:
         raise ConfigError("algorithm.weighting.progress=fraction needs callbacks.curriculum, which is null.")
 
 
-def check_context(config: DictConfig, model: PretrainedConfig) -> None:
-    """Check that prompt and completion fit the model's positions.
+def check_model(config: DictConfig, model: PreTrainedModel) -> None:
+    """Check the config against the model that it loaded.
 
     Raises:
-        ConfigError: they do not.
+        ConfigError: prompt and completion do not fit the model's positions, or updates would be lost in its weights.
     """
-    positions = getattr(model.get_text_config(), "max_position_embeddings", None)
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
     if positions is not None and longest > positions:
         raise ConfigError(
             f"data.max_prompt_tokens + sampling.max_new_tokens = {config.data.max_prompt_tokens} + "
             f"{config.sampling.max_new_tokens} is more than the model's {positions} positions. Lower one of them."
+        )
+    rate = config.optimizer.learning_rate
+    if rate < _SMALLEST_BF16_RATE and any(p.requires_grad and p.dtype == torch.bfloat16 for p in model.parameters()):
+        raise ConfigError(
+            f"optimizer.learning_rate={rate} with policy.dtype={config.policy.dtype}: bfloat16 weights keep 8 bits, so a "
+            f"step of {rate} on a weight of 0.02 rounds to nothing. Set policy.dtype=float32 trainer.precision=bf16-mixed, "
+            "or train adapters with policy.lora."
         )

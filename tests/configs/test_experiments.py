@@ -33,8 +33,6 @@ def _overrides(name: str, corpus: Path, policy: Path) -> list[str]:
     config = train_config(Path(), f"experiment={name}")
     if "rlla" in config.data.train.get("_target_", ""):
         overrides += [f"data.path={corpus}", "data.train.val_share=0.25"]
-    if config.trainer.precision != "32-true":
-        overrides.append("trainer.precision=bf16-mixed")
     return overrides
 
 

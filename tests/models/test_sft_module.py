@@ -61,7 +61,7 @@ def test_warm_start_learns_and_is_cached(random_policy, tmp_path, monkeypatch):
         return path, before, float(supervised_loss(loaded.policy, batch)), loaded.policy.model.state_dict()
 
     path, before, after, trained = start()
-    assert after < 0.6 * before
+    assert after < 0.7 * before
     monkeypatch.setattr("src.models.warm_start.L.Trainer", lambda **_: pytest.fail("trained again"))
     again, _, cached_loss, cached = start()
     assert again == path and cached_loss == after
