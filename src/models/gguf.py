@@ -42,6 +42,7 @@ def converted_gguf(source: str, gguf_file: str, *, cache: Path | None = None) ->
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=cache))
     try:
         _convert(source, gguf_file, unfinished)
+        unfinished.chmod(0o755)  # temporary folders are private
         unfinished.rename(folder)
     except OSError:
         if not folder.is_dir():

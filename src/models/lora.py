@@ -54,7 +54,10 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
         target_modules=targets if isinstance(targets, str) else list(targets),
         exclude_modules=["lm_head"],
     )
-    inject_adapter_in_model(adapters, model, adapter_name=_ADAPTER)
+    try:
+        inject_adapter_in_model(adapters, model, adapter_name=_ADAPTER)
+    except ValueError as error:
+        raise ValueError(f"policy.lora.target_modules: {targets} fits no layer of {type(model).__name__}.") from error
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.algorithm.packing import PackedRow
-from src.models.attention import PACKED_ATTENTION, check_attention_support, dense_mask, plan_attention, sliding_window
+from src.models.attention import PACKED_ATTENTION, check_attention_support, sliding_window
+from src.models.attention_plan import dense_mask, plan_attention
 from src.models.head import token_logprobs_and_entropies
 
 

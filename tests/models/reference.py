@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
 
 from src.algorithm.experience import PromptGroup
@@ -51,7 +52,10 @@ def random_group(prompt: int, lengths: list[int], vocabulary: int = VOCABULARY, 
 
 
 def padded_scores(model: PreTrainedModel, groups: list[PromptGroup], temperature: float) -> tuple[Tensor, Tensor]:
-    """Log-probabilities and entropies [N] the ordinary way: a padded row a completion, full logits, log_softmax."""
+    """Log-probabilities and entropies [N] the ordinary way: a padded row a completion, full logits, log_softmax.
+
+    The model computes in its own precision; log_softmax is in double, whose float32 form is the noisiest step of all.
+    """
     rows = [
         (group.prompt_ids, completion)
         for group in groups
@@ -64,7 +68,7 @@ def padded_scores(model: PreTrainedModel, groups: list[PromptGroup], temperature
         size = len(prompt) + len(completion)
         ids[index, :size] = torch.cat([prompt, completion])
         mask[index, :size] = 1
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.float() / temperature
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits.double() / temperature
     logp = logits.log_softmax(-1)
     logprobs, entropies = [], []
     for index, (prompt, completion) in enumerate(rows):
@@ -72,3 +76,18 @@ def padded_scores(model: PreTrainedModel, groups: list[PromptGroup], temperature
         logprobs.append(predicting.gather(1, completion[:, None]).squeeze(1))
         entropies.append(-(predicting.exp() * predicting).sum(-1))
     return torch.cat(logprobs), torch.cat(entropies)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = function(*args, **(kwargs or {}))
+        for leaf in torch.utils._pytree.tree_leaves(result):
+            if isinstance(leaf, Tensor):
+                self.numel = max(self.numel, leaf.numel())
+        return result

