@@ -126,9 +126,7 @@ def main(config: DictConfig) -> float | None:
     if config.optimized_metric is None:
         return None
     if config.optimized_metric not in metrics:
-        raise ValueError(
-            f"optimized_metric: expected one of {sorted(metrics)}, found '{config.optimized_metric}'."
-        )
+        raise ValueError(f"optimized_metric: expected one of {sorted(metrics)}, found '{config.optimized_metric}'.")
     return metrics[config.optimized_metric]
 
 

@@ -32,13 +32,13 @@ class Health(RolloutCallback):
         self._signs = {
             "group/zero_variance": (
                 max_zero_variance,
-                "most groups have equal rewards: raise sampling.temperature or sampling.n, or choose prompts of middling "
-                "difficulty",
+                "most groups have equal rewards: raise sampling.temperature or sampling.n, or choose prompts of "
+                "middling difficulty",
             ),
             "train/sampler_gap": (
                 max_sampler_gap,
-                "sampler and trainer disagree about log-probabilities: check that the engine got the last weights and runs "
-                "in the trainer's precision, or set algorithm.loss.importance_cap",
+                "sampler and trainer disagree about log-probabilities: check that the engine got the last weights and "
+                "runs in the trainer's precision, or set algorithm.loss.importance_cap",
             ),
             "response/truncated": (
                 max_truncated,

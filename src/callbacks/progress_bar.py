@@ -11,7 +11,7 @@ from src.models.rl_module import RLModule
 
 
 class RolloutProgressBar(RichProgressBar):
-    """Lightning's rich bar over the whole run instead of over one pass of the data, with reward, exact match, entropy."""
+    """Lightning's rich bar, over the whole run instead of over one pass of the data."""
 
     @property
     def total_train_batches(self) -> int:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class RegionEntropy(RolloutCallback):
-    """Logs, by region and over all ranks, before the update:
+    """Logs what each region is like, over all ranks and before the update.
 
     - `entropy/<region>`: mean entropy in nats of the policy at its tokens, never scaled by weights;
     - `token_share/<region>`: its share of the sampled tokens;

@@ -192,10 +192,14 @@ class RLModule(LightningModule):
         """Optimizer steps over all minibatches; metrics as means over tokens and minibatches."""
         size = max(1, self.update.prompts_per_minibatch // self.trainer.world_size)
         minibatches = [groups[start : start + size] for start in range(0, len(groups), size)] * self.update.passes
-        totals, losses, norms = LossMetrics(), [], []
+        totals = LossMetrics()
+        losses: list[float] = []
+        norms: list[float] = []
         for minibatch in minibatches:
             loss, norm, metrics = self._optimizer_step(minibatch)
-            totals, losses, norms = totals + metrics, [*losses, loss], [*norms, norm]
+            totals = totals + metrics
+            losses.append(loss)
+            norms.append(norm)
         means = self._reduced(totals).means()
         means |= {
             "loss": sum(losses) / len(losses),
@@ -213,9 +217,7 @@ class RLModule(LightningModule):
         optimizer.zero_grad()
         for row in self._rows(minibatch):
             scores = self.policy(pack(row), temperature=self._temperature)
-            output = policy_loss(
-                LossInputs.of(row, scores.logprobs, scores.entropies), self.algorithm.loss, counts
-            )
+            output = policy_loss(LossInputs.of(row, scores.logprobs, scores.entropies), self.algorithm.loss, counts)
             self.manual_backward(output.loss * self.trainer.world_size)
             total += output.loss.detach()
             metrics = metrics + output.metrics
@@ -223,11 +225,11 @@ class RLModule(LightningModule):
         norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.update.gradient_clip))
         if not (torch.isfinite(torch.tensor([loss, norm])).all()):
             raise NonFiniteError(
-                f"rollout step {self.rollout_step}: loss {loss}, gradient norm {norm}. The weights are those before this "
-                "minibatch. Lower optimizer.learning_rate or look at the last rollouts in rollouts.jsonl."
+                f"rollout step {self.rollout_step}: loss {loss}, gradient norm {norm}. The weights are those before "
+                "this minibatch. Lower optimizer.learning_rate or look at the last rollouts in rollouts.jsonl."
             )
         optimizer.step()
-        self.lr_schedulers().step()  # type: ignore[union-attr, call-arg]
+        self.lr_schedulers().step()  # type: ignore[union-attr]
         return loss, norm, metrics
 
     def _rows(self, groups: list[PromptGroup]) -> list[list[PromptGroup]]:
@@ -367,4 +369,3 @@ _VALIDATION_METRICS = (
     "tokens",
     "truncated",
 )
-

@@ -36,6 +36,7 @@ class WarmStart:
         max_tokens: longer examples (prompt and target) are left out and counted.
         prompt_weight: weight of a prompt token's loss.
         gradient_clip: largest gradient norm.
+        limit: at most so many examples, the first ones; None takes all.
         seed: of the order.
     """
 
@@ -46,6 +47,7 @@ class WarmStart:
     max_tokens: int = 4096
     prompt_weight: float = 0.0
     gradient_clip: float = 1.0
+    limit: int | None = None
     seed: int = 0
 
 
@@ -64,9 +66,11 @@ def warm_start(
     Returns:
         The cached file. Its name is a digest of the settings, the start weights, and the tokenised examples.
     """
-    dataset = SupervisedDataset(settings.source.load("train"), renderer, settings.max_tokens)
+    dataset = SupervisedDataset(settings.source.load("train")[: settings.limit], renderer, settings.max_tokens)
     if dataset.dropped:
-        log.info("Warm start: %d examples, %d dropped (> %d tokens).", len(dataset), dataset.dropped, settings.max_tokens)
+        log.info(
+            "Warm start: %d examples, %d dropped (> %d tokens).", len(dataset), dataset.dropped, settings.max_tokens
+        )
     target = cache / f"{_digest(policy, dataset, settings)}.safetensors"
     if target.exists():
         load_model(policy.model, target)

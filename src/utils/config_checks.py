@@ -61,7 +61,7 @@ def check_model(config: DictConfig, model: PreTrainedModel) -> None:
     rate = config.optimizer.learning_rate
     if rate < _SMALLEST_BF16_RATE and any(p.requires_grad and p.dtype == torch.bfloat16 for p in model.parameters()):
         raise ConfigError(
-            f"optimizer.learning_rate={rate} with policy.dtype={config.policy.dtype}: bfloat16 weights keep 8 bits, so a "
-            f"step of {rate} on a weight of 0.02 rounds to nothing. Set policy.dtype=float32 trainer.precision=bf16-mixed, "
-            "or train adapters with policy.lora."
+            f"optimizer.learning_rate={rate} with policy.dtype={config.policy.dtype}: bfloat16 weights keep 8 bits, "
+            f"so a step of {rate} on a weight of 0.02 rounds to nothing. Set policy.dtype=float32 "
+            "trainer.precision=bf16-mixed, or train adapters with policy.lora."
         )

@@ -18,13 +18,14 @@ def instantiate_all(config: DictConfig | None, key: str, kind: type) -> list[Any
     """
     made = []
     for name, entry in (config or {}).items():
+        key_path = f"{key}.{name!s}"
         if entry is None:
             continue
         if "_target_" not in entry:
-            raise ValueError(f"{key}.{name}: expected a config with _target_, found the keys {sorted(entry)}.")
+            raise ValueError(f"{key_path}: expected a config with _target_, found the keys {sorted(entry)}.")
         value = instantiate(entry)
         if not isinstance(value, kind):
-            raise ValueError(f"{key}.{name}: expected a {kind.__name__}, found {type(value).__name__}.")
+            raise ValueError(f"{key_path}: expected a {kind.__name__}, found {type(value).__name__}.")
         made.append(value)
     return made
 

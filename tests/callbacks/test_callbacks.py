@@ -77,7 +77,10 @@ def one_rank():
 
 def module_with(weighting: RegionWeighting, progress: float = 0.0):
     return SimpleNamespace(
-        algorithm=SimpleNamespace(weighting=weighting), progress=progress, device=torch.device("cpu"), region_factors=None
+        algorithm=SimpleNamespace(weighting=weighting),
+        progress=progress,
+        device=torch.device("cpu"),
+        region_factors=None,
     )
 
 

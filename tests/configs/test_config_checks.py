@@ -59,6 +59,6 @@ def test_updates_must_not_be_lost_in_bfloat16():
     assert torch.tensor(0.02, dtype=torch.bfloat16) + 1e-6 == torch.tensor(0.02, dtype=torch.bfloat16)
     config = train_config(Path(), "optimizer.learning_rate=1.0e-6", "policy.dtype=bfloat16")
     check_model(config, qwen3(1024, torch.float32))
-    with pytest.raises(ConfigError, match="policy.dtype=float32 trainer.precision=bf16-mixed"):
+    with pytest.raises(ConfigError, match=r"policy\.dtype=float32 trainer.precision=bf16-mixed"):
         check_model(config, qwen3(1024, torch.bfloat16))
     check_model(train_config(Path(), "optimizer.learning_rate=1.0e-4"), qwen3(1024, torch.bfloat16))

@@ -1,4 +1,4 @@
-"""Every experiment composes, instantiates and takes one rollout step, with random weights where its own are not here."""
+"""Every experiment composes, instantiates and takes one rollout step, on random weights."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,8 @@ def corpus(tmp_path_factory) -> Path:
         {
             "instruction": f"**Available Tools**\n1. Name: tool_{i}\nDescription: d.\nParameters: {{}}",
             "input": f"**Dialogue Records History**\n<user> Call tool {i}. </user>",
-            "output": f'<think> It fits. </think>\n<tool_call>\n{{"name": "tool_{i}", "parameters": {{}}}}\n</tool_call>',
+            "output": "<think> It fits. </think>\n<tool_call>\n"
+            f'{{"name": "tool_{i}", "parameters": {{}}}}\n</tool_call>',
         }
         for i in range(8)
     ]

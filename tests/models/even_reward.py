@@ -4,7 +4,7 @@ from src.rewards.tool_call import Reward, RewardParts
 
 
 class EvenReward:
-    """1 for a text of an even number of bytes, else 0. Takes and ignores the settings of the reward it stands in for."""
+    """1 for a text of an even number of bytes, else 0. Ignores the settings of the reward it stands in for."""
 
     def __init__(self, **settings):
         pass

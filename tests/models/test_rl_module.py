@@ -1,4 +1,4 @@
-"""The training loop as a whole: sampler and trainer agree, runs resume, bad numbers stop, and it learns what is rewarded."""
+"""The training loop: sampler and trainer agree, runs resume, bad numbers stop, what is rewarded is learnt."""
 
 import json
 from pathlib import Path
@@ -94,7 +94,7 @@ def test_non_finite_gradient_stops_before_the_weights_change(random_policy, tmp_
     stepped = []
     monkeypatch.setattr(rl_module, "policy_loss", broken)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: stepped.append(1))
-    with pytest.raises(NonFiniteError, match="rollout step 0: loss nan.*optimizer.learning_rate"):
+    with pytest.raises(NonFiniteError, match=r"rollout step 0: loss nan.*optimizer.learning_rate"):
         run(tmp_path, random_policy)
     assert not stepped
 

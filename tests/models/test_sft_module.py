@@ -21,7 +21,7 @@ def loaded(random_policy):
 
 @pytest.mark.parametrize("prompt_weight", [0.0, 0.2])
 def test_supervised_loss_is_the_weighted_cross_entropy(loaded, prompt_weight):
-    """Packed, against one ordinary forward a sequence: sum of w * nll / sum of w, prompts' first tokens never scored."""
+    """Packed, against one forward a sequence: sum of w * nll / sum of w, prompts' first tokens never scored."""
     renderer = PromptRenderer(loaded.tokenizer, "compact")
     dataset = SupervisedDataset(SyntheticSource(6, 1, seed=5).load("train"), renderer)
     batch = [dataset[index] for index in range(6)]
@@ -83,9 +83,11 @@ def test_schedule_by_hand():
 def test_only_matrices_decay_and_something_must_train():
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.LayerNorm(2))
     optimizer, _ = build_optimizer(module.named_parameters(), OptimizerSettings(1e-3, weight_decay=0.1), 10)
-    decays = {parameter.ndim: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]}
+    decays = {
+        parameter.ndim: group["weight_decay"] for group in optimizer.param_groups for parameter in group["params"]
+    }
     assert decays == {2: 0.1, 1: 0.0}
     with pytest.raises(ValueError, match="at least one parameter to train"):
         build_optimizer(module.requires_grad_(False).named_parameters(), OptimizerSettings(1e-3), 10)
-    with pytest.raises(ValueError, match="optimizer.schedule: expected 'constant' or 'cosine', found 'linear'"):
+    with pytest.raises(ValueError, match=r"optimizer.schedule: expected 'constant' or 'cosine', found 'linear'"):
         OptimizerSettings(1e-3, "linear")  # type: ignore[arg-type]

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
-from src.data.dialogue import ChatPrompt, DataError, JsonValue, Message, TurnExample
+from src.data.dialogue import (
+    THOUGHT_OF_CALLS,
+    THOUGHT_OF_RESPONSE,
+    ChatPrompt,
+    DataError,
+    JsonValue,
+    Message,
+    TurnExample,
+)
 from src.data.sources.base import CorpusSource, target_tags
 from src.data.sources.reading import Record, require
 from src.protocol.parsing import parse
@@ -19,7 +28,18 @@ class RllaSource(CorpusSource):
 
     The SFT file has `{"instruction", "input", "output"}`; the reinforcement-learning parquet has `prompt` (a system and
     a user message) and `reward_model.ground_truth` (the target text).
+
+    Args:
+        thoughts: `keep` the distilled thoughts of the SFT file, or put the parquet's `placeholder` in their place, for
+            a policy that has no room for long thoughts.
+        **corpus: see `CorpusSource`.
     """
+
+    def __init__(self, thoughts: Literal["keep", "placeholder"] = "keep", **corpus: Any) -> None:
+        super().__init__(**corpus)
+        if thoughts not in ("keep", "placeholder"):
+            raise ValueError(f"thoughts: expected 'keep' or 'placeholder', found {thoughts!r}.")
+        self.thoughts = thoughts
 
     @property
     def default_name(self) -> str:
@@ -39,6 +59,8 @@ class RllaSource(CorpusSource):
             field = "output"
             text = require(record.value, "output", str, record.where)
         target = parse_target(text, record.where, field)
+        if self.thoughts == "placeholder":
+            target = replace(target, thought=THOUGHT_OF_CALLS if target.calls else THOUGHT_OF_RESPONSE)
         return [TurnExample((), (), target, self.name, record.id, prompt, target_tags(target))]
 
 
