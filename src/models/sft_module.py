@@ -65,7 +65,7 @@ class SFTModule(LightningModule):
         super().__init__()
         if not 0 <= prompt_weight <= 1:
             raise ValueError(f"prompt_weight: expected a value in [0, 1], found {prompt_weight}.")
-        self.policy = policy
+        self.policy = policy.train()
         self._settings = optimizer
         self._prompt_weight = prompt_weight
 
@@ -74,7 +74,7 @@ class SFTModule(LightningModule):
         loss = supervised_loss(self.policy, batch, self._prompt_weight)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         if batch_idx % _REPORT_EVERY == 0:
-            log.info("Supervised batch %d of %s: loss %.3f", batch_idx, self.trainer.num_training_batches, loss)
+            log.info("Supervised batch %d of %s: loss %.3f", batch_idx, self.trainer.num_training_batches, loss.item())
         return loss
 
     def configure_optimizers(self) -> Any:

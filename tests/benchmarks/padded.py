@@ -1,0 +1,42 @@
+"""The usual form of the update: one padded row a completion, prompt repeated, logits over all its tokens."""
+
+from __future__ import annotations
+
+import torch
+from transformers import PreTrainedModel
+
+from src.algorithm.experience import PromptGroup
+
+
+def random_groups(prompts: list[torch.Tensor], n: int, length: int, vocabulary: int) -> list[PromptGroup]:
+    """Groups of n completions of `length` random tokens."""
+    generator = torch.Generator().manual_seed(0)
+    zeros = torch.zeros(n * length)
+    return [
+        PromptGroup(
+            prompt_ids=prompt,
+            token_ids=torch.randint(vocabulary, (n * length,), generator=generator),
+            lengths=torch.full((n,), length),
+            rollout_logprobs=zeros,
+            regions=zeros.long(),
+            rewards=zeros[:n],
+            advantages=zeros[:n],
+            weights=zeros,
+        )
+        for prompt in prompts
+    ]
+
+
+def padded_logprobs(model: PreTrainedModel, groups: list[PromptGroup]) -> torch.Tensor:
+    """Log-probabilities [N] of all groups' tokens from rows `[prompt, completion]` padded right, in one batch."""
+    rows, spans, targets = [], [], []
+    for group in groups:
+        for completion in group.token_ids.split(group.lengths.tolist()):
+            rows.append(torch.cat([group.prompt_ids, completion]))
+            spans.append((len(group.prompt_ids) - 1, len(rows[-1]) - 1))
+            targets.append(completion)
+    batch = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in rows], batch_first=True).long()
+    logits = model(input_ids=batch, attention_mask=mask, use_cache=False).logits
+    scored = torch.cat([logits[i, start:stop] for i, (start, stop) in enumerate(spans)])
+    return scored.log_softmax(-1).gather(1, torch.cat(targets)[:, None])[:, 0]
