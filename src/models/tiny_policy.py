@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 FOLDER = Path(__file__).parent / "tiny"
 """Where the tiny policy lives in the project."""
 
+EXPERT_FOLDER = Path(__file__).parents[2] / "logs" / "tiny_policy" / "expert"
+"""Where the result of the first stage goes, to try other second stages from."""
+
 _TAGS = [f"<{slash}{tag}>" for tag in ("think", "tool_call", "response", "user", "obs") for slash in ("", "/")]
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _CHAT_TEMPLATE = (
@@ -118,7 +121,8 @@ def main() -> None:
     """Build the tokenizer, train both stages, write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write it")
-    parser.add_argument("--expert-steps", type=int, default=4000, help="optimizer steps on an expert's demonstrations")
+    parser.add_argument("--expert-folder", type=Path, default=EXPERT_FOLDER, help="where to keep the first stage")
+    parser.add_argument("--expert-steps", type=int, default=3600, help="optimizer steps on an expert's demonstrations")
     parser.add_argument("--habit-steps", type=int, default=150, help="optimizer steps on an imperfect demonstrator's")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--learning-rate", type=float, default=3e-3)
@@ -143,7 +147,7 @@ def main() -> None:
     if args.expert is None:
         demonstrations = SyntheticSource(num_train=args.expert_steps * args.batch_size, seed=1000 + args.seed)
         train_stage(policy, renderer, demonstrations, args.batch_size, args.learning_rate)
-        export(model, tokenizer, args.folder / "expert")
+        export(model, tokenizer, args.expert_folder)
     habits = SyntheticSource(num_train=args.habit_steps * args.batch_size, seed=2000 + args.seed, habits=Habits())
     train_stage(policy, renderer, habits, args.batch_size, args.habit_learning_rate)
     export(model, tokenizer, args.folder)
