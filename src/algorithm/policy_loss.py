@@ -16,8 +16,6 @@ from torch import Tensor
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.loss_metrics import LossMetrics
-from src.algorithm.region_weights import sum_by_region
-from src.protocol.types import Region
 
 Aggregation = Literal["sequence", "published", "token_sum_constant"]
 
@@ -97,7 +95,6 @@ class LossInputs:
         advantages: float32 [S].
         weights: float32 [N].
         lengths: int64 [S], summing to N.
-        regions: int64 [N], for metrics.
         rollout_logprobs: float32 [N], the sampler's.
         ref_logprobs: float32 [N], the frozen start's; None without a penalty.
     """
@@ -108,7 +105,6 @@ class LossInputs:
     advantages: Tensor
     weights: Tensor
     lengths: Tensor
-    regions: Tensor
     rollout_logprobs: Tensor
     ref_logprobs: Tensor | None = None
 
@@ -133,7 +129,6 @@ class LossInputs:
             advantages=torch.cat([group.advantages for group in groups]),
             weights=torch.cat([group.weights for group in groups]),
             lengths=torch.cat([group.lengths for group in groups]),
-            regions=torch.cat([group.regions for group in groups]),
             rollout_logprobs=torch.cat([group.rollout_logprobs for group in groups]),
             ref_logprobs=torch.cat(ref) if ref else None,
         )
@@ -223,8 +218,4 @@ def _metrics(
         per_token["ref_kl"] = ref_kl.detach()
     sums = {key: value.double().sum() for key, value in per_token.items()}
     sums["tokens"] = torch.tensor(float(len(ratio)), dtype=torch.float64, device=ratio.device)
-    by_region = {"tokens": torch.ones_like(ratio), "entropy": inputs.entropies, "weight": inputs.weights}
-    for kind, values in by_region.items():
-        totals = sum_by_region(values, inputs.regions)
-        sums.update({f"{kind}/{region.label}": totals[region] for region in Region})
     return LossMetrics(sums, {"ratio_max": ratio.max(), "sampler_gap_max": gap.max()})
