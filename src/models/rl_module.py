@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -18,65 +18,23 @@ from lightning import LightningModule
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from src.algorithm.advantages import Estimator, zero_variance
+from src.algorithm.advantages import zero_variance
 from src.algorithm.experience import PromptGroup
 from src.algorithm.loss_metrics import LossMetrics
 from src.algorithm.packing import pack, split_by_tokens
-from src.algorithm.policy_loss import LossCounts, LossInputs, PolicyLossConfig, policy_loss
-from src.algorithm.region_weights import RegionWeighting, token_weights
+from src.algorithm.policy_loss import LossCounts, LossInputs, policy_loss
+from src.algorithm.region_weights import token_weights
 from src.callbacks.base import RolloutCallback, RolloutStep
 from src.data.rendering import RenderedPrompt
 from src.models.optimizers import OptimizerSettings, build_optimizer
 from src.models.policy import Policy
+from src.models.rl_settings import AlgorithmSettings, UpdateSettings
 from src.rollout.collect import Collector, ScoredGroup
 from src.rollout.engine import RolloutEngine, SamplingParams
 
 
 class NonFiniteError(FloatingPointError):
     """Loss or gradient is NaN or infinite; no weight has been changed by it."""
-
-
-@dataclass(frozen=True, slots=True)
-class AlgorithmSettings:
-    """What makes a method: ResT, GRPO and kin differ here and in the reward only.
-
-    Attributes:
-        weighting: token weights by region.
-        loss: the clipped loss.
-        estimator: of the advantages.
-        advantage_delta: δ of Eq. 15.
-    """
-
-    weighting: RegionWeighting
-    loss: PolicyLossConfig
-    estimator: Estimator = "grpo"
-    advantage_delta: float = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class UpdateSettings:
-    """How a rollout step's groups become optimizer steps.
-
-    Attributes:
-        rollout_steps: of the whole run.
-        prompts_per_minibatch: prompts of one optimizer step, over all ranks.
-        passes: times that each rollout step's groups are gone through.
-        max_row_tokens: longest packed row; bounds the memory of a forward.
-        gradient_clip: largest gradient norm.
-    """
-
-    rollout_steps: int
-    prompts_per_minibatch: int
-    passes: int = 1
-    max_row_tokens: int = 16384
-    gradient_clip: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("rollout_steps", "prompts_per_minibatch", "passes", "max_row_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"updates.{name}: expected at least 1, found {getattr(self, name)}.")
-        if self.gradient_clip <= 0:
-            raise ValueError(f"updates.gradient_clip: expected more than 0, found {self.gradient_clip}.")
 
 
 class RLModule(LightningModule):
