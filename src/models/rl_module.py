@@ -7,6 +7,7 @@ drives curriculum, schedules and evaluation; Lightning's `global_step` counts op
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -169,7 +170,8 @@ class RLModule(LightningModule):
     def _optimizer_step(self, minibatch: list[PromptGroup]) -> tuple[float, float, LossMetrics]:
         """One clipped step: (loss of the minibatch, gradient norm before clipping, metrics of this rank's rows)."""
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
-        counts = LossCounts(*self._sum_over_ranks(torch.tensor(LossCounts.of(minibatch), dtype=torch.float64)).tolist())
+        local = torch.tensor(LossCounts.of(minibatch), dtype=torch.float64, device=self.device)
+        counts = LossCounts(*self._sum_over_ranks(local).tolist())
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         metrics = LossMetrics()
         optimizer.zero_grad()
@@ -265,7 +267,9 @@ class RLModule(LightningModule):
         for name in datamodule.val_names:
             tags = sorted({tag for prompt in datamodule.prompts(name) for tag in prompt.example.tags})
             for key in (*_VALIDATION_METRICS, *(f"exact_match/{tag}" for tag in tags)):
-                self._val_metrics[f"{name}/{key}"] = MeanMetric().to(self.device)
+                metric = MeanMetric().to(self.device)
+                metric.update(0.0, weight=0.0)  # a rank without such a prompt takes part in the mean all the same
+                self._val_metrics[f"{name}/{key}"] = metric
 
     def validation_step(self, batch: list[RenderedPrompt], batch_idx: int, dataloader_idx: int = 0) -> None:
         """Greedy completions of a batch of one split."""
@@ -282,7 +286,8 @@ class RLModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the means over all prompts of all ranks."""
-        values = {key: float(metric.compute()) for key, metric in self._val_metrics.items() if metric.update_called}
+        means = {key: float(metric.compute()) for key, metric in self._val_metrics.items()}
+        values = {key: mean for key, mean in means.items() if math.isfinite(mean)}  # no prompt with this tag was seen
         self.validated = (self.rollout_step, values)
         self.log_dict({**values, "step": float(self.rollout_step)})
 

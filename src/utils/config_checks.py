@@ -40,6 +40,11 @@ def check_config(config: DictConfig) -> None:
             f"trainer.val_check_interval={interval} is more than updates.rollout_steps={config.updates.rollout_steps}: "
             "nothing would be validated on the way. Lower it."
         )
+    if config.algorithm.loss.kl_coef > 0:
+        raise ConfigError(
+            f"algorithm.loss.kl_coef={config.algorithm.loss.kl_coef}: the penalty needs a frozen reference policy, which "
+            "this version does not run. ResT trains without one: set it to 0."
+        )
     scheduled = config.algorithm.weighting.progress == "fraction"
     if scheduled and config.callbacks.get("curriculum") is None:
         raise ConfigError("algorithm.weighting.progress=fraction needs callbacks.curriculum, which is null.")

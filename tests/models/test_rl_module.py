@@ -111,9 +111,11 @@ def test_it_learns_what_is_rewarded(random_policy, tmp_path):
         "sampling.max_new_tokens=1",
         "trainer.val_check_interval=25",
         "callbacks.health=null",
+        "optimizer.learning_rate=5.0e-3",
     )
-    assert steps[0]["reward/total"] < 0.8
-    assert steps[-1]["reward/total"] > 0.95
+    rewards = [step["reward/total"] for step in steps]
+    assert rewards[0] < 0.5
+    assert sum(rewards[-5:]) / 5 > 0.95
 
 
 def test_prompt_seed_depends_on_run_step_and_example():
