@@ -16,6 +16,7 @@ from torch import Tensor
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.loss_metrics import LossMetrics
+from src.utils.checks import check_fields
 
 Aggregation = Literal["sequence", "published", "token_sum_constant"]
 
@@ -55,16 +56,14 @@ class PolicyLossConfig:
                 "loss.aggregation 'token_sum_constant' and loss.max_length go together: expected both or neither, "
                 f"found aggregation '{self.aggregation}' and max_length {self.max_length}."
             )
-        checks = (
+        rules = (
             ("clip_low", 0 <= self.clip_low <= 1, "in [0, 1]"),
             ("clip_high", self.clip_high >= 0, "at least 0"),
             ("kl_coef", self.kl_coef >= 0, "at least 0"),
             ("importance_cap", self.importance_cap is None or self.importance_cap > 0, "null or more than 0"),
             ("max_length", self.max_length is None or self.max_length > 0, "null or more than 0"),
         )
-        for name, holds, expected in checks:
-            if not holds:
-                raise ValueError(f"loss.{name}: expected {expected}, found {getattr(self, name)}.")
+        check_fields("loss", self, rules)
 
 
 class LossCounts(NamedTuple):

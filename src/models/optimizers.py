@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
+from src.utils.checks import check_fields
+
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSettings:
@@ -35,16 +37,14 @@ class OptimizerSettings:
     eps: float = 1e-8
 
     def __post_init__(self) -> None:
-        checks = (
+        rules = (
             ("learning_rate", self.learning_rate > 0, "above 0"),
             ("schedule", self.schedule in ("constant", "cosine"), "'constant' or 'cosine'"),
             ("warmup_steps", self.warmup_steps >= 0, "at least 0"),
             ("final_share", 0 <= self.final_share <= 1, "in [0, 1]"),
             ("weight_decay", self.weight_decay >= 0, "at least 0"),
         )
-        for name, holds, expected in checks:
-            if not holds:
-                raise ValueError(f"optimizer.{name}: expected {expected}, found {getattr(self, name)!r}.")
+        check_fields("optimizer", self, rules)
 
 
 def learning_rate_share(step: int, total_steps: int, settings: OptimizerSettings) -> float:

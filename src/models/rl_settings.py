@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from src.algorithm.advantages import Estimator
 from src.algorithm.policy_loss import PolicyLossConfig
 from src.algorithm.region_weights import RegionWeighting
+from src.utils.checks import check_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,8 +46,6 @@ class UpdateSettings:
     gradient_clip: float = 1.0
 
     def __post_init__(self) -> None:
-        for name in ("rollout_steps", "prompts_per_minibatch", "passes", "max_row_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"updates.{name}: expected at least 1, found {getattr(self, name)}.")
-        if self.gradient_clip <= 0:
-            raise ValueError(f"updates.gradient_clip: expected more than 0, found {self.gradient_clip}.")
+        positive = ("rollout_steps", "prompts_per_minibatch", "passes", "max_row_tokens")
+        rules = [(name, getattr(self, name) >= 1, "at least 1") for name in positive]
+        check_fields("updates", self, [*rules, ("gradient_clip", self.gradient_clip > 0, "more than 0")])

@@ -8,6 +8,8 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
+from src.utils.checks import check_fields
+
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
@@ -30,16 +32,14 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        checks = (
+        rules = (
             ("n", self.n >= 1, "at least 1"),
             ("temperature", self.temperature >= 0, "at least 0 (0 is greedy)"),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("top_k", self.top_k >= 0, "at least 0 (0 keeps all tokens)"),
             ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
         )
-        for name, holds, expected in checks:
-            if not holds:
-                raise ValueError(f"sampling.{name}: expected {expected}, found {getattr(self, name)}.")
+        check_fields("sampling", self, rules)
 
 
 @dataclass(frozen=True, slots=True)

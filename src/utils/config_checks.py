@@ -42,8 +42,8 @@ def check_config(config: DictConfig) -> None:
         )
     if config.algorithm.loss.kl_coef > 0:
         raise ConfigError(
-            f"algorithm.loss.kl_coef={config.algorithm.loss.kl_coef}: the penalty needs a frozen reference policy, which "
-            "this version does not run. ResT trains without one: set it to 0."
+            f"algorithm.loss.kl_coef={config.algorithm.loss.kl_coef}: the penalty needs a frozen reference policy, "
+            "which this version does not run. ResT trains without one: set it to 0."
         )
     scheduled = config.algorithm.weighting.progress == "fraction"
     if scheduled and config.callbacks.get("curriculum") is None:
