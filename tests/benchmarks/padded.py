@@ -29,14 +29,16 @@ def random_groups(prompts: list[torch.Tensor], n: int, length: int, vocabulary: 
 
 def padded_logprobs(model: PreTrainedModel, groups: list[PromptGroup]) -> torch.Tensor:
     """Log-probabilities [N] of all groups' tokens from rows `[prompt, completion]` padded right, in one batch."""
-    rows, spans, targets = [], [], []
+    rows, positions, targets = [], [], []
     for group in groups:
         for completion in group.token_ids.split(group.lengths.tolist()):
             rows.append(torch.cat([group.prompt_ids, completion]))
-            spans.append((len(group.prompt_ids) - 1, len(rows[-1]) - 1))
+            positions.append(torch.arange(len(group.prompt_ids) - 1, len(rows[-1]) - 1))
             targets.append(completion)
     batch = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
     mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(row)) for row in rows], batch_first=True).long()
     logits = model(input_ids=batch, attention_mask=mask, use_cache=False).logits
-    scored = torch.cat([logits[i, start:stop] for i, (start, stop) in enumerate(spans)])
+    width = batch.shape[1]
+    index = torch.cat([row * width + where for row, where in enumerate(positions)])
+    scored = logits.flatten(0, 1).index_select(0, index)
     return scored.log_softmax(-1).gather(1, torch.cat(targets)[:, None])[:, 0]
