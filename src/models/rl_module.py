@@ -318,7 +318,13 @@ class RLModule(LightningModule):
                 "ckpt_path: expected a checkpoint of a training run with the key 'rollout_step', found none. To start "
                 "from a model's weights use policy.path."
             )
-        self.rollout_step = int(checkpoint["rollout_step"])
+        done = int(checkpoint["rollout_step"])
+        if done >= self.update.rollout_steps:
+            raise ValueError(
+                "ckpt_path: this run is finished, expected fewer than updates.rollout_steps="
+                f"{self.update.rollout_steps} rollout steps done, found {done}. To go on, raise updates.rollout_steps."
+            )
+        self.rollout_step = done
 
 
 _VALIDATION_METRICS = (

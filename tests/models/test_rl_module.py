@@ -70,6 +70,18 @@ def test_resumed_run_is_the_uninterrupted_run(random_policy, tmp_path):
         assert torch.equal(weights(tmp_path / "second")[name], value), name
 
 
+def test_finished_runs_and_foreign_checkpoints_are_refused(random_policy, tmp_path):
+    run(tmp_path / "done", random_policy)
+    checkpoint = tmp_path / "done/checkpoints/last.ckpt"
+    with pytest.raises(ValueError, match=r"finished, expected fewer than updates.rollout_steps=1 .* found 1"):
+        run(tmp_path / "again", random_policy, f"ckpt_path={checkpoint}")
+    content = torch.load(checkpoint, weights_only=True)
+    del content["rollout_step"]
+    torch.save(content, tmp_path / "foreign.ckpt")
+    with pytest.raises(ValueError, match="with the key 'rollout_step', found none"):
+        run(tmp_path / "other", random_policy, f"ckpt_path={tmp_path / 'foreign.ckpt'}")
+
+
 def test_rows_do_not_matter(random_policy, tmp_path):
     """Every group in a row of its own or all in one: the same weights after the update, within rounding."""
     run(tmp_path / "one", random_policy, "updates.max_row_tokens=100000")

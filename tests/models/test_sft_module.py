@@ -56,9 +56,9 @@ def test_warm_start_learns_and_is_cached(random_policy, tmp_path, monkeypatch):
         renderer = PromptRenderer(loaded.tokenizer, "compact")
         dataset = SupervisedDataset(settings.source.load("train"), renderer)
         batch = [dataset[index] for index in range(16)]
-        before = float(supervised_loss(loaded.policy, batch))
+        before = supervised_loss(loaded.policy, batch).item()
         path = warm_start(loaded.policy, renderer, chosen, tmp_path, CPU)
-        return path, before, float(supervised_loss(loaded.policy, batch)), loaded.policy.model.state_dict()
+        return path, before, supervised_loss(loaded.policy, batch).item(), loaded.policy.model.state_dict()
 
     path, before, after, trained = start()
     assert after < 0.7 * before
