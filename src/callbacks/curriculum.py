@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning import Trainer
 
-from src.algorithm.region_weights import RegionFactors, sum_by_region
+from src.algorithm.region_weights import RegionFactors
 from src.callbacks.base import RolloutCallback, RolloutStep
+from src.callbacks.region_entropy import step_region_sums
 from src.protocol.types import Region
 
 if TYPE_CHECKING:
@@ -54,11 +55,7 @@ class Curriculum(RolloutCallback):
 
     def _measure(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> dict[Region, float]:
         """Mean entropy in nats of each region seen so far, over all ranks."""
-        sums = torch.zeros(2, len(Region), dtype=torch.float64, device=module.device)
-        for group, entropies in zip(step.groups, step.entropies, strict=True):
-            sums[0] += sum_by_region(entropies, group.regions)
-            sums[1] += sum_by_region(torch.ones_like(entropies), group.regions)
-        self._sums += torch.as_tensor(trainer.strategy.reduce(sums, reduce_op="sum")).cpu()
+        self._sums += step_region_sums(trainer, module, step)[:2]
         return {r: float(self._sums[0, r] / self._sums[1, r]) for r in Region if self._sums[1, r] > 0}
 
     def state_dict(self) -> dict[str, Any]:

@@ -27,9 +27,13 @@ class RegionEntropy(RolloutCallback):
 
     def on_rollout_step_end(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
         """Add the three to the step's metrics."""
-        local = sum((region_sums(g, h) for g, h in zip(step.groups, step.entropies, strict=True)), torch.zeros(3, 6))
-        sums = torch.as_tensor(trainer.strategy.reduce(local.to(module.device), reduce_op="sum")).cpu()
-        step.metrics |= region_metrics(sums)
+        step.metrics |= region_metrics(step_region_sums(trainer, module, step))
+
+
+def step_region_sums(trainer: Trainer, module: RLModule, step: RolloutStep) -> Tensor:
+    """`region_sums` of a whole rollout step over all ranks, float64 [3, 6]."""
+    local = torch.stack([region_sums(g, h) for g, h in zip(step.groups, step.entropies, strict=True)]).sum(dim=0)
+    return torch.as_tensor(trainer.strategy.reduce(local.to(module.device), reduce_op="sum")).cpu()
 
 
 def region_sums(group: PromptGroup, entropies: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,8 @@ def warm_start(
 
 def _digest(policy: Policy, dataset: SupervisedDataset, settings: WarmStart) -> str:
     digest = hashlib.sha256()
-    plain = {key: value for key, value in asdict(settings).items() if key != "source"}
+    plain = {f.name: getattr(settings, f.name) for f in fields(settings) if f.name != "source"}
+    plain["optimizer"] = asdict(settings.optimizer)
     digest.update(json.dumps(plain, sort_keys=True).encode())
     for name, tensor in sorted(policy.model.state_dict().items()):
         digest.update(name.encode())
