@@ -51,12 +51,13 @@ def train(config: DictConfig) -> dict[str, float]:
         logger=instantiate_loggers(config.logger),
         default_root_dir=str(folder),
     )
+    module = build_module(config, loaded)
     if config.warm_start is not None and config.ckpt_path is None:
+        datamodule.setup("fit")  # a bad record stops the run before the stage, not after it
         where = {key: config.trainer[key] for key in ("accelerator", "devices", "precision")}
         warm_start(
             loaded.policy, renderer, instantiate(config.warm_start), Path(config.paths.cache_dir) / "warm_start", where
         )
-    module = build_module(config, loaded)
 
     start: dict[str, float] = {}
     if config.ckpt_path is None:

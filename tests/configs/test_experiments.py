@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra.errors import InstantiationException
 
 from src.train import train
 from tests.conftest import ROOT, SMALL, train_config
@@ -49,6 +50,22 @@ def test_experiment_takes_one_step(name, corpus, random_policy, tmp_path):
     assert len(rollouts) == 2
     for record in rollouts:
         assert len(record["tokens"]) == len(record["regions"]) == len(record["weights"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer.schedule=linear"], r"optimizer\.schedule: expected 'constant' or 'cosine', found 'linear'"),
+        (["data.max_prompt_tokens=1"], r"data\.max_prompt_tokens: all .* prompts of split 'train'"),
+    ],
+)
+def test_settings_and_data_are_checked_before_the_warm_start(
+    overrides, message, corpus, random_policy, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("src.train.warm_start", lambda *_: pytest.fail("trained first"))
+    config = train_config(tmp_path, *_overrides("smollm2_135m", corpus, random_policy), *overrides)
+    with pytest.raises((ValueError, InstantiationException), match=message):
+        train(config)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
