@@ -60,12 +60,12 @@ object with a "name" field and an "parameters" field containing a dictionary of 
 needed, leave the "parameters" field an empty dictionary.
 3. Refer to the previous dialogue records in the history, including the user's queries, previous `<tool_call>`, \
 `<response>`, and any tool feedback noted as `<obs>` (if exists)."""
-_HISTORY_HEAD = "**Dialogue Records History**\n"
+HISTORY_HEAD = "**Dialogue Records History**\n"
 
 
 @dataclass(frozen=True, slots=True)
 class RenderedPrompt:
-    """A prompt ready to sample from.
+    r"""A prompt ready to sample from.
 
     Attributes:
         prompt_ids: int64 [P].
@@ -85,7 +85,7 @@ def call_line(call: ToolCall) -> str:
 
 
 def step_text(step: Message, thought: str | None = None) -> str:
-    """An assistant step in the output protocol: think, then tool_call and/or response, a line break between fields.
+    r"""An assistant step in the output protocol: think, then tool_call and/or response, a line break between fields.
 
     >>> step_text(Message("assistant", "Hi!", "Greet."))
     '<think> Greet. </think>\\n<response> Hi! </response>'
@@ -107,10 +107,6 @@ def published_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> C
     Thoughts of earlier steps are replaced by the two standard ones of that data, so that a prompt never holds
     distilled reasoning.
     """
-    listing = "\n".join(
-        f"{number}. Name: {tool.name}\nDescription: {tool.description}\nParameters: {json.dumps(tool.parameters)}"
-        for number, tool in enumerate(tools, start=1)
-    )
     records = ""
     for message in history:
         if message.role == "user":
@@ -120,7 +116,16 @@ def published_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> C
         else:
             thought = THOUGHT_OF_CALLS if message.calls else THOUGHT_OF_RESPONSE
             records += step_text(message, thought) + "\n\n"
-    return ChatPrompt(_SYSTEM_HEAD + listing + _SYSTEM_TAIL, _HISTORY_HEAD + records.rstrip("\n"))
+    return ChatPrompt(published_system(tools), HISTORY_HEAD + records.rstrip("\n"))
+
+
+def published_system(tools: Sequence[ToolSpec]) -> str:
+    """The system message of the published training data: the tools and the output protocol (paper, Figure G.1)."""
+    listing = "\n".join(
+        f"{number}. Name: {tool.name}\nDescription: {tool.description}\nParameters: {json.dumps(tool.parameters)}"
+        for number, tool in enumerate(tools, start=1)
+    )
+    return _SYSTEM_HEAD + listing + _SYSTEM_TAIL
 
 
 def compact_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> ChatPrompt:
@@ -181,8 +186,11 @@ class PromptRenderer:
         Raises:
             DataError: a corpus of verbatim prompts under the compact layout.
         """
-        text = self._template(self.chat_prompt(example), add_generation_prompt=True)
-        return RenderedPrompt(self._encode(text), self.response_prefix, example)
+        return RenderedPrompt(self.encode_chat(self.chat_prompt(example)), self.response_prefix, example)
+
+    def encode_chat(self, prompt: ChatPrompt) -> Tensor:
+        """Token ids of two chat messages under the model's template, ready to sample from, int64 [P]."""
+        return self._encode(self._template(prompt, add_generation_prompt=True))
 
     def chat_prompt(self, example: TurnExample) -> ChatPrompt:
         """The two chat messages of an example's prompt."""
