@@ -70,7 +70,7 @@ class RenderedPrompt:
     Attributes:
         prompt_ids: int64 [P].
         response_prefix: the part of the response that the chat template already wrote at the end of the prompt, e.g.
-            `<think>\\n` for thinking templates; empty for most. Format scoring and regions count it.
+            `<think>\n` for thinking templates; empty for most. Format scoring and regions count it.
         example: what was rendered.
     """
 
@@ -88,7 +88,7 @@ def step_text(step: Message, thought: str | None = None) -> str:
     r"""An assistant step in the output protocol: think, then tool_call and/or response, a line break between fields.
 
     >>> step_text(Message("assistant", "Hi!", "Greet."))
-    '<think> Greet. </think>\\n<response> Hi! </response>'
+    '<think> Greet. </think>\n<response> Hi! </response>'
     """
     parts = []
     thought = step.thought if thought is None else thought
