@@ -68,7 +68,7 @@ def test_prompt_and_target_join_into_the_dialogue(tokenizer):
 
 
 def test_thinking_template_opens_the_response(tokenizer):
-    """A template that ends in `<think>` and a line break, like Qwen3-4B-Thinking-2507's: the target goes on from there."""
+    """A template that ends in `<think>` and a line break, like Qwen3-4B-Thinking-2507's: the target goes on."""
     plain = tokenizer.chat_template
     try:
         tokenizer.chat_template = plain.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
@@ -76,7 +76,9 @@ def test_thinking_template_opens_the_response(tokenizer):
         example = _example(Message("assistant", "Hi.", "Greet."))
         assert renderer.response_prefix == "<think>\n"
         assert tokenizer.decode(renderer.render(example).prompt_ids).endswith("assistant\n<think>\n")
-        assert tokenizer.decode(renderer.render_target(example)) == "Greet. </think>\n<response> Hi. </response><|im_end|>"
+        assert (
+            tokenizer.decode(renderer.render_target(example)) == "Greet. </think>\n<response> Hi. </response><|im_end|>"
+        )
     finally:
         tokenizer.chat_template = plain
 
@@ -118,7 +120,8 @@ def _read_history(text: str) -> list[Message]:
     pattern = (
         r"<user> (?P<user>.*?) </user>(?=\n\n|\Z)"
         r"|<obs> (?P<obs>.*?) </obs>(?=\n\n|\Z)"
-        r"|<think> .*? </think>(?:\n<tool_call>\n(?P<calls>.*?)\n</tool_call>)?(?:\n<response> (?P<response>.*?) </response>)?(?=\n|\Z)"
+        r"|<think> .*? </think>(?:\n<tool_call>\n(?P<calls>.*?)\n</tool_call>)?"
+        r"(?:\n<response> (?P<response>.*?) </response>)?(?=\n|\Z)"
     )
     messages = []
     for found in re.finditer(pattern, text, re.DOTALL):

@@ -1,8 +1,8 @@
 """The embedded corpus: a seeded generator of multi-turn tool dialogues over the domains of `synthetic_domains`.
 
 Values are open-vocabulary (invented names, codes, numbers), so that a policy has to copy them from the prompt. Three
-splits: `train`; `val`, whose dialogues share tools and phrasings with `train` but no request; `val_unseen`, whose tools,
-names and phrasings never occur in `train`.
+splits: `train`; `val`, whose dialogues share tools and phrasings with `train` but no request; `val_unseen`, whose
+tools, names and phrasings never occur in `train`.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ KINDS: dict[str, float] = {
 """Kinds of dialogues and their default share."""
 
 _SYLLABLES = {
-    "train": ("ba be bi bo da de di do fa fe ga go ka ke ki ko la le li lo ma me mi mo na ne no pa pe ra re ri ro sa se "
-              "si so ta te ti to va ve vi vo bar del fin gor kal len mar nor pel ran sol tan ver").split(),
+    "train": ("ba be bi bo da de di do fa fe ga go ka ke ki ko la le li lo ma me mi mo na ne no pa pe ra re ri ro sa "
+              "se si so ta te ti to va ve vi vo bar del fin gor kal len mar nor pel ran sol tan ver").split(),
     "unseen": "chu dru fye glo hux jaw kri nyx plu quo shi thu vry wof yez zub bly cra dwo gno".split(),
 }  # fmt: skip
 _MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
@@ -254,9 +254,7 @@ class _DialogueWriter:
         step = Message("assistant", self._rng.choice(_REFUSALS), _pick_thought("refusal", self._rng))
         return (self._ask([request]), step), self._offer([], without=domain), ["refusal"]
 
-    def _with_answer(
-        self, question: Message, requests: list[_Request], tag: str, share: float = 0.15
-    ) -> _Written:
+    def _with_answer(self, question: Message, requests: list[_Request], tag: str, share: float = 0.15) -> _Written:
         """The calls and, in a share of the dialogues, their results and the answer."""
         names = [request.tool.name for request in requests]
         calls = tuple(request.call for request in requests)
@@ -303,7 +301,9 @@ class _DialogueWriter:
 def _value(kind: str, rng: random.Random, world: str) -> JsonValue:
     if kind == "name":
         words = rng.choice((1, 1, 2))
-        return " ".join("".join(rng.choices(_SYLLABLES[world], k=rng.choice((2, 3)))).capitalize() for _ in range(words))
+        return " ".join(
+            "".join(rng.choices(_SYLLABLES[world], k=rng.choice((2, 3)))).capitalize() for _ in range(words)
+        )
     if kind == "code":
         return rng.choice("ABCDEFGHJKLMNPRSTUVWXYZ") + str(rng.randrange(1000, 10000))
     if kind == "day":
