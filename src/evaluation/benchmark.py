@@ -6,10 +6,11 @@ any rollout engine, and in tests on given answers.
 
 from __future__ import annotations
 
+import logging
 import random
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,6 +18,8 @@ from src.data.dialogue import ChatPrompt, JsonValue
 from src.protocol.parsing import parse
 from src.protocol.types import ParsedResponse
 from src.utils.checks import check_fields
+
+log = logging.getLogger(__name__)
 
 
 class BenchmarkDataError(FileNotFoundError):
@@ -217,6 +220,25 @@ class SampledBenchmark(ABC):
         ordered = tuple(sorted(records.values(), key=lambda record: position[record.id]))
         scores, counts = self.score(ordered)
         return EvalReport(self.name, scores, counts, ordered)
+
+
+def prepared(benchmarks: Iterable[Benchmark]) -> list[Benchmark]:
+    """The benchmarks with their data read; those that lack it and whose `on_missing` is `skip` are left out.
+
+    Raises:
+        BenchmarkDataError: as the benchmark says.
+    """
+    kept = []
+    for benchmark in benchmarks:
+        try:
+            benchmark.prepare()
+        except BenchmarkDataError as error:
+            if getattr(benchmark, "on_missing", "error") != "skip":
+                raise
+            log.warning("%s is left out: %s", benchmark.name, error)
+        else:
+            kept.append(benchmark)
+    return kept
 
 
 def stratified(samples: Sequence[Sample], subset: Subset) -> list[Sample]:

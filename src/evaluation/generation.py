@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from src.data.dialogue import ChatPrompt
 from src.data.rendering import PromptRenderer
@@ -85,3 +86,9 @@ class EngineGenerate:
     def _read(self, token_ids: Tensor, finish_reason: str) -> Answer:
         decoded = read_completion(token_ids, self._table, self._params.stop_token_ids, self._renderer.response_prefix)
         return Answer(decoded.text, decoded.parsed, len(token_ids), finish_reason)
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Most tokens of prompt and answer together that the model has positions for, or None without such a limit."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return None if limit is None else int(limit)

@@ -129,6 +129,18 @@ class SyntheticSource:
 
     def stream(self, split: str) -> Iterator[TurnExample]:
         """The endless sequence of which `load` returns the beginning."""
+        for dialogue, _, tags, rng in self._written(split):
+            for example, tag in zip(split_turns(dialogue), tags, strict=True):
+                tagged = replace(example, tags=(tag,))
+                yield imperfect(tagged, self._habits, rng) if self._habits and split == "train" else tagged
+
+    def dialogues(self, split: str) -> Iterator[tuple[Dialogue, str]]:
+        """The expert's whole dialogues behind `stream`, endless, each with its kind (a key of `KINDS`)."""
+        for dialogue, kind, _, _ in self._written(split):
+            yield dialogue, kind
+
+    def _written(self, split: str) -> Iterator[tuple[Dialogue, str, list[str], random.Random]]:
+        """Dialogues, their kind, the tag of each assistant step, and the generator that wrote them."""
         index = 0
         while True:
             rng = random.Random(f"{self._seed}/{split}/{index}")
@@ -138,10 +150,7 @@ class SyntheticSource:
             index += 1
             if split != "val_unseen" and _is_held_out(messages[0].text) != (split == "val"):
                 continue
-            dialogue = Dialogue(tools, messages, self.name, f"{split}/{index - 1}")
-            for example, tag in zip(split_turns(dialogue), tags, strict=True):
-                tagged = replace(example, tags=(tag,))
-                yield imperfect(tagged, self._habits, rng) if self._habits and split == "train" else tagged
+            yield Dialogue(tools, messages, self.name, f"{split}/{index - 1}"), kind, tags, rng
 
 
 def execute(call: ToolCall, domains: Mapping[str, Sequence[SyntheticTool]]) -> dict[str, JsonValue]:
