@@ -106,7 +106,7 @@ def load_policy(config: PolicyConfig) -> LoadedPolicy:
 
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer; without a padding token it pads with its end-of-sequence token. Raises as `load_policy`."""
-    source = _locate(config)
+    source = locate(config)
     with _hub_errors(config):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     if tokenizer.chat_template is None:
@@ -126,7 +126,7 @@ def load_model(config: PolicyConfig) -> PreTrainedModel:
     """Load the model, with adapters if the config has any. Raises as `load_policy`."""
     dtype: torch.dtype | str = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     trust = config.trust_remote_code
-    source = _locate(config)
+    source = locate(config)
     with _hub_errors(config):
         if config.weights == "random":
             architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
@@ -166,7 +166,7 @@ def export(
     tokenizer.save_pretrained(folder)
 
 
-def _locate(config: PolicyConfig) -> str:
+def locate(config: PolicyConfig) -> str:
     """Folder or hub id to load from, after a check that local files are there and a conversion of GGUF files."""
     if config.path is not None:
         return _local(Path(config.path), config)

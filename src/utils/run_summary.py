@@ -11,14 +11,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "vllm")
+_PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "vllm", "bfcl-eval")
 
 
 def write_summary(folder: Path, **values: Any) -> None:
     """Write `summary.json` with the given values, the command, and the versions that it ran with."""
-    command = shlex.join(["python", f"src/{Path(sys.argv[0]).name}", *sys.argv[1:]])
-    content: Mapping[str, Any] = {**values, "command": command, "versions": versions()}
+    content: Mapping[str, Any] = {**values, "command": command_line(), "versions": versions()}
     (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def command_line(*more: str) -> str:
+    """The command that runs, as a shell takes it, with further arguments."""
+    return shlex.join(["python", f"src/{Path(sys.argv[0]).name}", *sys.argv[1:], *more])
 
 
 def versions() -> dict[str, str]:

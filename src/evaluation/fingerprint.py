@@ -1,0 +1,121 @@
+"""What an evaluation is made of: a resumed one must be made of the same, or its records would not belong together.
+
+The identity of a model is that of its content, wherever it lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+from src.evaluation.records import write_whole
+from src.models.loading import locate
+from src.models.resolving import ModelSource
+from src.utils.config_checks import ConfigError
+
+FILE = "fingerprint.json"
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_OTHERS = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
+_PLACES = ("hub_id", "path", "package", "cache_dir", "weights")
+
+
+def model_identity(source: ModelSource) -> dict[str, Any]:
+    """Weights, tokenizer and settings of a model, without its place.
+
+    Raises:
+        ConfigError: the checkpoint is not a file of PyTorch.
+        OSError: see `locate`; the hub cannot be reached.
+    """
+    place = locate(source.policy)
+    found: dict[str, Any] = {
+        "settings": {key: value for key, value in asdict(source.policy).items() if key not in _PLACES}
+    }
+    if Path(place).is_dir():
+        found["files"] = _digest(place, _OTHERS)
+        if source.checkpoint is None:
+            random = source.policy.weights == "random"
+            found["weights"] = "random" if random else _digest(place, _WEIGHTS)
+    else:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=source.policy.trust_remote_code)
+        found["commit"] = getattr(config, "_commit_hash", None) or place
+        if source.checkpoint is None:
+            found["weights"] = source.policy.weights
+    if source.checkpoint is not None:
+        found["weights"] = checkpoint_digest(source.checkpoint)
+    return found
+
+
+def checkpoint_digest(path: Path) -> str:
+    """Digest of a checkpoint's content without reading it all.
+
+    A file of `torch.save` is a zip archive whose directory holds name, size and CRC-32 of every tensor; the digest is
+    over these, so it tells any two training states apart and costs the same for 100 GB.
+
+    Raises:
+        ConfigError: not such a file.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entries = [(e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist()]
+    except zipfile.BadZipFile as error:
+        raise ConfigError(f"checkpoint '{path}': expected a file of torch.save, found another or half of one.") from error
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
+
+
+def _digest(folder: str, patterns: Iterable[str]) -> str:
+    """SHA-256 over names and contents of a folder's files."""
+    total = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in Path(folder).glob(pattern)}):
+        with path.open("rb") as file:
+            total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def open_folder(folder: Path, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
+    """Start an evaluation in a folder, or check that the one in it is the same.
+
+    Raises:
+        ConfigError: the folder holds none to resume, another one, or (without `resume`) already one.
+    """
+    path = folder / FILE
+    if not resume:
+        if path.exists():
+            raise ConfigError(f"'{folder}' holds an evaluation already. To continue it: resume={folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(fingerprint, indent=2) + "\n")
+        return
+    if not path.is_file():
+        raise ConfigError(f"resume={folder}: expected the folder of an evaluation, found no {FILE} in it.")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    if differences := _differences(saved, json.loads(json.dumps(fingerprint))):
+        raise ConfigError(
+            f"resume={folder}: this evaluation differs from the one that began there: {'; '.join(differences)}. Give the "
+            "same arguments, or start a new evaluation without resume."
+        )
+
+
+def _differences(saved: Any, now: Any, key: str = "") -> list[str]:
+    """What differs, as `key: then → now`.
+
+    >>> _differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})
+    ['a.b was 1, is 2', 'c was absent, is 3']
+    """
+    if isinstance(saved, dict) and isinstance(now, dict):
+        keys = sorted(set(saved) | set(now))
+        parts = [_differences(saved.get(k, _ABSENT), now.get(k, _ABSENT), f"{key}.{k}" if key else k) for k in keys]
+        return [line for part in parts for line in part]
+    return [] if saved == now else [f"{key} was {_shown(saved)}, is {_shown(now)}"]
+
+
+_ABSENT = object()
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is _ABSENT else f"{value!r:.60}"

@@ -1,0 +1,164 @@
+"""Results as tables in the paper's layout, with the paper's rows below for reference. Markdown, read by nobody's code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from src.evaluation.benchmark import EvalReport, Subset
+from src.evaluation.paper_rows import PaperRow, paper_rows, table_total
+
+_DAGGER = "† The row's overall is not the mean of its parts in the paper."
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """A table of the paper: which scores of which benchmark stand in it, and which categories are behind them."""
+
+    benchmark: str
+    title: str
+    tables: tuple[str, ...]
+    columns: Mapping[str, str]
+    holds: Callable[[str], bool]
+    note: str = ""
+
+
+_LAYOUTS = (
+    _Layout(
+        "bfcl",
+        "BFCL multi-turn (Table 1)",
+        ("1", "D.3"),
+        {
+            "Overall": "multi_turn",
+            "Base": "multi_turn_base",
+            "Miss Func": "multi_turn_miss_func",
+            "Miss Param": "multi_turn_miss_param",
+            "Long Context": "multi_turn_long_context",
+        },
+        lambda category: category.startswith("multi_turn"),
+    ),
+    _Layout(
+        "bfcl",
+        "BFCL single-turn (Table D.1)",
+        ("D.1", "D.3"),
+        {
+            "Overall": "single_turn_ast",
+            "Non-live": "non_live_ast",
+            "Live": "live",
+            "Rel.": "relevance",
+            "Irrel.": "irrelevance",
+        },
+        lambda category: not category.startswith("multi_turn"),
+        "Non-live is the leaderboard's Non-Live AST (no irrelevance) and Overall weighs it and Live by 1,150 and 1,351, "
+        "as the paper's rows do.",
+    ),
+    _Layout(
+        "api_bank",
+        "API-Bank (Table 2)",
+        ("2", "D.2"),
+        {"Overall": "overall", "Level 1": "level_1", "Level 2": "level_2", "Level 3": "level_3"},
+        lambda category: True,
+    ),
+)
+
+
+def render_report(
+    model: str, reports: Mapping[str, EvalReport], *, subset: Subset | None = None, reference_rows: str = "all"
+) -> str:
+    """All tables of an evaluation as Markdown.
+
+    Args:
+        model: name of the row.
+        reports: by the name that the benchmark has in the config.
+        subset: what they were taken over, named in the captions.
+        reference_rows: the paper's rows to show: `all`, `none`, or a part of the model's name.
+    """
+    parts = [f"# {model}"]
+    for name, report in reports.items():
+        parts += [
+            table
+            for layout in _LAYOUTS
+            if layout.benchmark == report.name and (table := _paper_table(layout, model, report, subset, reference_rows))
+        ]
+        parts.append(_all_scores(name, report, subset))
+    return "\n\n".join(parts) + "\n"
+
+
+def table_scores(scores: Mapping[str, float]) -> dict[str, float]:
+    """A benchmark's scores with the two that only the paper's Table D.1 uses; see `paper_rows.TOTALS`.
+
+    >>> found = {"simple": 1.0, "java": 0.5, "javascript": 0.0, "multiple": 0.5, "parallel": 1.0}
+    >>> table_scores({**found, "parallel_multiple": 0.0, "live": 0.5})["non_live_ast"]
+    0.5
+    """
+    made = dict(scores)
+    simple, others = ("simple", "java", "javascript"), ("multiple", "parallel", "parallel_multiple")
+    if set(simple + others) <= set(scores):
+        made["non_live_ast"] = fmean([fmean(scores[key] for key in simple), *(scores[key] for key in others)])
+        if (total := table_total("D.1", made)) is not None:
+            made["single_turn_ast"] = total
+    return made
+
+
+def _paper_table(
+    layout: _Layout, model: str, report: EvalReport, subset: Subset | None, reference_rows: str
+) -> str | None:
+    """One table of the paper; None where the evaluation has no sample of it."""
+    count = sum(layout.holds(record.category) for record in report.records)
+    if count == 0:
+        return None
+    percent = {key: 100 * value for key, value in table_scores(report.scores).items()}
+    references = paper_rows(layout.tables, reference_rows)
+    rows = [[f"**{model}**", *_cells(layout, percent)]]
+    rows += [[_label(row), *_cells(layout, row.scores)] for row in references]
+    lines = [f"## {layout.title}, {_size(count, subset)}", _table(["Model", *layout.columns], rows)]
+    if layout.note:
+        lines.append(layout.note)
+    if references:
+        lines.append("Rows below the first are the paper's.")
+    if not all(row.adds_up for row in references):
+        lines.append(_DAGGER)
+    return "\n\n".join(lines)
+
+
+def _all_scores(name: str, report: EvalReport, subset: Subset | None) -> str:
+    """Every score of a benchmark, one a line, with the number of samples where the benchmark tells it."""
+    rows = [
+        [key, f"{100 * value:.2f}%", str(report.counts.get(key, ""))] for key, value in report.scores.items()
+    ]
+    lines = [f"## {name}: all scores, {_size(len(report.records), subset)}", _table(["Score", "Value", "n"], rows)]
+    if others := {key: count for key, count in report.counts.items() if key not in report.scores}:
+        lines.append("Counts: " + ", ".join(f"{key} {count}" for key, count in others.items()) + ".")
+    return "\n\n".join(lines)
+
+
+def _cells(layout: _Layout, percent: Mapping[str, float]) -> list[str]:
+    return [f"{percent[key]:.2f}%" if key in percent else "–" for key in layout.columns.values()]
+
+
+def _label(row: PaperRow) -> str:
+    name = row.model if row.adds_up else f"{row.model} †"
+    return f"{name} [D.3]" if row.table == "D.3" else name
+
+
+def _size(count: int, subset: Subset | None) -> str:
+    return f"n = {count}" if subset is None else f"n = {count}: a stratified subset, seed {subset.seed}"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    r"""A Markdown table with padded columns, numbers to the right.
+
+    >>> print(_table(["Model", "Overall"], [["tiny", "50.00%"]]))
+    | Model | Overall |
+    |-------|--------:|
+    | tiny  |  50.00% |
+    """
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    lines = [
+        "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        + " |"
+        for row in (head, *rows)
+    ]
+    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
