@@ -75,6 +75,8 @@ class Case:
     """One case.
 
     Attributes:
+        id: the package's, e.g. `live_simple_106-63-0`; it gives live_relevance_3-3-0 to two cases, of which the second is
+            `live_relevance_3-3-0#2` here.
         category: one of `CATEGORIES`.
         entry: the case as its file holds it (`id`, `question`, `function` or `initial_config`, …), for the checkers.
         functions: function docs that the prompt offers from the start.
@@ -82,16 +84,12 @@ class Case:
         answer: the possible answers, or the gold calls of each turn; empty for relevance and irrelevance.
     """
 
+    id: str
     category: str
     entry: Json
     functions: Sequence[Json]
     held_back: Mapping[int, Sequence[Json]] = field(default_factory=dict)
     answer: Sequence[JsonValue] = ()
-
-    @property
-    def id(self) -> str:
-        """The package's id, e.g. `live_simple_106-63-0`."""
-        return str(self.entry["id"])
 
     @property
     def question(self) -> Sequence[Sequence[Mapping[str, str]]]:
@@ -177,10 +175,11 @@ def load_cases(category: str, folder: Path | None = None) -> list[Case]:
         answers = {row["id"]: row["ground_truth"] for row in _read(answer_path)}
         if missing := [entry["id"] for entry in entries if entry["id"] not in answers]:
             raise BenchmarkDataError(f"{answer_path}: no answer to {missing[0]}. Run again: {INSTALL}")
-    cases = []
+    cases: list[Case] = []
     for entry in entries:
+        case_id = entry["id"] + "#2" * any(case.id == entry["id"] for case in cases[-1:])
         functions, held_back = _offered(entry, folder) if is_multi_turn(category) else (entry["function"], {})
-        cases.append(Case(category, entry, functions, held_back, answers.get(entry["id"], ())))
+        cases.append(Case(case_id, category, entry, functions, held_back, answers.get(entry["id"], ())))
     return cases
 
 
