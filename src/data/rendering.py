@@ -9,11 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any, Literal
 
 from src.data.dialogue import (
     THOUGHT_OF_CALLS,
@@ -25,6 +21,10 @@ from src.data.dialogue import (
     ToolSpec,
     TurnExample,
 )
+
+if TYPE_CHECKING:  # prompt texts are also wanted where neither is installed (bfcl-eval's own environment)
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 Layout = Literal["published", "compact"]
 
@@ -190,7 +190,11 @@ class PromptRenderer:
 
     def encode_chat(self, prompt: ChatPrompt) -> Tensor:
         """Token ids of two chat messages under the model's template, ready to sample from, int64 [P]."""
-        return self._encode(self._template(prompt, add_generation_prompt=True))
+        return _tensor(self._encode(self.chat_text(prompt)))
+
+    def chat_text(self, prompt: ChatPrompt) -> str:
+        """The text behind `encode_chat`'s ids, special tokens spelled out, for a server that tokenises itself."""
+        return self._template(prompt, add_generation_prompt=True)
 
     def chat_prompt(self, example: TurnExample) -> ChatPrompt:
         """The two chat messages of an example's prompt."""
@@ -212,8 +216,7 @@ class PromptRenderer:
         text = step_text(example.target)
         if self.response_prefix:
             text = text.removeprefix(self.response_prefix.rstrip()).removeprefix(" ")
-        ids = self._encode(text)
-        return torch.cat([ids, torch.tensor([self.tokenizer.eos_token_id])])
+        return _tensor([*self._encode(text), self.tokenizer.eos_token_id])
 
     def _find_response_prefix(self) -> str:
         prompt = ChatPrompt("system", "user")
@@ -229,6 +232,11 @@ class PromptRenderer:
         )
         return str(text)
 
-    def _encode(self, text: str) -> Tensor:
-        ids = self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
-        return torch.tensor(ids, dtype=torch.int64)
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _tensor(ids: list[int]) -> Tensor:
+    import torch
+
+    return torch.tensor(ids, dtype=torch.int64)
