@@ -15,6 +15,7 @@ import lightning as L  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
+from src.callbacks.benchmark import BenchmarkCallback  # noqa: E402
 from src.callbacks.checkpoint import RolloutCheckpoint  # noqa: E402
 from src.models.loading import LoadedPolicy, load_policy  # noqa: E402
 from src.models.rl_module import RLModule  # noqa: E402
@@ -29,10 +30,11 @@ log = logging.getLogger(__name__)
 
 
 def train(config: DictConfig) -> dict[str, float]:
-    """Run one training and return the metrics of its last validation.
+    """Run one training and return the metrics of its last validation and benchmarks.
 
     Raises:
         ConfigError: the config cannot run.
+        BenchmarkDataError: the data of a benchmark is not there.
         DataError: a record of the corpus cannot be used.
     """
     check_config(config)
@@ -41,13 +43,17 @@ def train(config: DictConfig) -> dict[str, float]:
     started = time.monotonic()
     L.seed_everything(config.seed, workers=True)
 
+    callbacks = instantiate_callbacks(config.callbacks)
+    benchmarks = next((callback for callback in callbacks if isinstance(callback, BenchmarkCallback)), None)
+    if benchmarks is not None:
+        benchmarks.prepare()
     loaded = load_policy(instantiate(config.policy))
     check_model(config, loaded.policy.model)
     renderer = instantiate(config.prompt, loaded.tokenizer)
     datamodule: L.LightningDataModule = instantiate(config.data, renderer=renderer)
     trainer: L.Trainer = instantiate(
         config.trainer,
-        callbacks=instantiate_callbacks(config.callbacks),
+        callbacks=callbacks,
         logger=instantiate_loggers(config.logger),
         default_root_dir=str(folder),
     )
@@ -65,6 +71,8 @@ def train(config: DictConfig) -> dict[str, float]:
         start = module.validated[1]
     trainer.fit(module, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
     final = module.validated[1]
+    if benchmarks is not None:
+        start, final = start | benchmarks.first, final | benchmarks.latest
 
     if trainer.is_global_zero:
         write_summary(
@@ -114,7 +122,7 @@ def _best_checkpoint(trainer: L.Trainer) -> dict[str, object] | None:
 
 def _report(start: dict[str, float], final: dict[str, float], folder: Path) -> None:
     for key in sorted(final):
-        if key.endswith(("/exact_match", "/reward", "/format")):
+        if key.endswith(("/exact_match", "/reward", "/format", "/overall")):
             before = f"{start[key]:.3f} → " if key in start else ""
             log.info("%-28s %s%.3f", key, before, final[key])
     log.info("Run folder: %s", folder)

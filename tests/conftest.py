@@ -57,6 +57,7 @@ SMALL = (
     "callbacks.progress_bar=null",
     "trainer.enable_progress_bar=false",
     "callbacks.rollout_log.every_n_steps=1",
+    "benchmark=[]",
     "logger=csv",
 )
 """Overrides that make any experiment a matter of seconds."""

@@ -1,4 +1,4 @@
-"""The two moments of a rollout step that callbacks can join, beside Lightning's own hooks."""
+"""The moments of a run that callbacks can join, beside Lightning's own hooks."""
 
 from __future__ import annotations
 
@@ -43,3 +43,6 @@ class RolloutCallback(Callback):
 
     def on_rollout_step_end(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
         """After the last update, before `step.metrics` is logged."""
+
+    def on_benchmark(self, trainer: Trainer, module: RLModule, scores: dict[str, float]) -> None:
+        """After an evaluation of the weights that `module.rollout_step` steps have made; keys `<benchmark>/<score>`."""

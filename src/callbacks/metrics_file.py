@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class MetricsFile(RolloutCallback):
-    """One line a rollout step (`rollout_step` from 0), and one a validation, told apart by the key `event`.
+    """A line for each rollout step (`rollout_step` from 0), validation and benchmark, told apart by the key `event`.
 
-    A validation at rollout step s saw the weights after s steps.
+    A validation or benchmark at rollout step s saw the weights after s steps.
 
     Args:
         path: the file; a resumed run appends.
@@ -42,6 +42,10 @@ class MetricsFile(RolloutCallback):
         """Write the means of all validation splits."""
         rollout_step, values = cast("RLModule", pl_module).validated
         self._write("validation", rollout_step, values)
+
+    def on_benchmark(self, trainer: Trainer, module: RLModule, scores: dict[str, float]) -> None:
+        """Write the scores of all benchmarks."""
+        self._write("benchmark", module.rollout_step, scores)
 
     @rank_zero_only
     def _write(self, event: str, rollout_step: int, values: dict[str, float]) -> None:
