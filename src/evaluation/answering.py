@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from transformers import PreTrainedModel
 
 from src.data.rendering import PromptRenderer
-from src.evaluation.generation import EngineGenerate
+from src.evaluation.generation import EngineGenerate, context_of
 from src.models.resolving import LoadedModel
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.engine import RolloutEngine
@@ -45,8 +45,8 @@ class GenerationSettings:
         Raises:
             ValueError: a context beyond the model's positions.
         """
-        positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-        if None not in (self.context, positions) and self.context > positions:
+        positions = context_of(model)
+        if self.context is not None and positions is not None and self.context > positions:
             raise ValueError(f"generation.context: expected at most the model's {positions}, found {self.context}.")
         context = positions if self.context is None else self.context
         if self.max_new_tokens is not None:

@@ -65,7 +65,7 @@ def checkpoint_digest(path: Path) -> str:
         with zipfile.ZipFile(path) as archive:
             entries = [(e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist()]
     except zipfile.BadZipFile as error:
-        raise ConfigError(f"checkpoint '{path}': expected a file of torch.save, found another or half of one.") from error
+        raise ConfigError(f"checkpoint '{path}': expected a whole file of torch.save, found no such file.") from error
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
@@ -96,8 +96,8 @@ def open_folder(folder: Path, fingerprint: Mapping[str, Any], *, resume: bool) -
     saved = json.loads(path.read_text(encoding="utf-8"))
     if differences := _differences(saved, json.loads(json.dumps(fingerprint))):
         raise ConfigError(
-            f"resume={folder}: this evaluation differs from the one that began there: {'; '.join(differences)}. Give the "
-            "same arguments, or start a new evaluation without resume."
+            f"resume={folder}: this evaluation differs from the one that began there: {'; '.join(differences)}. "
+            "Give the same arguments, or start a new evaluation without resume."
         )
 
 

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 
 _ROUNDING = 0.0101
-"""Percent points that rounding to two digits can put between a total and its parts."""
+"""Percentage points that rounding to two digits can put between a total and its parts."""
 
 TOTALS: Mapping[str, tuple[str, Mapping[str, float]]] = {
     "1": (
@@ -17,14 +17,13 @@ TOTALS: Mapping[str, tuple[str, Mapping[str, float]]] = {
         {f"multi_turn_{part}": 1 for part in ("base", "miss_func", "miss_param", "long_context")},
     ),
     "2": ("overall", {"level_1": 399, "level_2": 67, "level_3": 131}),
-    "D.1": ("single_turn_ast", {"non_live_ast": 1150, "live": 1351}),
+    "D.1": ("single_turn", {"non_live_ast": 1150, "live": 1351}),
     "D.2": ("overall", {"level_1": 399, "level_2": 67, "level_3": 131}),
 }
 """For each table the score that is a weighted mean of others, and the weights.
 
-D.1 weighs by the numbers of cases with calls. The paper does not say so; all 28 rows follow it. Its "Non-live" is the
-leaderboard's Non-Live AST column, which D.3 calls by its full name: the mean over simple, multiple, parallel and
-parallel_multiple, without irrelevance.
+The paper does not say how D.1 weighs; all 28 rows follow these numbers of cases with calls. Its "Non-live" is the
+leaderboard's Non-Live AST column, which D.3 calls by its full name (see `src.evaluation.bfcl.scores`).
 """
 
 
@@ -44,24 +43,16 @@ class PaperRow:
 
     @property
     def adds_up(self) -> bool:
-        """Whether the row's total is the mean of its parts, up to rounding."""
+        """Whether the row's total is the mean of its parts, up to rounding.
+
+        >>> PaperRow("2", "A", {"overall": 50.0, "level_1": 70.0, "level_2": 60.0, "level_3": 50.0}).adds_up
+        False
+        """
         if self.table not in TOTALS:
             return True
-        total, _ = TOTALS[self.table]
-        expected = table_total(self.table, self.scores)
-        return expected is None or abs(self.scores[total] - expected) < _ROUNDING
-
-
-def table_total(table: str, scores: Mapping[str, float]) -> float | None:
-    """The total of a table's row from its parts; None where a part is missing.
-
-    >>> table_total("2", {"level_1": 100.0, "level_2": 0.0, "level_3": 0.0}) == 100 * 399 / 597
-    True
-    """
-    _, weights = TOTALS[table]
-    if not set(weights) <= set(scores):
-        return None
-    return sum(scores[part] * weight for part, weight in weights.items()) / sum(weights.values())
+        total, weights = TOTALS[self.table]
+        expected = sum(self.scores[part] * weight for part, weight in weights.items()) / sum(weights.values())
+        return abs(self.scores[total] - expected) < _ROUNDING
 
 
 def paper_rows(tables: Collection[str], models: str = "all") -> list[PaperRow]:

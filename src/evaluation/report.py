@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
 from src.evaluation.benchmark import EvalReport, Subset
-from src.evaluation.paper_rows import PaperRow, paper_rows, table_total
+from src.evaluation.paper_rows import PaperRow, paper_rows
 
-_DAGGER = "† The row's overall is not the mean of its parts in the paper."
+_DAGGER = "† In the paper, this row's overall is not the mean of its parts."
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +42,15 @@ _LAYOUTS = (
         "BFCL single-turn (Table D.1)",
         ("D.1", "D.3"),
         {
-            "Overall": "single_turn_ast",
+            "Overall": "single_turn",
             "Non-live": "non_live_ast",
             "Live": "live",
-            "Rel.": "relevance",
-            "Irrel.": "irrelevance",
+            "Rel.": "relevance_detection",
+            "Irrel.": "irrelevance_detection",
         },
         lambda category: not category.startswith("multi_turn"),
-        "Non-live is the leaderboard's Non-Live AST (no irrelevance) and Overall weighs it and Live by 1,150 and 1,351, "
-        "as the paper's rows do.",
+        "Non-live is the leaderboard's Non-Live AST, without irrelevance; Overall weighs it and Live by 1,150 and 1,351. "
+        "The paper's rows follow this.",
     ),
     _Layout(
         "api_bank",
@@ -79,26 +78,11 @@ def render_report(
         parts += [
             table
             for layout in _LAYOUTS
-            if layout.benchmark == report.name and (table := _paper_table(layout, model, report, subset, reference_rows))
+            if layout.benchmark == report.name
+            and (table := _paper_table(layout, model, report, subset, reference_rows))
         ]
         parts.append(_all_scores(name, report, subset))
     return "\n\n".join(parts) + "\n"
-
-
-def table_scores(scores: Mapping[str, float]) -> dict[str, float]:
-    """A benchmark's scores with the two that only the paper's Table D.1 uses; see `paper_rows.TOTALS`.
-
-    >>> found = {"simple": 1.0, "java": 0.5, "javascript": 0.0, "multiple": 0.5, "parallel": 1.0}
-    >>> table_scores({**found, "parallel_multiple": 0.0, "live": 0.5})["non_live_ast"]
-    0.5
-    """
-    made = dict(scores)
-    simple, others = ("simple", "java", "javascript"), ("multiple", "parallel", "parallel_multiple")
-    if set(simple + others) <= set(scores):
-        made["non_live_ast"] = fmean([fmean(scores[key] for key in simple), *(scores[key] for key in others)])
-        if (total := table_total("D.1", made)) is not None:
-            made["single_turn_ast"] = total
-    return made
 
 
 def _paper_table(
@@ -108,7 +92,7 @@ def _paper_table(
     count = sum(layout.holds(record.category) for record in report.records)
     if count == 0:
         return None
-    percent = {key: 100 * value for key, value in table_scores(report.scores).items()}
+    percent = {key: 100 * value for key, value in report.scores.items()}
     references = paper_rows(layout.tables, reference_rows)
     rows = [[f"**{model}**", *_cells(layout, percent)]]
     rows += [[_label(row), *_cells(layout, row.scores)] for row in references]
@@ -124,9 +108,7 @@ def _paper_table(
 
 def _all_scores(name: str, report: EvalReport, subset: Subset | None) -> str:
     """Every score of a benchmark, one a line, with the number of samples where the benchmark tells it."""
-    rows = [
-        [key, f"{100 * value:.2f}%", str(report.counts.get(key, ""))] for key, value in report.scores.items()
-    ]
+    rows = [[key, f"{100 * value:.2f}%", str(report.counts.get(key, ""))] for key, value in report.scores.items()]
     lines = [f"## {name}: all scores, {_size(len(report.records), subset)}", _table(["Score", "Value", "n"], rows)]
     if others := {key: count for key, count in report.counts.items() if key not in report.scores}:
         lines.append("Counts: " + ", ".join(f"{key} {count}" for key, count in others.items()) + ".")
@@ -156,7 +138,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
     lines = [
-        "| " + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        "| "
+        + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
         + " |"
         for row in (head, *rows)
     ]
