@@ -95,34 +95,43 @@ def strict_verdict(answer: Answer, gold: ToolCall) -> bool:
 
 
 class ApiBank(SampledBenchmark):
-    """399, 67 and 131 single steps; scores `overall` (micro), `level_1` … and the same with `strict`."""
+    """399, 67 and 131 single steps; scores `overall` (micro), `level_1` … and the same as `strict`, `strict_level_1` …"""
 
     name = "api_bank"
 
-    def __init__(self, path: str | Path, on_missing: Literal["error", "skip"] = "error") -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        levels: Sequence[int] = LEVELS,
+        on_missing: Literal["error", "skip"] = "error",
+    ) -> None:
         """Nothing is read before `prepare`.
 
         Args:
             path: folder of `level-1-api_processed.json` and its two siblings.
+            levels: some of 1, 2 and 3; the overall scores are over these.
             on_missing: what a run does without these files: stop before it starts, or leave the benchmark out.
 
         Raises:
-            ValueError: unknown `on_missing`.
+            ValueError: no level, an unknown one, or an unknown `on_missing`.
         """
+        if not levels or not set(levels) <= set(LEVELS):
+            raise ValueError(f"benchmark.api_bank.levels: expected some of {list(LEVELS)}, found {list(levels)}.")
         if on_missing not in ("error", "skip"):
             raise ValueError(f"benchmark.api_bank.on_missing: expected 'error' or 'skip', found {on_missing!r}.")
         self.on_missing = on_missing
+        self._levels = sorted(set(levels))
         self._folder = Path(path)
         self._samples: list[Sample] = []
 
     def samples(self) -> Sequence[Sample]:
-        """All 597, level by level, ids as in the published results (`Level1_0`).
+        """All of the levels, one after the other, ids as in the published results (`Level1_0`).
 
         Raises:
             BenchmarkDataError: a file is missing or a record is not as expected.
         """
         if not self._samples:
-            self._samples = [sample for level in LEVELS for sample in self._read(level)]
+            self._samples = [sample for level in self._levels for sample in self._read(level)]
         return self._samples
 
     def answer(self, samples: Sequence[Sample], generate: Generate) -> Iterator[Record]:

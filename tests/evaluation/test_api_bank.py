@@ -119,6 +119,15 @@ def test_a_subset_keeps_the_levels_shares(shared_data):
     assert {r.id for r in other.records} != {r.id for r in report.records}
 
 
+@needs_shared_data
+def test_levels_can_be_chosen(shared_data):
+    bench = ApiBank(shared_data / "api_bank", levels=[2])
+    report = bench.run(_always(_gold_text)(bench))
+    assert len(report.records) == 67 and set(report.scores) == {"level_2", "strict_level_2", "overall", "strict"}
+    with pytest.raises(ValueError, match=r"levels: expected some of \[1, 2, 3\], found \[0, 2\]"):
+        ApiBank(shared_data / "api_bank", levels=[0, 2])
+
+
 def test_missing_and_broken_data_are_named(tmp_path):
     with pytest.raises(BenchmarkDataError, match=r"benchmark\.api_bank\.path: .*level-1-api_processed\.json.*make api"):
         ApiBank(tmp_path).prepare()
