@@ -9,8 +9,9 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 ARGS ?=
 PYTEST_ARGS ?=
+TOOLRL ?= https://github.com/qiancheng0/ToolRL.git
 
-.PHONY: help setup train test sweep format lint bench tiny-policy lock clean
+.PHONY: help setup train test sweep format lint api-bank bench tiny-policy lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | while IFS= read -r line; do \
@@ -35,6 +36,12 @@ lint: $(STAMP) ## Check style, formatting and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+api-bank: ## Fetch API-Bank's test set (needs git and a network) into data/api_bank
+	mkdir -p data/api_bank && folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
+	git clone --quiet --depth 1 --filter=blob:none --sparse "$(TOOLRL)" "$$folder" && \
+	git -C "$$folder" sparse-checkout set --no-cone '/benchmarks/API-Bank/*.json' && \
+	cp "$$folder"/benchmarks/API-Bank/level-*-api_processed.json data/api_bank/
 
 bench: $(STAMP) ## Print how fast the parts are, as ratios
 	$(RUN) -m tests.benchmarks $(ARGS)

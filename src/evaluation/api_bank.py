@@ -95,7 +95,7 @@ def strict_verdict(answer: Answer, gold: ToolCall) -> bool:
 
 
 class ApiBank(SampledBenchmark):
-    """399, 67 and 131 single steps; scores `overall` (micro), `level_1` … and the same as `strict`, `strict_level_1` …"""
+    """399, 67 and 131 single steps; scores `overall` (micro) and `level_1` …, and by the strict rule `strict`, `strict_level_1` …."""
 
     name = "api_bank"
 
