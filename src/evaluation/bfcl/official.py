@@ -9,13 +9,18 @@ Sources: `bfcl_eval.eval_checker.eval_runner.ast_file_runner` and `multi_turn_ru
 
 from __future__ import annotations
 
+import decimal
 import importlib
 import inspect
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from functools import cache
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+import mpmath
 
 from src.data.dialogue import ToolCall
 from src.evaluation.bfcl.calls import call_string, refusal
@@ -31,10 +36,19 @@ from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker  # noqa: E40
 from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_utils  # noqa: E402
 from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import multi_turn_checker  # noqa: E402
 
+_BACKEND_PACKAGE = "bfcl_eval.eval_checker.multi_turn_eval.func_source_code."
 _BACKENDS = {
     name: getattr(importlib.import_module(module), name)
     for name, module in multi_turn_utils.CLASS_FILE_PATH_MAPPING.items()
 }
+_CONSTANTS = [
+    (value, deepcopy(value))
+    for module in [module for name, module in sys.modules.items() if name.startswith(_BACKEND_PACKAGE)]
+    for name, value in vars(module).items()
+    if name.isupper() and isinstance(value, dict | list)
+]
+"""What the backends keep at module level, and how it was. Some tools change it: a purchase in a long-context entry
+lowers the balance of a card that all entries share."""
 _REFUSED_CALL = "call_not_allowed()"  # no method has this name: evaluating it is an error, and changes nothing
 
 Request = Mapping[str, Any]
@@ -47,14 +61,42 @@ class OutOfMemoryError(BaseException):
 
 def _evaluate(call: str) -> Any:
     """`eval` of the official executor: tool instances are the only names there are, builtins included."""
-    instances = {name: value for name, value in vars(multi_turn_utils).items() if name.endswith("_instance")}
     try:
-        return eval(call, {"__builtins__": {}, **instances})
+        return eval(call, {"__builtins__": {}, **_instances()})
     except MemoryError as error:
         raise OutOfMemoryError from error
 
 
 multi_turn_utils.eval = _evaluate
+
+
+@contextmanager
+def fresh_state() -> Iterator[None]:
+    """Whatever runs inside finds the state of a fresh process, and leaves nothing behind, also when it fails.
+
+    The official runner keeps tool instances, constants that tools changed, and the precision of numbers from one entry
+    to the next.
+    """
+    decimal.setcontext(decimal.Context())
+    mpmath.mp.dps = 15
+    try:
+        yield
+    finally:
+        for name in _instances():
+            delattr(multi_turn_utils, name)
+        for value, before in _CONSTANTS:
+            if value == before:
+                continue
+            value.clear()
+            if isinstance(value, dict):
+                value.update(deepcopy(before))
+            else:
+                value.extend(deepcopy(before))
+
+
+def _instances() -> dict[str, Any]:
+    """The tool instances, which the official executor keeps in its module's globals."""
+    return {name: value for name, value in vars(multi_turn_utils).items() if name.endswith("_instance")}
 
 
 def execute(request: Request) -> Answer:

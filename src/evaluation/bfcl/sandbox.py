@@ -1,7 +1,7 @@
 """Executes and judges BFCL calls in a worker process, by the official checkers. Imports neither them nor torch.
 
 Whatever the model wrote, a request ends: with an answer, or with `time_limit` or `memory_limit`. Requests do not
-depend on each other.
+depend on each other: the worker keeps no state between them, so a new one takes over where one was killed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from src.utils.checks import check_fields
 
 _ROOT = Path(__file__).resolve().parents[3]
 _KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV")
-_START_SECONDS, _GRACE_SECONDS = 60.0, 10.0
+_START_SECONDS = 60.0  # a start takes a fifth of a second, on a busy disk more
 _MAX_ERROR = 400
 _LANGUAGES = {"java": "Java", "javascript": "JavaScript"}  # all other categories: Python
 _NAMELESS = ("", {})  # in place of a call beyond the bounds: no tool has this name, no gold answer either
@@ -74,8 +74,8 @@ class Sandbox:
 
     Args:
         time_limit: seconds that a request may take: for `execute`, all calls of the entry so far, for a check, its
-            calls and the gold ones. An entry needs a hundredth of a second.
-        memory_limit_mb: MiB of address space of the process that runs a request.
+            calls and the gold ones. Gold entries take a hundredth of a second; one that takes longer fails.
+        memory_limit_mb: MiB of address space of the process.
 
     Raises:
         ValueError: a limit that leaves no room.
@@ -188,37 +188,36 @@ class Sandbox:
 
     def _ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
         line = json.dumps(request).encode() + b"\n"
-        for _ in range(2):  # a worker that something else ended is replaced, once
+        for _ in range(2):  # a worker that ended between requests is replaced
             if self._worker is None:
-                self._worker = _Worker(self.time_limit, self.memory_limit_mb)
+                self._worker = _Worker(self.memory_limit_mb)
             try:
-                answer = self._worker.ask(line, self.time_limit + _GRACE_SECONDS)
-            except TimeoutError:  # the worker keeps the limit itself; this is for a worker that hangs
+                return self._worker.ask(line, self.time_limit)
+            except TimeoutError:
                 self.close()
                 return {"passed": False, "error_type": "time_limit"}
             except _WorkerGoneError:
+                code = self._worker.exit_code()
                 self.close()
-                continue
-            if "bug" in answer:
-                raise SandboxError(f"The BFCL worker failed on a request ({request['kind']}):\n{answer['bug']}")
-            return answer
-        raise SandboxError("The BFCL worker ends before it answers: its errors are on stderr.")
+            if code > 0:
+                raise SandboxError(f"The BFCL worker failed on a request ({request['kind']}): its error is on stderr.")
+        return {"passed": False, "error_type": "memory_limit"}  # the kernel ended it twice: out of memory or of stack
 
 
 class _Worker:
     """The process: its pipes and its end."""
 
-    def __init__(self, time_limit: float, memory_limit_mb: int) -> None:
+    def __init__(self, memory_limit_mb: int) -> None:
         kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "src.evaluation.bfcl.worker", str(time_limit), str(memory_limit_mb)],
+            [sys.executable, "-P", "-m", "src.evaluation.bfcl.worker", str(memory_limit_mb)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
             cwd="/",
-            # A model's tools see none of the parent's variables: there are access tokens among them.
+            # Tools see none of the parent's other variables: there are access tokens among them.
             env={**kept, "PYTHONPATH": str(_ROOT), "PYTHONHASHSEED": "0"},
-            start_new_session=True,  # an interrupt of the terminal is the parent's to handle; one group to kill
+            start_new_session=True,  # an interrupt at the terminal is for the parent to handle
         )
         try:
             self._read(_START_SECONDS)
@@ -242,6 +241,10 @@ class _Worker:
         except BrokenPipeError as error:
             raise _WorkerGoneError from error
         return self._read(seconds)
+
+    def exit_code(self) -> int:
+        """Of the ended process; negative: the signal that ended it."""
+        return self._process.wait(_START_SECONDS)
 
     def kill(self) -> None:
         """End the process and what it started, and wait for it."""
