@@ -64,7 +64,8 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
     _complete_prompt(config, source)
     benchmarks = prepare_benchmarks(config)
     identity = fingerprint.model_identity(source)
-    fingerprint.open_folder(folder, _fingerprint(config, settings, identity), resume=config.resume is not None)
+    made_of = _fingerprint(config, settings, subset, identity)
+    fingerprint.open_folder(folder, made_of, resume=config.resume is not None)
     stores = {name: RecordStore(folder / f"{name}.jsonl") for name in benchmarks}
     finished = {name: store.read() for name, store in stores.items()}
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
@@ -90,13 +91,7 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
     model_name = config.model_name or source.name
     tables = render_report(model_name, reports, subset=subset, reference_rows=config.reference_rows)
     content = {
-        "model": {
-            "name": model_name,
-            "kind": source.kind,
-            "checkpoint": None if source.checkpoint is None else str(source.checkpoint),
-            "policy": asdict(source.policy),
-            "identity": identity,
-        },
+        "model": {"name": model_name, **_described(source), "identity": identity},
         "prompt": OmegaConf.to_container(config.prompt),
         "generation": {**asdict(settings), "max_new_tokens": max_new_tokens, "context": context},
         "device": str(device),
@@ -150,7 +145,7 @@ def run_benchmark(
     finished: list[Record],
 ) -> EvalReport:
     """Answer what is not finished; records go to the store one by one, and in the benchmark's order at the end."""
-    log.info("%s: %d samples are finished already.", name, len(finished))
+    log.info("%s: starting%s.", name, f", {len(finished)} samples are finished already" if finished else "")
     report = benchmark.run(generate, subset=subset, finished=finished, on_record=_writer(name, store))
     store.rewrite(report.records)
     return report
@@ -171,14 +166,16 @@ def _writer(name: str, store: RecordStore) -> Callable[[Record], None]:
     return write
 
 
-def _fingerprint(config: DictConfig, settings: GenerationSettings, identity: Mapping[str, Any]) -> dict[str, Any]:
+def _fingerprint(
+    config: DictConfig, settings: GenerationSettings, subset: Subset | None, identity: Mapping[str, Any]
+) -> dict[str, Any]:
     """What the records depend on; how many prompts run at once is left free."""
     return {
         "model": dict(identity),
         "prompt": OmegaConf.to_container(config.prompt),
         "benchmark": OmegaConf.to_container(config.benchmark, resolve=True),
         "generation": {key: value for key, value in asdict(settings).items() if key != "batch_size"},
-        "subset": None if config.subset is None else OmegaConf.to_container(config.subset),
+        "subset": None if subset is None else asdict(subset),
         "engine": config.rollout["_target_"],
         "seed": config.seed,
     }
@@ -191,6 +188,11 @@ def _complete_prompt(config: DictConfig, source: ModelSource) -> None:
         for key, value in usual.items():
             if config.prompt[key] is None:
                 config.prompt[key] = source.prompt.get(key) or value
+
+
+def _described(source: ModelSource) -> dict[str, Any]:
+    checkpoint = None if source.checkpoint is None else str(source.checkpoint)
+    return {"kind": source.kind, "checkpoint": checkpoint, "policy": asdict(source.policy)}
 
 
 def _subset(config: DictConfig) -> Subset | None:

@@ -23,7 +23,6 @@ from src.utils.config_checks import ConfigError
 FILE = "fingerprint.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _OTHERS = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
-_PLACES = ("hub_id", "path", "package", "cache_dir", "weights")
 
 
 def model_identity(source: ModelSource) -> dict[str, Any]:
@@ -34,9 +33,8 @@ def model_identity(source: ModelSource) -> dict[str, Any]:
         OSError: see `locate`; the hub cannot be reached.
     """
     place = locate(source.policy)
-    found: dict[str, Any] = {
-        "settings": {key: value for key, value in asdict(source.policy).items() if key not in _PLACES}
-    }
+    lora = source.policy.lora
+    found: dict[str, Any] = {"dtype": source.policy.dtype, "lora": None if lora is None else asdict(lora)}
     if Path(place).is_dir():
         found["files"] = _digest(place, _OTHERS)
         if source.checkpoint is None:

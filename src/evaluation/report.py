@@ -1,4 +1,4 @@
-"""Results as tables in the paper's layout, with the paper's rows below for reference. Markdown, read by nobody's code."""
+"""Results as tables in the paper's layout, with the paper's rows below for reference."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ _LAYOUTS = (
             "Irrel.": "irrelevance_detection",
         },
         lambda category: not category.startswith("multi_turn"),
-        "Non-live is the leaderboard's Non-Live AST, without irrelevance; Overall weighs it and Live by 1,150 and 1,351. "
-        "The paper's rows follow this.",
+        "Non-live is the leaderboard's Non-Live AST, without irrelevance; Overall weighs it and Live by 1,150 and "
+        "1,351. The paper's rows follow this.",
     ),
     _Layout(
         "api_bank",
@@ -75,13 +75,9 @@ def render_report(
     """
     parts = [f"# {model}"]
     for name, report in reports.items():
-        parts += [
-            table
-            for layout in _LAYOUTS
-            if layout.benchmark == report.name
-            and (table := _paper_table(layout, model, report, subset, reference_rows))
-        ]
-        parts.append(_all_scores(name, report, subset))
+        layouts = [layout for layout in _LAYOUTS if layout.benchmark == report.name]
+        tables = [_paper_table(layout, model, report, subset, reference_rows) for layout in layouts]
+        parts += [*filter(None, tables), _all_scores(name, report, subset)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -137,11 +133,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     | tiny  |  50.00% |
     """
     widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    left, *right = widths
     lines = [
-        "| "
-        + " | ".join(c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
-        + " |"
+        " | ".join([row[0].ljust(left), *(cell.rjust(width) for cell, width in zip(row[1:], right, strict=True))])
         for row in (head, *rows)
     ]
-    rule = "|" + "|".join("-" * (w + 2) if i == 0 else "-" * (w + 1) + ":" for i, w in enumerate(widths)) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    rule = "|".join(["-" * (left + 2), *("-" * (width + 1) + ":" for width in right)])
+    return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])

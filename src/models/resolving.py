@@ -171,8 +171,8 @@ def load_checkpoint(model: PreTrainedModel, path: Path) -> None:
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise ValueError(
-            f"checkpoint '{path}' does not fit {type(model).__name__}: {'; '.join(problems[:4])}{more}. Its config.yaml "
-            "must be the one of its run (policy.path, policy.lora), or base_path points at another model."
+            f"checkpoint '{path}' does not fit {type(model).__name__}: {'; '.join(problems[:4])}{more}. Is "
+            "config.yaml that of its run (policy.path, policy.lora), and base_path, if given, the right model?"
         )
     model.load_state_dict(given)
 
