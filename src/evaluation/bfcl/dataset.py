@@ -75,8 +75,8 @@ class Case:
     """One case.
 
     Attributes:
-        id: the package's, e.g. `live_simple_106-63-0`; it gives live_relevance_3-3-0 to two cases, of which the second is
-            `live_relevance_3-3-0#2` here.
+        id: the package's, e.g. `live_simple_106-63-0`. It gives live_relevance_3-3-0 to two cases, of which the second
+            is `live_relevance_3-3-0#2` here.
         category: one of `CATEGORIES`.
         entry: the case as its file holds it (`id`, `question`, `function` or `initial_config`, …), for the checkers.
         functions: function docs that the prompt offers from the start.
@@ -164,7 +164,8 @@ def load_cases(category: str, folder: Path | None = None) -> list[Case]:
     """
     folder = data_folder() if folder is None else folder
     path = folder / f"BFCL_v3_{category}.json"
-    entries = sorted(_read(path), key=lambda entry: _index(entry["id"]))
+    keys = ("involved_classes", "initial_config") if is_multi_turn(category) else ("function",)
+    entries = sorted(_read(path, "id", "question", *keys), key=lambda entry: _index(entry["id"]))
     if len(entries) != CATEGORIES[category]:
         raise BenchmarkDataError(
             f"{path}: expected {CATEGORIES[category]} cases, found {len(entries)}. Run again: {INSTALL}"
@@ -172,7 +173,7 @@ def load_cases(category: str, folder: Path | None = None) -> list[Case]:
     answers: dict[str, Sequence[JsonValue]] = {}
     if not is_relevance(category):
         answer_path = folder / "possible_answer" / path.name
-        answers = {row["id"]: row["ground_truth"] for row in _read(answer_path)}
+        answers = {row["id"]: row["ground_truth"] for row in _read(answer_path, "id", "ground_truth")}
         if missing := [entry["id"] for entry in entries if entry["id"] not in answers]:
             raise BenchmarkDataError(f"{answer_path}: no answer to {missing[0]}. Run again: {INSTALL}")
     cases: list[Case] = []
@@ -199,7 +200,9 @@ def _offered(entry: Json, folder: Path) -> tuple[list[Json], dict[int, list[Json
 
 @cache
 def _class_functions(folder: Path, class_name: str) -> tuple[Json, ...]:
-    return tuple(_read(folder / "multi_turn_func_doc" / _FUNCTION_FILES[class_name]))
+    return tuple(
+        _read(folder / "multi_turn_func_doc" / _FUNCTION_FILES[class_name], "name", "description", "parameters")
+    )
 
 
 def _index(case_id: str) -> int:
@@ -207,13 +210,19 @@ def _index(case_id: str) -> int:
     return int(case_id.rsplit("_", 1)[1].split("-")[0])
 
 
-def _read(path: Path) -> Iterator[Json]:
-    """The objects of a file with one a line."""
+def _read(path: Path, *keys: str) -> Iterator[Json]:
+    """The objects of a file with one a line, each with at least these keys."""
     if not path.is_file():
         raise BenchmarkDataError(f"{path}: not found. Run again: {INSTALL}")
     with path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, start=1):
             try:
-                yield json.loads(line)
+                row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise BenchmarkDataError(f"{path}:{number}: expected JSON, found {line[:80]!r}.") from error
+            if not isinstance(row, dict) or not row.keys() >= set(keys):
+                raise BenchmarkDataError(
+                    f"{path}:{number}: expected an object with {', '.join(keys)}, found {line[:80]!r}. "
+                    f"Run again: {INSTALL}"
+                )
+            yield row
