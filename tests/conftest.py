@@ -33,10 +33,31 @@ def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one rollout step from the tiny policy, with a learning rate that changes what it says."""
+    from src.train import train
+
+    folder = tmp_path_factory.mktemp("run") / "trained"
+    folder.mkdir()
+    strong = ("reward._target_=tests.models.even_reward.EvenReward", "optimizer.learning_rate=5.0e-3")
+    train(train_config(folder, *SMALL, *strong, "optimizer.warmup_steps=0", "sampling.n=4", "data.train.num_train=50"))
+    return folder
+
+
 def train_config(folder: Path, *overrides: str) -> DictConfig:
     """The composed training config, as `python src/train.py` would see it, with its run folder at `folder`."""
+    return _composed("train.yaml", folder, overrides)
+
+
+def eval_config(folder: Path, *overrides: str) -> DictConfig:
+    """The composed evaluation config, as `python src/eval.py` would see it, with its folder at `folder`."""
+    return _composed("eval.yaml", folder, overrides)
+
+
+def _composed(name: str, folder: Path, overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
-        config = compose("train.yaml", overrides=list(overrides), return_hydra_config=False)
+        config = compose(name, overrides=list(overrides), return_hydra_config=False)
     with open_dict(config):
         config.paths.root_dir = str(ROOT)
         config.paths.output_dir = str(folder)

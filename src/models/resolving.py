@@ -149,7 +149,7 @@ def load_checkpoint(model: PreTrainedModel, path: Path) -> None:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"checkpoint '{path}' cannot be read; is it whole? PyTorch says: {reason}") from error
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
