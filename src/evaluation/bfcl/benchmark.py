@@ -105,7 +105,7 @@ class Bfcl(SampledBenchmark):
     def _judge_conversation(self, conversation: Conversation) -> Record:
         case = conversation.case
         if conversation.error_type:
-            verdict = Verdict(False, conversation.error_type, f"Broken off in turn {len(conversation.turns) - 1}.")
+            verdict = Verdict(False, conversation.error_type, f"Cannot go on in turn {len(conversation.turns) - 1}.")
         else:
             verdict = self._sandbox.check_multi_turn(case.entry, case.answer, conversation.calls())
         turns: list[JsonValue] = [

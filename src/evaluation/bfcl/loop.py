@@ -1,7 +1,8 @@
 """A multi-turn BFCL case on its way, for `src.evaluation.lock_step.play`.
 
 Follows the package's `base_handler.inference_multi_turn_prompting`: a turn ends with the first answer without calls,
-and a case is abandoned once more than 20 steps of one turn were executed.
+and a case is stopped once more than 20 steps of one turn were executed. A stopped case lacks turns, by which the
+checker knows it (`multi_turn:force_terminated`); one stopped in its last turn lacks none and is judged by what it did.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from src.evaluation.bfcl.prompting import Step, Turn, TurnWording, build_prompt,
 from src.evaluation.bfcl.sandbox import Execution
 
 STEP_LIMIT = 20
-"""Executed steps of a turn; a case is abandoned after one more (the package's MAXIMUM_STEP_LIMIT)."""
+"""Executed steps of a turn; a case is stopped after one more (the package's MAXIMUM_STEP_LIMIT)."""
 
 
 class Executor(Protocol):
@@ -38,9 +39,8 @@ class Conversation:
         executor: runs the calls.
         wording: of the prompts.
         turns: finished ones and the current one.
-        error_type: why it was broken off, empty if it was not: `multi_turn:force_terminated` (too many steps),
-            `context_exceeded` (the next prompt does not fit the model), or the executor's `time_limit` or
-            `memory_limit`.
+        error_type: why it could not go on, empty if it could: `context_exceeded` (the next prompt does not fit the
+            model), or the executor's `time_limit` or `memory_limit`. It has failed then, whatever it did before.
         tokens: generated in all.
         truncated: number of answers that were cut at a limit of tokens.
     """
@@ -83,9 +83,7 @@ class Conversation:
         steps = self.turns[-1].steps
         steps.append(Step(text, calls, execution.results))
         self.error_type = execution.error_type
-        if not self.error_type and len(steps) > STEP_LIMIT:
-            self.error_type = "multi_turn:force_terminated"
-        return bool(self.error_type)
+        return bool(self.error_type) or len(steps) > STEP_LIMIT
 
     def _open_turn(self) -> bool:
         """Whether there was another turn."""
