@@ -158,8 +158,8 @@ def _verdict(check: Callable[[], Mapping[str, Any]]) -> Answer:
         return {"passed": False, "error_type": "checker_error", "error": f"{type(error).__name__}: {error}"}
     if result["valid"]:
         return {"passed": True}
-    error = result["error"] if "error" in result else result["error_message"]
-    text = "\n".join(map(str, error)) if isinstance(error, list) else str(error)
+    reason = result["error"] if "error" in result else result["error_message"]
+    text = "\n".join(map(str, reason)) if isinstance(reason, list) else str(reason)
     return {"passed": False, "error_type": result["error_type"], "error": text}
 
 

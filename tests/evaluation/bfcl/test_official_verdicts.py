@@ -1,0 +1,104 @@
+"""The sandbox says what the official runner says, output by output, which here runs in a process of its own."""
+
+import json
+import random
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.evaluation.bfcl.dataset import CATEGORIES, Case, is_multi_turn, load_cases
+from src.evaluation.bfcl.decoding import decode_calls
+from src.evaluation.bfcl.sandbox import Sandbox
+from tests.evaluation.bfcl.gold import NEVER_PASS
+from tests.evaluation.bfcl.outputs import MISTAKES, multi_turn_output, single_turn_output
+
+OUTPUTS = 320
+RUNNER = Path(__file__).with_name("official_runner.py")
+
+
+def ask_official(requests: Iterable[Any], folder: Path) -> list[Any]:
+    """The official package's answers, from one run of its process."""
+    asked, answered = folder / "requests.json", folder / "answers.json"
+    asked.write_text(json.dumps(list(requests)))
+    subprocess.run([sys.executable, str(RUNNER), str(asked), str(answered)], check=True, stdout=subprocess.DEVNULL)
+    return json.loads(answered.read_text())
+
+
+@pytest.fixture(scope="module")
+def outputs() -> dict[str, list[tuple[Case, str, Any]]]:
+    """Of every category: (case, mistake, texts)."""
+    made = {}
+    for category in CATEGORIES:
+        rng = random.Random(category)
+        cases = load_cases(category)
+        mistakes = ["right", "right", "garbage", *MISTAKES]
+        build = single_turn_output
+        if is_multi_turn(category):
+            mistakes += ["fewer turns", "empty turn"]
+            build = multi_turn_output
+        chosen = [(rng.choice(cases), mistakes[index % len(mistakes)]) for index in range(OUTPUTS)]
+        made[category] = [(case, mistake, build(rng, case, mistake)) for case, mistake in chosen]
+    return made
+
+
+@pytest.fixture(scope="module")
+def official(outputs, tmp_path_factory) -> dict[str, list[tuple[bool, str]]]:
+    """(passed, error type) of every output."""
+    requests = [
+        {
+            "kind": "verdict",
+            "arguments": {"category": category, "entry": case.entry, "answer": case.answer, "output": output},
+        }
+        for category in CATEGORIES
+        for case, _, output in outputs[category]
+    ]
+    verdicts = iter(ask_official(requests, tmp_path_factory.mktemp("official")))
+    return {category: list(islice(verdicts, OUTPUTS)) for category in CATEGORIES}
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_verdicts_are_official(category, outputs, official, sandbox):
+    for (case, mistake, output), (expected, error_type) in zip(outputs[category], official[category], strict=True):
+        if is_multi_turn(category):
+            turns = [[decode_calls(step) for step in turn] for turn in output]
+            verdict = sandbox.check_multi_turn(case.entry, case.answer, turns)
+        else:
+            verdict = sandbox.check_single_turn(case.entry, category, case.answer, decode_calls(output))
+        where = (case.id, mistake, output, error_type, verdict)
+        assert verdict.passed == expected, where
+        # The official runner itself ends where its checker raises.
+        assert verdict.error_type == ("checker_error" if error_type.startswith("crash") else error_type), where
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_outputs_are_mixed(category, outputs, official):
+    """What is compared above has verdicts of both kinds, and those that everyone would expect."""
+    passed = defaultdict(list)
+    for (case, mistake, _), (expected, _) in zip(outputs[category], official[category], strict=True):
+        if case.id not in NEVER_PASS:
+            passed[mistake].append(expected)
+    results = [expected for mistake in passed for expected in passed[mistake]]
+    assert OUTPUTS // 10 <= sum(results) <= OUTPUTS * 9 // 10
+    if not category.endswith("relevance"):
+        assert all(passed["right"])
+        # A multi-turn case forgives a call whose result and effect the turn does not need.
+        never = ["fewer turns"] if is_multi_turn(category) else ["wrong name", "dropped call", "unknown call"]
+        assert not any(any(passed[mistake]) for mistake in never)
+
+
+def test_some_outputs_would_end_the_official_run(official):
+    """Java and JavaScript: an integer of 5,000 digits raises in the official converter."""
+    for category in ("java", "javascript"):
+        assert any(error_type.startswith("crash") for _, error_type in official[category])
