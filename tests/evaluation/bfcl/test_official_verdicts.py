@@ -98,7 +98,6 @@ def test_outputs_are_mixed(category, outputs, official):
         assert not any(any(passed[mistake]) for mistake in never)
 
 
-def test_some_outputs_would_end_the_official_run(official):
-    """Java and JavaScript: an integer of 5,000 digits raises in the official converter."""
-    for category in ("java", "javascript"):
-        assert any(error_type.startswith("crash") for _, error_type in official[category])
+def test_some_outputs_end_an_official_run(official):
+    """The comparison has them: an integer of 5,000 digits raises in the official converter of Java literals."""
+    assert any(error_type.startswith("crash") for _, error_type in official["java"])
