@@ -100,18 +100,19 @@ def hinted(functions: Sequence[Json], category: str) -> list[Json]:
     Every description names the language. Java and JavaScript parameters become strings that hold source literals, and
     their descriptions say of which type.
     """
-    docs = copy.deepcopy(list(functions))
-    for doc in docs:
-        doc["description"] += _LANGUAGE_HINTS.get(category, _PYTHON_HINT)
-        for parameter in doc["parameters"]["properties"].values():
-            if category == "java":
-                _as_source_literal(parameter, "Java", lists=("ArrayList", "Array"))
-            elif category == "javascript":
-                _as_source_literal(parameter, "JavaScript", lists=("array",))
+    docs = [
+        {**doc, "description": doc["description"] + _LANGUAGE_HINTS.get(category, _PYTHON_HINT)} for doc in functions
+    ]
+    if category in _LANGUAGE_HINTS:
+        for doc in docs:
+            doc["parameters"] = copy.deepcopy(doc["parameters"])
+            for parameter in doc["parameters"]["properties"].values():
+                _as_source_literal(parameter, category)
     return docs
 
 
-def _as_source_literal(parameter: Json, language: str, lists: Sequence[str]) -> None:
+def _as_source_literal(parameter: Json, category: str) -> None:
+    language, lists = ("Java", ("ArrayList", "Array")) if category == "java" else ("JavaScript", ("array",))
     kind = parameter["type"]
     if kind == "any":
         added = f" This parameter can be of any type of {language} object in string representation."
