@@ -157,8 +157,8 @@ class ApiBank(SampledBenchmark):
         scores = mean_by_category(records)
         scores |= {f"strict_{level}": mean for level, mean in mean_by_category(records, "strict").items()}
         counts = count_by_category(records)
-        for key in ("length", "context"):
-            counts[f"finish_{key}"] = sum(record.details["finish"] == key for record in records)
+        for key, finish in (("truncated", "length"), ("context_exceeded", "context")):
+            counts[key] = sum(record.details["finish"] == finish for record in records)
         if records:
             scores["overall"] = sum(record.passed for record in records) / len(records)
             scores["strict"] = sum(record.metrics["strict"] for record in records) / len(records)

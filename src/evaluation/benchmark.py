@@ -161,6 +161,9 @@ class Benchmark(Protocol):
 
         Returns:
             The report over the chosen samples of all ranks, the same on every rank.
+
+        Raises:
+            ValueError: two samples have the same id.
         """
         ...
 
@@ -208,6 +211,8 @@ class SampledBenchmark(ABC):
         ranks = ranks or Ranks()
         chosen = self.samples() if subset is None else stratified(self.samples(), subset)
         wanted = {sample.id for sample in chosen}
+        if len(wanted) < len(chosen):
+            raise ValueError(f"{self.name}: expected every sample to have an id of its own, found some twice.")
         records = {record.id: record for record in finished if record.id in wanted}
         todo = [sample for sample in chosen if sample.id not in records]
         made = []

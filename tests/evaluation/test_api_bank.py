@@ -79,7 +79,7 @@ def test_gold_passes_and_corrupted_gold_fails(shared_data):
     bench = ApiBank(shared_data / "api_bank")
     report = bench.run(_always(_gold_text)(bench))
     assert len(report.records) == 597 and set(report.scores.values()) == {1.0}
-    assert report.counts == {"level_1": 399, "level_2": 67, "level_3": 131, "finish_length": 0, "finish_context": 0}
+    assert report.counts == {"level_1": 399, "level_2": 67, "level_3": 131, "truncated": 0, "context_exceeded": 0}
     corruptions = (
         lambda call: ToolCall(call.name + "X", call.parameters),
         lambda call: ToolCall(call.name, {**call.parameters, "more": "1"}),

@@ -84,6 +84,15 @@ def test_ranks_share_the_samples_and_all_see_the_same_report():
     assert first == second == Even().run(Echo())
 
 
+def test_ids_are_unique():
+    class Twice(Even):
+        def samples(self):
+            return [*super().samples(), Sample("s3", "low", 3)]
+
+    with pytest.raises(ValueError, match="even: expected every sample to have an id of its own"):
+        Twice().run(Echo())
+
+
 @pytest.mark.parametrize(
     ("size", "expected"),
     [
