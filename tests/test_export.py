@@ -1,0 +1,54 @@
+"""`python src/export.py`: a run's checkpoint becomes a folder that transformers loads."""
+
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from src.export import export_model
+from src.utils.config_checks import ConfigError
+from tests.conftest import ROOT
+
+
+def export_config(*overrides: str) -> DictConfig:
+    with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
+        config = compose("export.yaml", overrides=list(overrides), return_hydra_config=False)
+    config.paths.root_dir = str(ROOT)
+    return config
+
+
+def test_the_folder_holds_the_checkpoint(trained_run, tmp_path):
+    folder = export_model(export_config(f"model={trained_run}", "checkpoint=last", f"output={tmp_path}/out"))
+    exported = AutoModelForCausalLM.from_pretrained(folder).state_dict()
+    saved = torch.load(trained_run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert saved
+    for name, tensor in saved.items():
+        assert torch.equal(exported[name.removeprefix("policy.model.")], tensor), name
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert tokenizer.chat_template and tokenizer.eos_token_id == 2
+    # what the official BFCL command line wants to find
+    assert {"config.json", "tokenizer_config.json"} <= {path.name for path in Path(folder).iterdir()}
+
+
+def test_template_settings_of_the_run_are_told(trained_run, tmp_path, caplog):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints/last.ckpt").symlink_to(trained_run / "checkpoints/last.ckpt")
+    saved = OmegaConf.load(trained_run / "config.yaml")
+    saved.prompt.chat_template_kwargs = {"enable_thinking": True}
+    OmegaConf.save(saved, run / "config.yaml")
+    with caplog.at_level(logging.INFO):
+        export_model(export_config(f"model={run}", "checkpoint=last", f"output={tmp_path}/out"))
+    assert 'chat_template_kwargs={"enable_thinking": true}' in caplog.text
+
+
+def test_no_folder_and_a_folder_with_a_model_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="output: expected a folder"):
+        export_model(export_config("policy=tiny"))
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="expected a new folder, found a model"):
+        export_model(export_config("policy=tiny", f"output={tmp_path}"))
