@@ -11,7 +11,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 TOOLRL ?= https://github.com/qiancheng0/ToolRL.git
 
-.PHONY: help setup train test sweep format lint api-bank bench tiny-policy lock clean
+.PHONY: help setup train eval test sweep format lint api-bank bench tiny-policy lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | while IFS= read -r line; do \
@@ -21,6 +21,9 @@ setup: $(STAMP) ## Make .venv and install the pinned requirements (all targets d
 
 train: $(STAMP) ## Train: make train ARGS="experiment=qwen3_8b trainer.devices=8"
 	$(RUN) src/train.py $(ARGS)
+
+eval: $(STAMP) ## Evaluate: make eval ARGS="policy=tiny benchmark=[synthetic]"
+	$(RUN) src/eval.py $(ARGS)
 
 test: $(STAMP) ## Run the tests: make test PYTEST_ARGS="-k rollout"
 	$(RUN) -m pytest $(PYTEST_ARGS)

@@ -71,7 +71,7 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
     OmegaConf.save(config, folder / "config.yaml", resolve=True)
 
     loaded = load_source(source)
-    loaded.model.to(device)
+    loaded.model.to(device)  # type: ignore[arg-type]
     renderer = PromptRenderer(loaded.tokenizer, **OmegaConf.to_container(config.prompt))  # type: ignore[arg-type]
     generate = build_generate(loaded, instantiate(config.rollout)(loaded.model), renderer, settings)
     max_new_tokens, context = settings.limits(loaded.model)

@@ -29,8 +29,8 @@ def model_identity(source: ModelSource) -> dict[str, Any]:
     """Weights, tokenizer and settings of a model, without its place.
 
     Raises:
-        ConfigError: the checkpoint is not a file of PyTorch.
-        OSError: see `locate`; the hub cannot be reached.
+        ConfigError: the checkpoint is not a file of PyTorch, or the hub cannot be reached or lacks the model.
+        OSError: see `locate`.
     """
     place = locate(source.policy)
     lora = source.policy.lora
@@ -41,7 +41,11 @@ def model_identity(source: ModelSource) -> dict[str, Any]:
             random = source.policy.weights == "random"
             found["weights"] = "random" if random else _digest(place, _WEIGHTS)
     else:
-        config = AutoConfig.from_pretrained(place, trust_remote_code=source.policy.trust_remote_code)
+        try:
+            config = AutoConfig.from_pretrained(place, trust_remote_code=source.policy.trust_remote_code)
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"model={place}: the hub does not give its config.json: {reason}") from error
         found["commit"] = getattr(config, "_commit_hash", None) or place
         if source.checkpoint is None:
             found["weights"] = source.policy.weights
@@ -116,4 +120,5 @@ _ABSENT = object()
 
 
 def _shown(value: Any) -> str:
-    return "absent" if value is _ABSENT else f"{value!r:.60}"
+    shown = "absent" if value is _ABSENT else repr(value)
+    return shown if len(shown) <= 60 else shown[:24] + "…"

@@ -184,10 +184,8 @@ def _from_run(run: Path, checkpoint: Path, config: DictConfig) -> ModelSource:
         saved = OmegaConf.load(file)
     except (OSError, ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"'{file}' cannot be read: {error}") from error
-    for key in ("policy", "prompt"):
-        if not isinstance(saved, DictConfig) or saved.get(key) is None:
-            raise ConfigError(f"'{file}': expected the key '{key}' of a training run, found none.")
-    assert isinstance(saved, DictConfig)
+    if not isinstance(saved, DictConfig) or saved.get("policy") is None or saved.get("prompt") is None:
+        raise ConfigError(f"'{file}': expected the keys 'policy' and 'prompt' of a training run, found not both.")
     overrides = {**_overrides(config), "cache_dir": config.paths.cache_dir, "gradient_checkpointing": False}
     if config.base_path is not None:
         overrides["path"] = str(Path(config.base_path).expanduser())

@@ -167,7 +167,7 @@ def test_a_run_config_without_policy_or_of_another_version(run):
     with pytest.raises(ConfigError, match=r"policy in '.*config.yaml': .*unexpected keyword argument 'beam_search'"):
         resolved(f"model={run}")
     (run / "config.yaml").write_text("seed: 1\n")
-    with pytest.raises(ConfigError, match=r"config.yaml': expected the key 'policy' of a training run, found none"):
+    with pytest.raises(ConfigError, match=r"config.yaml': expected the keys 'policy' and 'prompt' of a training run"):
         resolved(f"model={run}")
 
 
