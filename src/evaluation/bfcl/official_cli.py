@@ -26,7 +26,7 @@ from typing import Any
 from src.data.dialogue import ToolCall
 from src.data.rendering import PromptRenderer
 from src.evaluation.bfcl.calls import call_string, refusal, within_bounds
-from src.evaluation.bfcl.dataset import VERSION, Case
+from src.evaluation.bfcl.dataset import VERSION, Case, Json
 from src.evaluation.bfcl.decoding import decode_calls
 from src.evaluation.bfcl.prompting import Step, Turn, TurnWording, build_prompt
 
@@ -56,8 +56,11 @@ _REFUSED_CALL = "call_not_allowed()"  # no method has this name: evaluating it i
 _OVERSIZED_CALL = ToolCall("", {})  # no tool has this name
 
 
-class ProtocolHandler(OSSHandler):  # type: ignore[misc]
-    """The output protocol for the package's generation and evaluation."""
+class ProtocolHandler(OSSHandler):
+    """The output protocol for the package's generation and evaluation.
+
+    Signatures are the package's, down to the bare `dict`, which it checks when this class is made.
+    """
 
     skip_special_tokens = False  # asks the server for the text that was sampled, whatever the tokenizer calls special
 
@@ -67,7 +70,7 @@ class ProtocolHandler(OSSHandler):  # type: ignore[misc]
         self._wording = wording
 
     @override
-    def decode_ast(self, result: str, language: str = "Python") -> list[dict[str, dict[str, Any]]]:
+    def decode_ast(self, result: str, language: str = "Python") -> list[Json]:
         """The calls of an answer for the single-turn checkers; Java and JavaScript values stay source literals."""
         return [{call.name: dict(call.parameters)} for call in _calls(result)]
 
@@ -81,7 +84,7 @@ class ProtocolHandler(OSSHandler):  # type: ignore[misc]
         return [call_string(call, _methods(*CLASS_FILE_PATH_MAPPING)) or _REFUSED_CALL for call in _calls(result)]
 
     @override
-    def _pre_query_processing_prompting(self, test_entry: dict) -> dict:  # type: ignore[type-arg]
+    def _pre_query_processing_prompting(self, test_entry: dict) -> dict:
         category = test_entry["id"].rsplit("_", 1)[0]
         return {"function": Case(test_entry["id"], category, test_entry, test_entry["function"]), "message": []}
 
@@ -93,32 +96,30 @@ class ProtocolHandler(OSSHandler):  # type: ignore[misc]
         return text.removeprefix(first) if first and self._adds_first_token else text
 
     @override
-    def _parse_query_response_prompting(self, api_response: Any) -> dict:  # type: ignore[type-arg]
+    def _parse_query_response_prompting(self, api_response: Any) -> dict:
         data = super()._parse_query_response_prompting(api_response)
         return {**data, "model_responses": self._renderer.response_prefix + data["model_responses"]}
 
     @override
-    def add_first_turn_message_prompting(self, inference_data: dict, first_turn_message: list[dict]) -> dict:  # type: ignore[type-arg]
+    def add_first_turn_message_prompting(self, inference_data: dict, first_turn_message: list[dict]) -> dict:
+        """Open the first turn."""
         inference_data["message"].append(Turn(first_turn_message))
         return inference_data
 
     @override
-    def _add_next_turn_user_message_prompting(self, inference_data: dict, user_message: list[dict]) -> dict:  # type: ignore[type-arg]
+    def _add_next_turn_user_message_prompting(self, inference_data: dict, user_message: list[dict]) -> dict:
         inference_data["message"].append(Turn(user_message))
         return inference_data
 
     @override
-    def _add_assistant_message_prompting(self, inference_data: dict, model_response_data: dict) -> dict:  # type: ignore[type-arg]
+    def _add_assistant_message_prompting(self, inference_data: dict, model_response_data: dict) -> dict:
         inference_data["message"][-1].steps.append(Step(model_response_data["model_responses"]))
         return inference_data
 
     @override
     def _add_execution_results_prompting(
-        self,
-        inference_data: dict,  # type: ignore[type-arg]
-        execution_results: list[str],
-        model_response_data: dict,  # type: ignore[type-arg]
-    ) -> dict:  # type: ignore[type-arg]
+        self, inference_data: dict, execution_results: list[str], model_response_data: dict
+    ) -> dict:
         steps = inference_data["message"][-1].steps
         allowed = _methods(*inference_data["function"].entry["involved_classes"])
         calls = decode_calls(steps[-1].text)
