@@ -1,0 +1,195 @@
+"""Whatever a model writes: no file changes, no code runs, it ends within the limit, and it does not pass."""
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from src.data.dialogue import ToolCall
+from src.evaluation.bfcl.dataset import load_cases
+from src.evaluation.bfcl.decoding import decode_calls
+from src.evaluation.bfcl.sandbox import Sandbox
+from src.protocol.parsing import parse
+from tests.evaluation.bfcl.gold import gold_calls, gold_turns
+
+FILES_AND_MATH = "multi_turn_base_15"  # has GorillaFileSystem and MathAPI
+
+
+def call(name: str, /, **parameters: Any) -> str:
+    return json.dumps({"name": name, "parameters": parameters})
+
+
+def hostile(canary: Path) -> dict[str, str]:
+    """Lines of a tool_call block, by what they try. If one of them ran, the canary would be gone or have company."""
+    remove = f"__import__('os').remove({str(canary)!r})"
+    write = f"open({str(canary)!r}, 'w')"
+    return {
+        "import as name": call(remove),
+        "import as argument": call("echo", content=remove),
+        "builtin": call("exec", source=remove),
+        "module of the executor": call("importlib.import_module", name="os"),
+        "dunder": call("__class__"),
+        "dunder method": call("__init__"),
+        "private method": call("_load_scenario", scenario={}, long_context=True),
+        "lambda": call(f"(lambda: {write})"),
+        "f-string": call(f"f'{{{write}}}'"),
+        "f-string as argument": call("echo", content=f"{{{write}}}", file_name=f"{{{write}}}"),
+        "attribute chain": call("ls.__func__.__globals__['subprocess'].run", args=["rm", str(canary)]),
+        "attribute chain to classes": call("().__class__.__base__.__subclasses__"),
+        "exit": call("exit") + "\n" + call("quit") + "\n" + call("os._exit", status=0),
+        "endless loop": call("[0 for _ in iter(int, 1)] and ls"),
+        "walrus": call("ls", **{"(a := 1)": True}),
+        "keyword breaks out": call("ls", **{f"a=True), {write}, dict(b": True}),
+        "unpacking": call("ls", **{"**{'a'": True}) + "\n" + call("ls", **{"*a": [remove]}),
+        "reserved word": call("ls", **{"lambda": write}),
+        "self": call("ls", self=None, a=True),
+        "quote breaks out": call("echo", content=f"'); {remove} #", file_name=f'"); {remove} #'),
+        "backslash breaks out": call("echo", content=f"\\'); {remove} #\\"),
+        "triple quotes": call("echo", content=f"'''\"\"\"); {remove} #"),
+        "call in a string": call("echo", content="rm (file_name='x'), ls()", file_name="ls ()"),
+        "format": call("echo", content="{0.__class__.__mro__} %s %(x)s %n ${HOME} `id`"),
+        "path traversal": call("touch", file_name=str(canary.with_name("new")))
+        + "\n"
+        + call("cat", file_name="../" * 20 + "etc/passwd")
+        + "\n"
+        + call("rm", file_name=str(canary)),
+        "directory into itself": call("mkdir", dir_name="d") + "\n" + call("mv", source="d", destination="d"),
+        "white space in the name": call("ls ") + "\n" + call("ls\n;pwd") + "\n" + call("\tls"),
+        "full-width name": call("ｌｓ") + "\n" + call("ls", ａ=True),
+        "null and surrogates": call("echo", content="\x00\ud800", file_name="\udfff") + "\n" + call("\ud800"),
+        "huge precision": call("logarithm", value=10, base=3, precision=200_000),
+        "huge power": call("power", base=7, exponent=10**8),
+        "huge memory": call("square_root", number=2, precision=10**9),
+        "huge integer": call("add", a=int("9" * 4000), b=1),
+        "endless integer": '{"name": "add", "parameters": {"a": ' + "9" * 100_000 + ', "b": 1}}',
+        "not finite": '{"name": "add", "parameters": {"a": 1e999, "b": -Infinity}}',
+        "giant list": call("mean", numbers=[1] * 300_000),
+        "giant string": call("echo", content="x" * 5_000_000),
+        "many calls": "\n".join([call("pwd")] * 5000),
+        "deep": '{"name": "echo", "parameters": {"content": ' + "[" * 90 + "]" * 90 + "}}",
+        "deeper": '{"name": "echo", "parameters": {"content": ' + "[" * 900 + "]" * 900 + "}}",
+        "deepest": '{"name": "echo", "parameters": {"content": ' + '{"a":' * 100_000 + "0" + "}" * 100_000 + "}}",
+        "deep and open": "[" * 100_000,
+    }
+
+
+LABELS = list(hostile(Path("canary")))
+
+
+@pytest.fixture(scope="module")
+def sandbox():
+    with Sandbox(time_limit=1.0) as sandbox:
+        yield sandbox
+
+
+@pytest.fixture(scope="module")
+def case():
+    return next(case for case in load_cases("multi_turn_base") if case.id == FILES_AND_MATH)
+
+
+@pytest.fixture
+def canary(tmp_path):
+    """A file that must stay as it is, the only one in its folder; and nothing of this process changes."""
+    path = tmp_path / "canary"
+    path.write_text("sings")
+
+    def world() -> Any:
+        folders = [sorted(os.listdir(folder)) for folder in (tmp_path, Path.cwd(), "/")]
+        variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
+        return path.read_text(), folders, variables, list(sys.path), os.getcwd()
+
+    before = world()
+    yield path
+    assert world() == before
+    assert not [name for name in sys.modules if name.startswith("bfcl_eval.eval_checker")]
+
+
+@pytest.mark.parametrize("decode", ["published", "strict"])
+@pytest.mark.parametrize("label", LABELS)
+def test_multi_turn(label, decode, case, sandbox, canary):
+    text = f"<think> Ha. </think>\n<tool_call>\n{hostile(canary)[label]}\n</tool_call>"
+    calls = decode_calls(text) if decode == "published" else parse(text).calls or ()
+    execution = sandbox.execute(case.entry, [calls])
+    assert len(execution.results) == (0 if execution.error_type else len(calls))
+    assert all(result.encode() is not None for result in execution.results)  # well-formed: a tokenizer takes it
+    verdict = sandbox.check_multi_turn(case.entry, case.answer, [[calls] for _ in case.answer])
+    assert not verdict.passed
+    if label in ("huge precision", "huge power"):
+        assert execution.error_type == verdict.error_type == "time_limit"
+    if label == "huge memory":
+        assert execution.error_type == verdict.error_type == "memory_limit"
+
+
+def test_refused_calls_count_as_officially(case, sandbox, canary):
+    """As an addition they cost nothing: evaluating them is an error that changes nothing. Alone they are no answer."""
+    turns = gold_turns(case)
+    for lines in hostile(canary).values():
+        calls = decode_calls(f"<tool_call>\n{lines}\n</tool_call>")
+        refused = [call for call in calls if not call.name.isidentifier() or call.name.startswith("_")]
+        assert sandbox.check_multi_turn(case.entry, case.answer, [[refused, *turns[0]], *turns[1:]]).passed
+        assert not sandbox.check_multi_turn(case.entry, case.answer, [[refused], *turns[1:]]).passed
+
+
+@pytest.mark.parametrize("category", ["simple", "java", "javascript", "parallel_multiple", "live_multiple"])
+def test_single_turn(category, sandbox, canary):
+    case = load_cases(category)[3]
+    gold = gold_calls(case)
+    assert sandbox.check_single_turn(case.entry, category, case.answer, gold).passed
+    for lines in hostile(canary).values():
+        calls = decode_calls(f"<tool_call>\n{lines}\n</tool_call>")
+        assert not sandbox.check_single_turn(case.entry, category, case.answer, calls).passed
+        for call in calls[:3]:  # its arguments in place of a right one
+            parameters = {key: next(iter(call.parameters.values()), None) for key in gold[0].parameters}
+            hostile_calls = [replace(gold[0], parameters=parameters), *gold[1:]]
+            assert not sandbox.check_single_turn(case.entry, category, case.answer, hostile_calls).passed
+
+
+@pytest.mark.parametrize(
+    ("category", "kind", "literal"),
+    [
+        ("java", "HashMap", "new HashMap<" * 8000),
+        ("java", "ArrayList", "new ArrayList<>() {{" + " " * 40_000),
+        ("java", "Array", "new int[]{" * 8000),
+        ("javascript", "array", "[[" + "],[" * 20_000),
+        ("javascript", "dict", "{" + "a: b," * 15_000 + "}"),
+    ],
+)
+def test_literals_that_exhaust_a_regular_expression(category, kind, literal, sandbox):
+    case, key = next(
+        (case, key)
+        for case in load_cases(category)
+        for key, doc in case.functions[0]["parameters"]["properties"].items()
+        if doc["type"] == kind
+    )
+    (gold,) = gold_calls(case)
+    verdict = sandbox.check_single_turn(
+        case.entry, category, case.answer, [ToolCall(gold.name, {**gold.parameters, key: literal})]
+    )
+    assert not verdict.passed and len(verdict.error) < 500
+
+
+def test_even_evaluated_code_reaches_nothing(case, sandbox, canary):
+    """Gold calls are trusted and evaluated as they are. These get as far as the functions of `os`, and no further."""
+    classes = "().__class__.__base__.__subclasses__()"
+    functions = f"[c for c in {classes} if c.__name__ == '_wrap_close'][0].__init__.__globals__"
+    echo = ToolCall("echo", {"content": "x", "file_name": "a"})
+
+    def passes(expression: str) -> bool:
+        code = f"echo(content={expression} or 'x', file_name='a')"
+        return sandbox.check_multi_turn(case.entry, [[code]], [[[echo]]]).passed
+
+    assert passes(f"{functions}['fspath']('x')")
+    assert not passes(f"{functions}['system']('rm {canary}')")
+    assert not passes(f"{functions}['remove']({str(canary)!r})")
+    assert not passes(f"{functions}['mkdir']({str(canary.with_name('new'))!r})")
+    assert not passes(f"{functions}['open']({str(canary)!r}, 2)")
+    assert not passes(f"open({str(canary)!r}, 'w')")
+    assert not passes("__import__('json')")
+
+
+def test_nothing_is_left_of_all_this(case, sandbox):
+    assert sandbox.check_multi_turn(case.entry, case.answer, gold_turns(case)).passed
