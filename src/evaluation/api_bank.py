@@ -95,7 +95,10 @@ def strict_verdict(answer: Answer, gold: ToolCall) -> bool:
 
 
 class ApiBank(SampledBenchmark):
-    """399, 67 and 131 single steps; scores `overall` (micro) and `level_1` …, and by the strict rule `strict`, `strict_level_1` …."""
+    """399, 67 and 131 single steps.
+
+    Scores: `overall` (micro) and `level_1` … by the published rules, `strict` and `strict_level_1` … by the strict one.
+    """
 
     name = "api_bank"
 
