@@ -192,15 +192,16 @@ class Sandbox:
             if self._worker is None:
                 self._worker = _Worker(self.memory_limit_mb)
             try:
-                return self._worker.ask(line, self.time_limit)
+                answer = self._worker.ask(line, self.time_limit)
             except TimeoutError:
                 self.close()
                 return {"passed": False, "error_type": "time_limit"}
             except _WorkerGoneError:
-                code = self._worker.exit_code()
                 self.close()
-            if code > 0:
-                raise SandboxError(f"The BFCL worker failed on a request ({request['kind']}): its error is on stderr.")
+                continue
+            if "bug" in answer:
+                raise SandboxError(f"The BFCL worker failed on a request ({request['kind']}):\n{answer['bug']}")
+            return answer
         return {"passed": False, "error_type": "memory_limit"}  # the kernel ended it twice: out of memory or of stack
 
 
@@ -241,10 +242,6 @@ class _Worker:
         except BrokenPipeError as error:
             raise _WorkerGoneError from error
         return self._read(seconds)
-
-    def exit_code(self) -> int:
-        """Of the ended process; negative: the signal that ended it."""
-        return self._process.wait(_START_SECONDS)
 
     def kill(self) -> None:
         """End the process and what it started, and wait for it."""

@@ -16,6 +16,7 @@ import json
 import os
 import resource
 import sys
+import traceback
 from typing import Any
 
 _IMPORTED_LATE = ("_strptime", "unicodedata")
@@ -47,6 +48,8 @@ def main() -> None:
                 answer = json.dumps(handlers[request["kind"]](request)).encode()
         except (MemoryError, official.OutOfMemoryError):
             answer = _OUT_OF_MEMORY
+        except Exception:  # noqa: BLE001 - a bug, or data that are not the benchmark's: the parent raises it
+            answer = json.dumps({"bug": traceback.format_exc()}).encode()
         _write(answers, answer if len(answer) <= _MAX_ANSWER else _OUT_OF_MEMORY)
         if answer is _OUT_OF_MEMORY:
             break

@@ -63,7 +63,7 @@ def hostile(canary: Path) -> dict[str, str]:
         "null and surrogates": call("echo", content="\x00\ud800", file_name="\udfff") + "\n" + call("\ud800"),
         "huge precision": call("logarithm", value=10, base=3, precision=200_000),
         "huge power": call("power", base=7, exponent=10**8),
-        "huge memory": call("square_root", number=2, precision=10**9),
+        "huge memory": call("square_root", number=2, precision=10**11),
         "huge integer": call("add", a=int("9" * 4000), b=1),
         "endless integer": '{"name": "add", "parameters": {"a": ' + "9" * 100_000 + ', "b": 1}}',
         "not finite": '{"name": "add", "parameters": {"a": 1e999, "b": -Infinity}}',
