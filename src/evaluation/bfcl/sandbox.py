@@ -6,38 +6,25 @@ depend on each other: the worker keeps no state between them, so a new one takes
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import select
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from src.data.dialogue import JsonValue, ToolCall
 from src.evaluation.bfcl.calls import within_bounds
+from src.evaluation.bfcl.worker_process import SandboxError, WorkerGoneError, WorkerProcess
 from src.utils.checks import check_fields
 
-_ROOT = Path(__file__).resolve().parents[3]
-_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "SYSTEMROOT", "VIRTUAL_ENV")
-_START_SECONDS = 60.0  # a start takes a fifth of a second, on a busy disk more
+__all__ = ["Execution", "Sandbox", "SandboxError", "Verdict"]
+
 _MAX_ERROR = 400
 _LANGUAGES = {"java": "Java", "javascript": "JavaScript"}  # all other categories: Python
-_NAMELESS = ("", {})  # in place of a call beyond the bounds: no tool has this name, no gold answer either
-
-
-class SandboxError(RuntimeError):
-    """The worker cannot do its part: it does not start, or it has a bug. Never the model's fault."""
-
-
-class _WorkerGoneError(Exception):
-    """The worker ended before it answered."""
+_NAMELESS: tuple[str, dict[str, JsonValue]] = (
+    "",
+    {},
+)  # in place of a call beyond the bounds: no tool has this name, no gold answer either
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +76,7 @@ class Sandbox:
             ("memory_limit_mb", memory_limit_mb >= 256, "at least 256 MiB"),
         )
         check_fields("sandbox", self, rules)
-        self._worker: _Worker | None = None
+        self._worker: WorkerProcess | None = None
 
     def __enter__(self) -> Sandbox:
         return self
@@ -190,80 +177,19 @@ class Sandbox:
         line = json.dumps(request).encode() + b"\n"
         for _ in range(2):  # a worker that ended between requests is replaced
             if self._worker is None:
-                self._worker = _Worker(self.memory_limit_mb)
+                self._worker = WorkerProcess(self.memory_limit_mb)
             try:
                 answer = self._worker.ask(line, self.time_limit)
             except TimeoutError:
                 self.close()
                 return {"passed": False, "error_type": "time_limit"}
-            except _WorkerGoneError:
+            except WorkerGoneError:
                 self.close()
                 continue
             if "bug" in answer:
                 raise SandboxError(f"The BFCL worker failed on a request ({request['kind']}):\n{answer['bug']}")
             return answer
         return {"passed": False, "error_type": "memory_limit"}  # the kernel ended it twice: out of memory or of stack
-
-
-class _Worker:
-    """The process: its pipes and its end."""
-
-    def __init__(self, memory_limit_mb: int) -> None:
-        kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "src.evaluation.bfcl.worker", str(memory_limit_mb)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            bufsize=0,
-            cwd="/",
-            # Tools see none of the parent's other variables: there are access tokens among them.
-            env={**kept, "PYTHONPATH": str(_ROOT), "PYTHONHASHSEED": "0"},
-            start_new_session=True,  # an interrupt at the terminal is for the parent to handle
-        )
-        try:
-            self._read(_START_SECONDS)
-        except (_WorkerGoneError, TimeoutError) as error:
-            self.kill()
-            raise SandboxError(
-                "The BFCL worker does not start, see its error on stderr. Is bfcl-eval==2025.6.14 there (make setup)?"
-            ) from error
-
-    def ask(self, line: bytes, seconds: float) -> dict[str, Any]:
-        """Send a request and wait for its answer.
-
-        Raises:
-            TimeoutError: no answer in time.
-            _WorkerGoneError: there is no worker any more.
-        """
-        assert self._process.stdin is not None
-        try:
-            while line:
-                line = line[self._process.stdin.write(line) :]
-        except BrokenPipeError as error:
-            raise _WorkerGoneError from error
-        return self._read(seconds)
-
-    def kill(self) -> None:
-        """End the process and what it started, and wait for it."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        with self._process:
-            pass
-
-    def _read(self, seconds: float) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        deadline = time.monotonic() + seconds
-        poll = select.poll()
-        poll.register(self._process.stdout, select.POLLIN)
-        data = bytearray()
-        while not data.endswith(b"\n"):
-            if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
-                raise TimeoutError
-            chunk = os.read(self._process.stdout.fileno(), 1 << 16)
-            if not chunk:
-                raise _WorkerGoneError
-            data += chunk
-        return dict(json.loads(data))
 
 
 def _pairs(calls: Sequence[ToolCall]) -> list[tuple[str, dict[str, JsonValue]]]:

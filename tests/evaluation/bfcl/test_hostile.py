@@ -100,12 +100,12 @@ def canary(tmp_path):
     def world() -> Any:
         folders = [sorted(os.listdir(folder)) for folder in (tmp_path, Path.cwd(), "/")]
         variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
-        return path.read_text(), folders, variables, list(sys.path), os.getcwd()
+        modules = [name for name in sys.modules if name.startswith("bfcl_eval")]
+        return path.read_text(), folders, variables, modules, list(sys.path), os.getcwd()
 
     before = world()
     yield path
     assert world() == before
-    assert not [name for name in sys.modules if name.startswith("bfcl_eval.eval_checker")]
 
 
 @pytest.mark.parametrize("decode", ["published", "strict"])

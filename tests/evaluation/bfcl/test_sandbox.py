@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import sys
 import pytest
 
 from src.data.dialogue import ToolCall
-from src.evaluation.bfcl import sandbox as sandbox_module
+from src.evaluation.bfcl import worker_process
 from src.evaluation.bfcl.calls import call_string, within_bounds
 from src.evaluation.bfcl.dataset import load_cases
 from src.evaluation.bfcl.sandbox import Execution, Sandbox, SandboxError, Verdict
@@ -259,9 +260,30 @@ def test_the_worker_sees_no_secret_and_prints_nothing(monkeypatch, capfd, files_
     assert capfd.readouterr() == ("", "")
 
 
-def test_this_process_has_no_checker(sandbox, files_and_math):
-    sandbox.execute(files_and_math.entry, [[ToolCall("ls", {})]])
-    assert not [name for name in sys.modules if name.startswith("bfcl_eval.eval_checker")]
+def test_the_parent_needs_neither_checkers_nor_torch():
+    code = """
+import sys
+from src.evaluation.bfcl.sandbox import Sandbox
+with Sandbox() as sandbox:
+    assert sandbox.check_single_turn({"function": []}, "parallel", [], []).passed
+assert not {"torch", "numpy", "transformers", "bfcl_eval"} & {name.split(".")[0] for name in sys.modules}
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+def test_a_string_stays_a_string(files_and_math, sandbox):
+    """The official executor edits `method(` inside of strings as well: an instance's name is added, spaces go."""
+    rng = random.Random(0)
+    pieces = ["ls(", "cd (", "sort  (", "pwd", ")", "'", '"', "{", "#", "é", "\\", "\\N", "\n", "\t", "\x00", "\x0e"]
+    pieces += ["\u3000(", "\u2028"]
+    contents = ["".join(rng.choices(pieces, k=rng.randrange(1, 12))) for _ in range(500)]
+    calls = [ToolCall("echo", {"content": content}) for content in contents]
+    results = sandbox.execute(files_and_math.entry, [calls]).results
+    instance = f"rest_{files_and_math.id}_gorillafilesystem_instance."
+    for content, result in zip(contents, results, strict=True):
+        written = json.loads(result)["terminal_output"]
+        assert written.replace(instance, "").replace(" ", "") == content.replace(" ", "")
+    assert any(instance in result for result in results)
 
 
 def test_mistakes_of_ours_are_errors(files_and_math):
@@ -276,7 +298,7 @@ def test_mistakes_of_ours_are_errors(files_and_math):
 
 
 def test_a_worker_that_cannot_start_is_an_error(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(sandbox_module, "_ROOT", tmp_path)  # where there is no src
+    monkeypatch.setattr(worker_process, "_ROOT", tmp_path)  # where there is no src
     with Sandbox() as sandbox, pytest.raises(SandboxError, match="does not start"):
         sandbox.check_single_turn({"function": []}, "parallel", [], [])
     assert "src.evaluation" in capfd.readouterr().err
