@@ -21,10 +21,8 @@ __all__ = ["Execution", "Sandbox", "SandboxError", "Verdict"]
 
 _MAX_ERROR = 400
 _LANGUAGES = {"java": "Java", "javascript": "JavaScript"}  # all other categories: Python
-_NAMELESS: tuple[str, dict[str, JsonValue]] = (
-    "",
-    {},
-)  # in place of a call beyond the bounds: no tool has this name, no gold answer either
+_NAMELESS: tuple[str, dict[str, JsonValue]] = ("", {})
+"""In place of a call beyond the bounds: no tool has this name, and no gold answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +175,9 @@ class Sandbox:
         line = json.dumps(request).encode() + b"\n"
         for _ in range(2):  # a worker that ended between requests is replaced
             if self._worker is None:
-                self._worker = WorkerProcess(self.memory_limit_mb)
+                self._worker = WorkerProcess(self.time_limit, self.memory_limit_mb)
             try:
-                answer = self._worker.ask(line, self.time_limit)
+                answer = self._worker.ask(line)
             except TimeoutError:
                 self.close()
                 return {"passed": False, "error_type": "time_limit"}

@@ -30,16 +30,18 @@ class WorkerProcess:
     """A running worker.
 
     Args:
+        time_limit: seconds that a request may take.
         memory_limit_mb: MiB of address space that it may use.
 
     Raises:
         SandboxError: it does not start.
     """
 
-    def __init__(self, memory_limit_mb: int) -> None:
+    def __init__(self, time_limit: float, memory_limit_mb: int) -> None:
+        self._time_limit = time_limit
         kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "src.evaluation.bfcl.worker", str(memory_limit_mb)],
+            [sys.executable, "-P", "-m", "src.evaluation.bfcl.worker", str(time_limit), str(memory_limit_mb)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
@@ -56,8 +58,8 @@ class WorkerProcess:
                 "The BFCL worker does not start, see its error on stderr. Is bfcl-eval==2025.6.14 there (make setup)?"
             ) from error
 
-    def ask(self, line: bytes, seconds: float) -> dict[str, Any]:
-        """Send a request and wait for its answer.
+    def ask(self, line: bytes) -> dict[str, Any]:
+        """Send a request and wait for its answer. After an error the worker is of no more use.
 
         Raises:
             TimeoutError: no answer in time.
@@ -69,7 +71,7 @@ class WorkerProcess:
                 line = line[self._process.stdin.write(line) :]
         except BrokenPipeError as error:
             raise WorkerGoneError from error
-        return self._read(seconds)
+        return self._read(self._time_limit)
 
     def kill(self) -> None:
         """End the process and what it started, and wait for it."""
