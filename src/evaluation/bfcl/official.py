@@ -12,6 +12,7 @@ from __future__ import annotations
 import decimal
 import importlib
 import inspect
+import marshal
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,21 +35,16 @@ sys.modules[_model_config.__name__] = _model_config
 
 from bfcl_eval.eval_checker.ast_eval.ast_checker import ast_checker  # noqa: E402
 from bfcl_eval.eval_checker.multi_turn_eval import multi_turn_utils  # noqa: E402
+from bfcl_eval.eval_checker.multi_turn_eval.func_source_code import long_context  # noqa: E402
 from bfcl_eval.eval_checker.multi_turn_eval.multi_turn_checker import multi_turn_checker  # noqa: E402
 
-_BACKEND_PACKAGE = "bfcl_eval.eval_checker.multi_turn_eval.func_source_code."
 _BACKENDS = {
     name: getattr(importlib.import_module(module), name)
     for name, module in multi_turn_utils.CLASS_FILE_PATH_MAPPING.items()
 }
-_CONSTANTS = [
-    (value, deepcopy(value))
-    for module in [module for name, module in sys.modules.items() if name.startswith(_BACKEND_PACKAGE)]
-    for name, value in vars(module).items()
-    if name.isupper() and isinstance(value, dict | list)
-]
-"""What the backends keep at module level, and how it was. Some tools change it: a purchase in a long-context entry
-lowers the balance of a card that all entries share."""
+_SHARED = [value for name, value in vars(long_context).items() if name.isupper() and isinstance(value, dict | list)]
+"""What tools of all long-context entries share. Some change it: a purchase lowers the balance of a shared card."""
+_UNTOUCHED = [(deepcopy(value), marshal.dumps(value, 2)) for value in _SHARED]
 _REFUSED_CALL = "call_not_allowed()"  # no method has this name: evaluating it is an error, and changes nothing
 
 Request = Mapping[str, Any]
@@ -84,14 +80,15 @@ def fresh_state() -> Iterator[None]:
     finally:
         for name in _instances():
             delattr(multi_turn_utils, name)
-        for value, before in _CONSTANTS:
-            if value == before:
+        for value, (untouched, form) in zip(_SHARED, _UNTOUCHED, strict=True):
+            # Equality does not do for dicts: 5000 == 5000.0, and tools print them. No tool computes with the lists.
+            if value == untouched and (isinstance(value, list) or marshal.dumps(value, 2) == form):
                 continue
             value.clear()
             if isinstance(value, dict):
-                value.update(deepcopy(before))
+                value.update(deepcopy(untouched))
             else:
-                value.extend(deepcopy(before))
+                value.extend(deepcopy(untouched))
 
 
 def _instances() -> dict[str, Any]:

@@ -218,6 +218,8 @@ def test_requests_leave_nothing_behind(files_and_math, sandbox):
     bought, left = sandbox.execute(entry, [[buy, cards]]).results
     assert json.loads(bought)["booking_status"] is True
     assert json.loads(left)["credit_card_list"][shared]["balance"] == listed[shared]["balance"] - 1000
+    free = ToolCall("book_flight", {**buy.parameters, "travel_cost": 0.0})  # leaves 5000.0 where there was 5000
+    assert json.loads(sandbox.execute(entry, [[free]]).results[0])["booking_status"] is True
     sandbox.execute(files_and_math.entry, [[ToolCall("mkdir", {"dir_name": "new"})]])
     sandbox.check_multi_turn(files_and_math.entry, files_and_math.answer, gold_turns(files_and_math))
     assert look(sandbox) == before
