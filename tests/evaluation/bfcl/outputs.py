@@ -1,8 +1,12 @@
-"""Outputs of every quality for a case: right ones, ones with a single mistake, empty ones and garbage. Seeded."""
+"""Outputs of every quality for a case: right ones, ones with a single mistake, empty ones and garbage. Seeded. And what the official runner says."""
 
+import json
 import random
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from src.data.dialogue import Message, ToolCall
@@ -11,6 +15,8 @@ from src.evaluation.bfcl.dataset import Case
 from tests.evaluation.bfcl.gold import gold_calls, gold_turns
 
 Calls = list[ToolCall]
+
+RUNNER = Path(__file__).with_name("official_runner.py")
 
 GARBAGE = (
     "",
@@ -124,3 +130,11 @@ def multi_turn_output(rng: random.Random, case: Case, mistake: str) -> list[list
         turns[target][index] = MISTAKES.get(mistake, lambda rng, calls: [])(rng, turns[target][index])
         texts = [[text(step) for step in turn] for turn in turns]
     return [[*turn, text([])] for turn in texts]  # a turn ends with a response without calls
+
+
+def ask_official(requests: Iterable[Any], folder: Path) -> list[Any]:
+    """The official package's answers, from one run of its process."""
+    asked, answered = folder / "requests.json", folder / "answers.json"
+    asked.write_text(json.dumps(list(requests)))
+    subprocess.run([sys.executable, str(RUNNER), str(asked), str(answered)], check=True, stdout=subprocess.DEVNULL)
+    return json.loads(answered.read_text())

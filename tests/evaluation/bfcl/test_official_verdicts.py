@@ -1,13 +1,8 @@
 """The sandbox says what the official runner says, output by output, which here runs in a process of its own."""
 
-import json
 import random
-import subprocess
-import sys
 from collections import defaultdict
-from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,18 +11,9 @@ from src.evaluation.bfcl.dataset import CATEGORIES, Case, is_multi_turn, load_ca
 from src.evaluation.bfcl.decoding import decode_calls
 from src.evaluation.bfcl.sandbox import Sandbox
 from tests.evaluation.bfcl.gold import NEVER_PASS
-from tests.evaluation.bfcl.outputs import MISTAKES, multi_turn_output, single_turn_output
+from tests.evaluation.bfcl.outputs import MISTAKES, ask_official, multi_turn_output, single_turn_output
 
 OUTPUTS = 320
-RUNNER = Path(__file__).with_name("official_runner.py")
-
-
-def ask_official(requests: Iterable[Any], folder: Path) -> list[Any]:
-    """The official package's answers, from one run of its process."""
-    asked, answered = folder / "requests.json", folder / "answers.json"
-    asked.write_text(json.dumps(list(requests)))
-    subprocess.run([sys.executable, str(RUNNER), str(asked), str(answered)], check=True, stdout=subprocess.DEVNULL)
-    return json.loads(answered.read_text())
 
 
 @pytest.fixture(scope="module")

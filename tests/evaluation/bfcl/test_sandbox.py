@@ -18,7 +18,7 @@ from src.evaluation.bfcl.dataset import load_cases
 from src.evaluation.bfcl.sandbox import Execution, Sandbox, SandboxError, Verdict
 from tests.conftest import ROOT
 from tests.evaluation.bfcl.gold import gold_calls, gold_turns
-from tests.evaluation.bfcl.test_official_verdicts import ask_official
+from tests.evaluation.bfcl.outputs import ask_official
 
 FOREVER = ToolCall("power", {"base": 7, "exponent": 10**8})
 GIGABYTES = ToolCall("square_root", {"number": 2, "precision": 10**11})
