@@ -1,4 +1,7 @@
-"""Outputs of every quality for a case: right ones, ones with a single mistake, empty ones and garbage. Seeded. And what the official runner says."""
+"""Outputs of every quality for a case: right ones, ones with a single mistake, empty ones and garbage. Seeded.
+
+And what the official package says to them.
+"""
 
 import json
 import random
