@@ -24,10 +24,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
 from src.data.rendering import PromptRenderer  # noqa: E402
 from src.evaluation import fingerprint  # noqa: E402
 from src.evaluation.answering import GenerationSettings, build_generate  # noqa: E402
-from src.evaluation.benchmark import Benchmark, EvalReport, Record, Subset, prepared  # noqa: E402
+from src.evaluation.benchmark import Benchmark, EvalReport, Record, prepared  # noqa: E402
 from src.evaluation.generation import EngineGenerate  # noqa: E402
 from src.evaluation.records import RecordStore, write_whole  # noqa: E402
 from src.evaluation.report import render_report  # noqa: E402
+from src.evaluation.samples import Subset  # noqa: E402
 from src.models.resolving import ModelSource, load_source, resolve_model  # noqa: E402
 from src.utils.config_checks import ConfigError  # noqa: E402
 from src.utils.run_summary import command_line, versions  # noqa: E402

@@ -15,9 +15,10 @@ import torch
 from lightning import LightningModule, Trainer
 
 from src.callbacks.base import RolloutCallback, RolloutStep
-from src.evaluation.benchmark import Benchmark, EvalReport, Ranks, Record, Subset, prepared
+from src.evaluation.benchmark import Benchmark, EvalReport, Ranks, Record, prepared
 from src.evaluation.generation import EngineGenerate, context_of
 from src.evaluation.records import RecordStore
+from src.evaluation.samples import Subset
 
 if TYPE_CHECKING:
     from src.models.rl_module import RLModule

@@ -20,11 +20,11 @@ from src.evaluation.benchmark import (
     BenchmarkDataError,
     Generate,
     Record,
-    Sample,
     SampledBenchmark,
     count_by_category,
     mean_by_category,
 )
+from src.evaluation.samples import Sample
 from src.protocol.matching import json_equal
 
 log = logging.getLogger(__name__)

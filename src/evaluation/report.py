@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from src.evaluation.benchmark import EvalReport, Subset
+from src.evaluation.benchmark import EvalReport
 from src.evaluation.paper_rows import PaperRow, paper_rows
+from src.evaluation.samples import Subset
 
 _DAGGER = "† In the paper, this row's overall is not the mean of its parts."
 

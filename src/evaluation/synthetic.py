@@ -15,16 +15,9 @@ from src.data.dialogue import ChatPrompt, Dialogue, JsonValue, Message, ToolCall
 from src.data.rendering import Layout, compact_prompt, published_prompt
 from src.data.sources.synthetic import SyntheticSource, execute
 from src.data.sources.synthetic_domains import TRAINING_DOMAINS
-from src.evaluation.benchmark import (
-    Answer,
-    Generate,
-    Record,
-    Sample,
-    SampledBenchmark,
-    count_by_category,
-    mean_by_category,
-)
+from src.evaluation.benchmark import Answer, Generate, Record, SampledBenchmark, count_by_category, mean_by_category
 from src.evaluation.lock_step import play
+from src.evaluation.samples import Sample
 from src.protocol.matching import same_calls
 
 PromptBuilder = Callable[[Sequence[ToolSpec], Sequence[Message]], ChatPrompt]

@@ -5,7 +5,8 @@ import pytest
 from src.data.dialogue import Message, ToolCall
 from src.data.rendering import step_text
 from src.evaluation.api_bank import ApiBank, published_verdict, strict_verdict
-from src.evaluation.benchmark import Answer, BenchmarkDataError, Subset
+from src.evaluation.benchmark import Answer, BenchmarkDataError
+from src.evaluation.samples import Subset
 from tests.conftest import needs_shared_data
 
 GOLD = ToolCall("Weather", {"city": "Oslo", "day": "1"})

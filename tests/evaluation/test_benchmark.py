@@ -10,13 +10,11 @@ from src.evaluation.benchmark import (
     BenchmarkDataError,
     Ranks,
     Record,
-    Sample,
     SampledBenchmark,
-    Subset,
     mean_by_category,
     prepared,
-    stratified,
 )
+from src.evaluation.samples import Sample, Subset, stratified
 
 
 class Even(SampledBenchmark):

@@ -1,11 +1,11 @@
 """Tables: the paper's rows are the paper's, ours are above them, and a subset says that it is one."""
 
-
-from src.evaluation.benchmark import EvalReport, Record, Subset
+from src.evaluation.benchmark import EvalReport, Record
 from src.evaluation.bfcl.dataset import CATEGORIES
 from src.evaluation.bfcl.scores import aggregate
 from src.evaluation.paper_rows import PaperRow, paper_rows
 from src.evaluation.report import render_report
+from src.evaluation.samples import Subset
 
 MULTI_TURN = [name for name in CATEGORIES if name.startswith("multi_turn")]
 

@@ -3,14 +3,8 @@
 from collections.abc import Iterator, Sequence
 
 from src.data.dialogue import ChatPrompt
-from src.evaluation.benchmark import (
-    Generate,
-    Record,
-    Sample,
-    SampledBenchmark,
-    count_by_category,
-    mean_by_category,
-)
+from src.evaluation.benchmark import Generate, Record, SampledBenchmark, count_by_category, mean_by_category
+from src.evaluation.samples import Sample
 
 CITIES = ("Oslo", "Lima", "Bern", "Rome", "Cairo", "Quito", "Paris", "Delhi", "Minsk", "Tunis", "Sofia", "Riga")
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from src.data.dialogue import JsonValue, ToolCall
 from src.data.rendering import call_line
-from src.evaluation.benchmark import Answer, Generate, Record, Sample, SampledBenchmark
+from src.evaluation.benchmark import Answer, Generate, Record, SampledBenchmark
 from src.evaluation.bfcl.dataset import Case, choose_categories, is_multi_turn, load_cases
 from src.evaluation.bfcl.decoding import decode_calls
 from src.evaluation.bfcl.loop import Conversation
@@ -15,6 +15,7 @@ from src.evaluation.bfcl.prompting import Turn, TurnWording, build_prompt, turn_
 from src.evaluation.bfcl.sandbox import Sandbox, Verdict
 from src.evaluation.bfcl.scores import score_records
 from src.evaluation.lock_step import play
+from src.evaluation.samples import Sample
 
 _MAX_RESULT = 2000
 """Characters of a tool result that a record keeps; a directory listing of long_context has 100,000."""

@@ -6,9 +6,10 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from src.data.dialogue import ChatPrompt
-from src.evaluation.benchmark import Answer, Subset
+from src.evaluation.benchmark import Answer
 from src.evaluation.bfcl.benchmark import Bfcl
 from src.evaluation.bfcl.dataset import CATEGORIES
+from src.evaluation.samples import Subset
 from tests.conftest import ROOT
 
 GARBAGE = '<tool_call>\n{"name": "\\ud800", "parameters": {"x": NaN, "y": "\\udfff"}}\n</tool_call>'
