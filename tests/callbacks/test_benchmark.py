@@ -15,7 +15,7 @@ from src.models.loading import PolicyConfig, load_policy
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.native import NativeEngine
 from src.train import train
-from tests.conftest import ROOT, SMALL, train_config
+from tests.conftest import ROOT, SMALL, needs_shared_data, train_config
 
 RUN = (
     *SMALL,
@@ -104,6 +104,25 @@ def test_a_subset_is_the_same_every_time(tmp_path):
     assert [path.name for path in paths] == ["step_000000.jsonl", "step_000001.jsonl"]
     ids = [[json.loads(line)["id"] for line in path.read_text().splitlines()] for path in paths]
     assert len(ids[0]) == 8 and ids[0] == ids[1]
+
+
+@needs_shared_data
+def test_bfcl_and_api_bank_inside_a_training(random_policy, shared_data, tmp_path):
+    """Random weights make no calls: only irrelevance can pass, and every score of both benchmarks is there."""
+    train(
+        train_config(
+            tmp_path, *RUN, f"policy.path={random_policy}", "prompt.layout=published", "data.max_prompt_tokens=2000",
+            "updates.rollout_steps=1", "trainer.val_check_interval=1", "benchmark=[bfcl,api_bank]",
+            f"benchmark.api_bank.path={shared_data}/api_bank", "callbacks.benchmark.subset=20",
+            "callbacks.benchmark.max_new_tokens=4", "callbacks.benchmark.at_start=false",
+        )
+    )  # fmt: skip
+    (scores,) = _events(tmp_path, "benchmark")
+    assert scores["bfcl/irrelevance_detection"] == 1
+    assert {scores[f"bfcl/{key}"] for key in ("non_live_ast", "multi_turn", "live_relevance")} == {0.0}
+    assert scores["bfcl/overall"] > 0 == scores["api_bank/overall"] == scores["api_bank/strict"]
+    for name in ("bfcl", "api_bank"):
+        assert len((tmp_path / f"benchmarks/{name}/step_000001.jsonl").read_text().splitlines()) == 20
 
 
 def test_missing_data_stops_the_run_before_the_model_is_loaded(tmp_path, monkeypatch):

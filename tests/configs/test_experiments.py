@@ -76,6 +76,7 @@ def test_published_experiments_have_the_tables_numbers(name):
     assert config.optimizer.learning_rate == 1e-6
     assert config.algorithm.loss.kl_coef == 0
     assert config.trainer.val_check_interval == config.callbacks.checkpoint.every_n_rollout_steps == 15
+    assert config.callbacks.benchmark.every_n_rollout_steps == 15 and set(config.benchmark) == {"bfcl", "api_bank"}
     assert config.sampling.n == 8
     factors, weighting = config.algorithm.weighting.factors, config.algorithm.weighting
     found = [factors.reasoning, factors.tool_name, factors.tool_parameters, factors.format]
