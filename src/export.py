@@ -28,7 +28,7 @@ def export_model(config: DictConfig) -> Path:
         ValueError: a checkpoint that does not fit its run's config.
     """
     if OmegaConf.is_missing(config, "output"):
-        raise ConfigError("output: expected a folder to write to, found nothing. E.g. output=exported/my_model")
+        raise ConfigError("output: expected a folder to write to, found nothing. E.g. output=logs/exported/my_model")
     folder = Path(config.output).expanduser()
     if (folder / "config.json").exists():
         raise ConfigError(f"output='{folder}': expected a new folder, found a model in it. Choose another one.")
