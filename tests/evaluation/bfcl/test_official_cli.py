@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 from src.data.dialogue import ChatPrompt, ToolCall
 from src.data.rendering import PromptRenderer
 from src.evaluation.benchmark import Answer
-from src.evaluation.bfcl.dataset import CATEGORIES, GROUPS, Case, data_folder, load_cases
+from src.evaluation.bfcl.dataset import CATEGORIES, GROUPS, Case, load_cases
 from src.evaluation.bfcl.decoding import decode_calls
 from src.evaluation.bfcl.loop import Conversation
 from src.evaluation.bfcl.prompting import Turn, build_prompt, turn_messages
@@ -248,13 +248,6 @@ def test_template_settings_that_are_no_object_are_refused(cli, monkeypatch, give
     monkeypatch.setenv("CHAT_TEMPLATE_KWARGS", given)
     with pytest.raises(ValueError, match="CHAT_TEMPLATE_KWARGS: expected a JSON object"):
         handler_with(cli, "rest", ["x"])._renderer  # noqa: B018
-
-
-def test_results_go_where_the_package_looks_for_them(cli, tmp_path):
-    """By default into the project's ignored folder of logs; the package's own default is its installation."""
-    from bfcl_eval.constants.eval_config import RESULT_PATH
-
-    assert not RESULT_PATH.is_relative_to(data_folder().parents[1])
 
 
 def test_every_category_is_known_to_the_package(cli):
