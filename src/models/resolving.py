@@ -230,7 +230,7 @@ def _overrides(config: DictConfig) -> dict[str, Any]:
 def _policy_name(policy: PolicyConfig) -> str:
     if policy.path is not None:
         return Path(policy.path).name
-    return str(policy.package or policy.hub_id)
+    return str(policy.hub_id) if policy.gguf_file is None else Path(policy.gguf_file).stem
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
