@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from src.data.dialogue import ChatPrompt, JsonValue
 from src.evaluation.samples import Sample, Subset, stratified
@@ -87,7 +87,7 @@ class EvalReport:
         name: of the benchmark.
         scores: fractions in [0, 1] by name, e.g. `{"overall": 0.57, "level_1": 0.62}`.
         counts: samples behind each score of a category, and what else was counted (e.g. `context_exceeded`).
-        records: one a sample, sorted by category and id.
+        records: one a sample, in the order of the samples.
     """
 
     name: str
@@ -112,9 +112,15 @@ class Ranks:
 
 
 class Benchmark(Protocol):
-    """Something that a model can be measured on."""
+    """Something that a model can be measured on.
+
+    Attributes:
+        name: in scores, logs and files.
+        on_missing: what a run does where the data is not there: stop before it starts, or leave the benchmark out.
+    """
 
     name: str
+    on_missing: Literal["error", "skip"]
 
     def prepare(self) -> None:
         """Read and check the data, once; cheap when repeated.
@@ -155,6 +161,7 @@ class SampledBenchmark(ABC):
     """A benchmark over a fixed list of samples: choice, sharing out, gathering; a subclass answers and scores."""
 
     name: str
+    on_missing: Literal["error", "skip"] = "error"
 
     def prepare(self) -> None:
         """See `Benchmark.prepare`."""
@@ -195,8 +202,7 @@ class SampledBenchmark(ABC):
             if on_record is not None:
                 on_record(record)
         records |= {record.id: record for record in ranks.gather(made)}
-        position = {sample.id: index for index, sample in enumerate(self.samples())}
-        ordered = tuple(sorted(records.values(), key=lambda record: position[record.id]))
+        ordered = tuple(records[sample.id] for sample in chosen if sample.id in records)
         scores, counts = self.score(ordered)
         return EvalReport(self.name, scores, counts, ordered)
 
@@ -212,7 +218,7 @@ def prepared(benchmarks: Iterable[Benchmark]) -> list[Benchmark]:
         try:
             benchmark.prepare()
         except BenchmarkDataError as error:
-            if getattr(benchmark, "on_missing", "error") != "skip":
+            if benchmark.on_missing != "skip":
                 raise
             log.warning("%s is left out: %s", benchmark.name, error)
         else:

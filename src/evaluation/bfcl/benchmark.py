@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from src.data.dialogue import JsonValue, ToolCall
 from src.data.rendering import call_line
 from src.evaluation.benchmark import Answer, Generate, Record, SampledBenchmark
+from src.evaluation.bfcl.calls import well_formed
 from src.evaluation.bfcl.dataset import Case, choose_categories, is_multi_turn, load_cases
 from src.evaluation.bfcl.decoding import decode_calls
 from src.evaluation.bfcl.loop import Conversation
@@ -126,7 +127,7 @@ def _record(case: Case, verdict: Verdict, truncated: bool, details: Mapping[str,
 
 def _lines(calls: Sequence[ToolCall]) -> list[JsonValue]:
     """Calls as their lines, which unlike their values are strings whatever the model wrote (`NaN` is no JSON)."""
-    return [call_line(call).encode("utf-8", "replace").decode() for call in calls]
+    return [well_formed(call_line(call)) for call in calls]
 
 
 def _clip(text: str) -> str:

@@ -18,6 +18,33 @@ MAX_NAME, MAX_CHARACTERS, MAX_VALUES, MAX_DEPTH, MAX_INTEGER_BITS = 256, 100_000
 size of an integer (that of the largest double). Gold calls stay below a hundredth of each but the depth (3)."""
 
 
+REFUSED_CALL = "call_not_allowed()"
+"""In place of a call that is not allowed: no method has this name, so evaluating it is an error and changes nothing."""
+
+
+def as_python(call: ToolCall) -> str:
+    """A call as Python source, as the published handler writes it. Safe to evaluate only through `call_string`.
+
+    >>> as_python(ToolCall("cd", {"folder": "temp"}))
+    "cd(folder='temp')"
+    """
+    return f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.parameters.items())})"
+
+
+def well_formed(text: str) -> str:
+    r"""Text without lone surrogates, which JSON escapes can hold and no tokenizer takes: question marks instead.
+
+    >>> well_formed("a\ud800")
+    'a?'
+    """
+    return text.encode("utf-8", "replace").decode()
+
+
+def bounded(call: ToolCall) -> ToolCall:
+    """The call, or a nameless one in place of a call beyond the bounds: no tool has this name, and no gold answer."""
+    return call if within_bounds(call) else ToolCall("", {})
+
+
 def within_bounds(call: ToolCall) -> bool:
     """Whether a call is small enough to be judged at all. Takes time linear in its size, at any depth.
 
@@ -53,7 +80,7 @@ def call_string(call: ToolCall, allowed: Collection[str]) -> str | None:
     """
     if call.name not in allowed or not _is_literal(call):
         return None
-    return f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.parameters.items())})"
+    return as_python(call)
 
 
 def refusal(call: ToolCall, allowed: Collection[str]) -> str:

@@ -51,15 +51,6 @@ def decode_calls(text: str) -> tuple[ToolCall, ...]:
     return tuple(calls)
 
 
-def as_python(call: ToolCall) -> str:
-    """A call as Python source, the way the published handler shows it to the model again. Never evaluated.
-
-    >>> as_python(ToolCall("cd", {"folder": "temp"}))
-    "cd(folder='temp')"
-    """
-    return f"{call.name}({', '.join(f'{key}={value!r}' for key, value in call.parameters.items())})"
-
-
 def _read(line: str) -> JsonValue:
     """The line as JSON, or None."""
     try:

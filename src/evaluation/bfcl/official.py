@@ -24,7 +24,7 @@ from typing import Any
 import mpmath
 
 from src.data.dialogue import ToolCall
-from src.evaluation.bfcl.calls import call_string, refusal
+from src.evaluation.bfcl.calls import REFUSED_CALL, call_string, refusal
 
 MODEL_NAME = "rest"
 """Part of the names of tool instances, which can show in results (see `calls.call_string`): always the same one."""
@@ -45,7 +45,6 @@ _BACKENDS = {
 _SHARED = [value for name, value in vars(long_context).items() if name.isupper() and isinstance(value, dict | list)]
 """What tools of all long-context entries share. Some change it: a purchase lowers the balance of a shared card."""
 _UNTOUCHED = [(deepcopy(value), marshal.dumps(value, 2)) for value in _SHARED]
-_REFUSED_CALL = "call_not_allowed()"  # no method has this name: evaluating it is an error, and changes nothing
 
 Request = Mapping[str, Any]
 Answer = dict[str, Any]
@@ -104,7 +103,7 @@ def execute(request: Request) -> Answer:
     for step in request["steps"]:
         calls = _calls(step)
         results, _ = multi_turn_utils.execute_multi_turn_func_call(
-            func_call_list=[call_string(call, allowed) or _REFUSED_CALL for call in calls],
+            func_call_list=[call_string(call, allowed) or REFUSED_CALL for call in calls],
             initial_config=request["initial_config"],
             involved_classes=request["involved_classes"],
             model_name=MODEL_NAME,
@@ -139,7 +138,7 @@ def check_multi_turn(request: Request) -> Answer:
     """The verdict of `multi_turn_checker`; steps without a call do not count, as in the official runner."""
     allowed = _methods(tuple(request["involved_classes"]))
     turns = [
-        [[call_string(call, allowed) or _REFUSED_CALL for call in _calls(step)] for step in turn if step]
+        [[call_string(call, allowed) or REFUSED_CALL for call in _calls(step)] for step in turn if step]
         for turn in request["turns"]
     ]
     category = request["id"].rsplit("_", 1)[0]

@@ -25,7 +25,7 @@ from typing import Any
 
 from src.data.dialogue import ToolCall
 from src.data.rendering import PromptRenderer
-from src.evaluation.bfcl.calls import call_string, refusal, within_bounds
+from src.evaluation.bfcl.calls import REFUSED_CALL, bounded, call_string, refusal, well_formed
 from src.evaluation.bfcl.dataset import VERSION, Case, Json
 from src.evaluation.bfcl.decoding import decode_calls
 from src.evaluation.bfcl.prompting import Step, Turn, TurnWording, build_prompt
@@ -51,9 +51,6 @@ MODELS: Mapping[str, TurnWording] = {"rest": "official", "rest-toolrl-wording": 
 
 TEMPLATE_VARIABLE = "CHAT_TEMPLATE_KWARGS"
 """Environment variable with the chat template's keywords as JSON: the run's `prompt.chat_template_kwargs`."""
-
-_REFUSED_CALL = "call_not_allowed()"  # no method has this name: evaluating it is an error, and changes nothing
-_OVERSIZED_CALL = ToolCall("", {})  # no tool has this name
 
 
 class ProtocolHandler(OSSHandler):
@@ -81,7 +78,7 @@ class ProtocolHandler(OSSHandler):
         The package does not say which entry it is about, so the methods of all tools are allowed here. That a case
         lacks one shows when it is evaluated: its name is not defined.
         """
-        return [call_string(call, _methods(*CLASS_FILE_PATH_MAPPING)) or _REFUSED_CALL for call in _calls(result)]
+        return [call_string(call, _methods(*CLASS_FILE_PATH_MAPPING)) or REFUSED_CALL for call in _calls(result)]
 
     @override
     def _pre_query_processing_prompting(self, test_entry: dict) -> dict:
@@ -124,7 +121,7 @@ class ProtocolHandler(OSSHandler):
         allowed = _methods(*inference_data["function"].entry["involved_classes"])
         calls = decode_calls(steps[-1].text)
         results = tuple(
-            _well_formed(result) if call_string(call, allowed) else refusal(_bounded(call), allowed)
+            well_formed(result) if call_string(call, allowed) else refusal(bounded(call), allowed)
             for call, result in zip(calls, execution_results, strict=True)
         )
         steps[-1] = replace(steps[-1], calls=calls, results=results)
@@ -169,12 +166,7 @@ def main() -> None:
 
 
 def _calls(text: str) -> list[ToolCall]:
-    return [_bounded(call) for call in decode_calls(text)]
-
-
-def _bounded(call: ToolCall) -> ToolCall:
-    """What the in-process benchmark judges in place of a call that is too large to judge."""
-    return call if within_bounds(call) else _OVERSIZED_CALL
+    return [bounded(call) for call in decode_calls(text)]
 
 
 @cache
@@ -196,11 +188,6 @@ def _template_settings() -> dict[str, Any]:
             f'{TEMPLATE_VARIABLE}: expected a JSON object, e.g. {{"enable_thinking": true}}, found {given!r}.'
         )
     return settings
-
-
-def _well_formed(text: str) -> str:
-    """Without lone surrogates, which JSON can hold and no tokenizer takes."""
-    return text.encode("utf-8", "replace").decode()
 
 
 if __name__ == "__main__":

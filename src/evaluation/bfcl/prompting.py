@@ -28,8 +28,8 @@ from typing import Literal
 
 from src.data.dialogue import ChatPrompt, JsonValue, ToolCall, ToolSpec
 from src.data.rendering import HISTORY_HEAD, published_system
+from src.evaluation.bfcl.calls import as_python, well_formed
 from src.evaluation.bfcl.dataset import Case, Json
-from src.evaluation.bfcl.decoding import as_python
 
 TurnWording = Literal["official", "toolrl"]
 
@@ -177,13 +177,8 @@ def _toolrl_records(turns: Sequence[Turn]) -> str:
         for step in turn.steps:
             records += f"\n{step.text.strip()}\n"
             for call, result in zip(step.calls, step.results, strict=True):
-                shown = _encodable(f"{as_python(call).strip()}. Execution returns: {result.strip()}")
+                shown = well_formed(f"{as_python(call).strip()}. Execution returns: {result.strip()}")
                 records += f"<obs> You have made the tool call {shown} </obs>\n"
     if turns and turns[-1].steps and turns[-1].steps[-1].results:
         records += f"\n<user> {_TOOLRL_RETRY} </user>\n"
     return records
-
-
-def _encodable(text: str) -> str:
-    """Lone surrogates, which a call may hold as JSON escapes but no tokenizer takes, as question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from src.data.dialogue import JsonValue, ToolCall
-from src.evaluation.bfcl.calls import within_bounds
+from src.evaluation.bfcl.calls import bounded, well_formed
 from src.evaluation.bfcl.worker_process import SandboxError, WorkerGoneError, WorkerProcess
 from src.utils.checks import check_fields
 
@@ -21,8 +21,6 @@ __all__ = ["Execution", "Sandbox", "SandboxError", "Verdict"]
 
 _MAX_ERROR = 400
 _LANGUAGES = {"java": "Java", "javascript": "JavaScript"}  # all other categories: Python
-_NAMELESS: tuple[str, dict[str, JsonValue]] = ("", {})
-"""In place of a call beyond the bounds: no tool has this name, and no gold answer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +103,7 @@ class Sandbox:
         answer = self._ask({"kind": "execute", **_multi_turn_fields(entry), "steps": [_pairs(step) for step in steps]})
         if "results" not in answer:
             return Execution((), answer["error_type"])
-        return Execution(tuple(_well_formed(result) for result in answer["results"]))
+        return Execution(tuple(well_formed(result) for result in answer["results"]))
 
     def check_single_turn(
         self, entry: Mapping[str, JsonValue], category: str, possible_answer: JsonValue, calls: Sequence[ToolCall]
@@ -191,18 +189,13 @@ class Sandbox:
 
 
 def _pairs(calls: Sequence[ToolCall]) -> list[tuple[str, dict[str, JsonValue]]]:
-    return [(call.name, dict(call.parameters)) if within_bounds(call) else _NAMELESS for call in calls]
+    return [(call.name, dict(call.parameters)) for call in map(bounded, calls)]
 
 
 def _multi_turn_fields(entry: Mapping[str, JsonValue]) -> dict[str, JsonValue]:
     return {name: entry[name] for name in ("id", "initial_config", "involved_classes")}
 
 
-def _well_formed(text: str) -> str:
-    """Without lone surrogates, which JSON can hold and no tokenizer takes."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _two_lines(text: str) -> str:
-    text = "\n".join(_well_formed(text).splitlines()[:2])
+    text = "\n".join(well_formed(text).splitlines()[:2])
     return text if len(text) <= _MAX_ERROR else text[:_MAX_ERROR] + "…"

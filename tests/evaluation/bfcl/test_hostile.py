@@ -12,7 +12,6 @@ import pytest
 from src.data.dialogue import ToolCall
 from src.evaluation.bfcl.dataset import load_cases
 from src.evaluation.bfcl.decoding import decode_calls
-from src.evaluation.bfcl.sandbox import Sandbox
 from src.protocol.parsing import parse
 from tests.evaluation.bfcl.gold import gold_calls, gold_turns
 
@@ -78,12 +77,6 @@ def hostile(canary: Path) -> dict[str, str]:
 
 
 LABELS = list(hostile(Path("canary")))
-
-
-@pytest.fixture(scope="module")
-def sandbox():
-    with Sandbox(time_limit=1.0) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture(scope="module")

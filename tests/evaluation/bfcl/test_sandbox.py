@@ -25,12 +25,6 @@ GIGABYTES = ToolCall("square_root", {"number": 2, "precision": 10**11})
 
 
 @pytest.fixture(scope="module")
-def sandbox():
-    with Sandbox(time_limit=1.0) as sandbox:
-        yield sandbox
-
-
-@pytest.fixture(scope="module")
 def cases():
     return {
         case.id: case
