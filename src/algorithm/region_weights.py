@@ -29,7 +29,7 @@ class RegionFactors:
     A factor of 0 switches its region off for good, clip and curriculum included.
 
     Attributes:
-        reasoning: inside think. 0 is the paper's "no gradients for CoT".
+        reasoning: inside think.
         tool_name: the value of a call's name.
         tool_parameters: a call's parameters object.
         format: tags, the rest of a call, white space between parts, the end-of-turn token.
@@ -79,6 +79,8 @@ class RegionWeighting:
         w_max: upper bound of every factor.
         max_parameters: upper bound of the parameters factor as it grows.
         max_reasoning: upper bound of the reasoning factor as it grows.
+        no_gradient: labels of regions whose tokens get weight 0 whatever their factor; the regions that follow them keep
+            theirs. `reasoning` is the paper's "no gradients for CoT".
         normalisation: mean 1 over each `sequence` (Eq. 18), over all tokens at once (`global`, Algorithm 2), or
             `none`, for a loss that divides by the sum of weights.
         delta: δ of Eq. 18, > 0, added to the mean.
@@ -94,6 +96,7 @@ class RegionWeighting:
     w_max: float = 8.0
     max_parameters: float = 1.2
     max_reasoning: float = 1.0
+    no_gradient: tuple[str, ...] = ()
     normalisation: Normalisation = "sequence"
     delta: float = 1e-8
 
@@ -104,6 +107,9 @@ class RegionWeighting:
                 raise ValueError(
                     f"region_weighting.{name}: expected one of {get_args(choice)}, found '{getattr(self, name)}'."
                 )
+        labels = [region.label for region in Region]
+        if unknown := sorted(set(self.no_gradient) - set(labels)):
+            raise ValueError(f"region_weighting.no_gradient: expected some of {labels}, found {unknown}.")
         if not 0 < self.w_min <= self.w_max:
             raise ValueError(
                 f"region_weighting: expected 0 < w_min <= w_max, found w_min={self.w_min} and w_max={self.w_max}."
@@ -136,19 +142,22 @@ class RegionWeighting:
         With Table F.1's factors and steps at ν = 100: format 0.95 - 0.3 = 0.65, parameters 0.8 + 0.3 = 1.1, reasoning
         0.016 + 0.006 = 0.022, name 1.2.
         """
-        return RegionFactors(
-            reasoning=self._clip(
-                min(self.max_reasoning, initial.reasoning + self.alpha_reasoning * progress), initial.reasoning
-            ),
+        reasoning = self._clip(
+            min(self.max_reasoning, initial.reasoning + self.alpha_reasoning * progress), initial.reasoning
+        )
+        form = self._clip(initial.format - self.alpha_format * progress, initial.format)
+        factors = RegionFactors(
+            reasoning=reasoning,
             tool_name=self._clip(initial.tool_name, initial.tool_name),
             tool_parameters=self._clip(
                 min(self.max_parameters, initial.tool_parameters + self.alpha_parameters * progress),
                 initial.tool_parameters,
             ),
-            format=self._clip(initial.format - self.alpha_format * progress, initial.format),
-            response=None if initial.response is None else self._clip(initial.response, initial.response),
-            other=None if initial.other is None else self._clip(initial.other, initial.other),
+            format=form,
+            response=reasoning if initial.response is None else self._clip(initial.response, initial.response),
+            other=form if initial.other is None else self._clip(initial.other, initial.other),
         )
+        return replace(factors, **dict.fromkeys(self.no_gradient, 0.0))
 
     def _clip(self, value: float, initial: float) -> float:
         """`value` within [w_min, w_max]; 0 where the region is switched off."""
