@@ -75,6 +75,7 @@ class ToolDialogueDataModule(LightningDataModule):
         renderer: Renderer | None = None,
         val_batch_size: int = 64,
         limit_val: int | None = None,
+        val_splits: Sequence[str] | None = None,
         seed: int = 0,
         num_workers: int = 0,
         path: str | Mapping[str, str | None] | None = None,
@@ -90,6 +91,7 @@ class ToolDialogueDataModule(LightningDataModule):
             renderer: see there.
             val_batch_size: prompts of a validation batch on one rank.
             limit_val: at most so many prompts a validation split, a seeded choice.
+            val_splits: names of the validation splits to use; None: all there are.
             seed: of the training order and of that choice.
             num_workers: loader processes; prompts are rendered before, so 0 is as fast as any.
             path: where a config keeps the location that its sources refer to (`${data.path}`); not read here.
@@ -105,6 +107,7 @@ class ToolDialogueDataModule(LightningDataModule):
         self.renderer = renderer
         self.prompts_per_step, self.val_batch_size = prompts_per_step, val_batch_size
         self.max_prompt_tokens, self.limit_val = max_prompt_tokens, limit_val
+        self.val_splits = None if val_splits is None else tuple(val_splits)
         self.seed, self.num_workers, self.path = seed, num_workers, path
         self.dropped: dict[str, int] = {}
         self._prompts: dict[str, list[RenderedPrompt]] = {}
@@ -117,11 +120,21 @@ class ToolDialogueDataModule(LightningDataModule):
         return tuple(self._val_splits())
 
     def _val_splits(self) -> dict[str, str]:
-        """Name of a validation split -> the source's name for it."""
-        splits = [split for split in self.val_source.splits() if split != "train"]
-        if not splits and self.val_source is not self.train_source:
-            return {"val": "train"}
-        return {split: split for split in splits}
+        """Name of a validation split that is used -> the source's name for it.
+
+        Raises:
+            ValueError: `val_splits` names none, or one that is not there.
+        """
+        found = {split: split for split in self.val_source.splits() if split != "train"}
+        if not found and self.val_source is not self.train_source:
+            found = {"val": "train"}
+        if self.val_splits is None:
+            return found
+        if not self.val_splits or not set(self.val_splits) <= set(found):
+            raise ValueError(
+                f"data.val_splits: expected some of {sorted(found)} or null for all, found {list(self.val_splits)}."
+            )
+        return {name: split for name, split in found.items() if name in self.val_splits}
 
     def prompts(self, split: str) -> Sequence[RenderedPrompt]:
         """All prompts of `train` or of a validation split, on every rank alike. Needs `setup`."""
@@ -131,7 +144,8 @@ class ToolDialogueDataModule(LightningDataModule):
         """Read and render what the stage needs, once.
 
         Raises:
-            ValueError: no renderer, no prompt short enough, or a validation prompt that is trained on.
+            ValueError: no renderer, an unknown validation split, no prompt short enough, or a validation prompt that
+                is trained on.
             DataError: a bad record.
         """
         if self.renderer is None:

@@ -119,6 +119,18 @@ def test_limit_val_is_a_seeded_choice_of_each_split() -> None:
     assert len(ready(source, limit_val=10, max_prompt_tokens=1).prompts("val")) == 10  # 1000, 1010, …
 
 
+def test_val_splits_are_those_to_validate_on() -> None:
+    made = ready(val_splits=["val_unseen"])
+    assert made.val_names == ("val_unseen",)
+    (loader,) = made.val_dataloader()
+    assert [numbers(batch) for batch in loader] == [[2000, 2001, 2002, 2003, 2004]]
+    assert set(made.dropped) == {"train", "val_unseen"}  # the other is not even rendered
+    assert module(val_splits=["val_unseen", "val"]).val_names == module().val_names  # in the source's order
+    for wrong in (["val", "vla"], ["train"], []):
+        with pytest.raises(ValueError, match=r"data\.val_splits: expected some of \['val', 'val_unseen'\] or null"):
+            ready(val_splits=wrong)
+
+
 def test_a_validation_prompt_that_is_trained_on_is_an_error() -> None:
     class Leaky(Numbers):
         def load(self, split: str) -> list[TurnExample]:
