@@ -19,7 +19,7 @@ from src.protocol.types import Region
 
 Initialiser = Literal["fixed", "inverse_entropy", "inverse_impurity"]
 Progress = Literal["step", "fraction"]
-Normalisation = Literal["sequence", "global", "none"]
+Normalisation = Literal["sequence", "positive", "global", "none"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +81,9 @@ class RegionWeighting:
         max_reasoning: upper bound of the reasoning factor as it grows.
         no_gradient: labels of regions whose tokens get weight 0 whatever their factor; the regions that follow them keep
             theirs. `reasoning` is the paper's "no gradients for CoT".
-        normalisation: mean 1 over each `sequence` (Eq. 18), over all tokens at once (`global`, Algorithm 2), or
-            `none`, for a loss that divides by the sum of weights.
+        normalisation: mean 1 over each `sequence` (Eq. 18), over the `positive` weights of each sequence (published
+            code), over all tokens at once (`global`, Algorithm 2), or `none`, for a loss that divides by the sum of
+            weights.
         delta: δ of Eq. 18, > 0, added to the mean.
     """
 
@@ -197,7 +198,8 @@ def token_weights(
     """Weight of each token: its region's factor, divided by the mean factor plus delta (Eq. 18).
 
     Example, factors format 1 and reasoning 0.25, lengths [2, 3], regions [R F | R R F]: factors .25 1 | .25 .25 1,
-    means .625 and .5, weights 0.4 1.6 | 0.5 0.5 2.
+    means .625 and .5, weights 0.4 1.6 | 0.5 0.5 2. With reasoning 0 `sequence` gives 0 2 | 0 0 3, and `positive`,
+    which leaves the zeros out of the mean, 0 1 | 0 0 1.
 
     A sequence whose factors are all 0 (published mode, nothing but a response) keeps weights 0: it counts as a
     sequence and has no gradient.
@@ -206,7 +208,8 @@ def token_weights(
         factors: from `RegionWeighting.factors_at`.
         regions: int64 [N], `Region` of each token.
         lengths: int64 [G], tokens of each sequence, summing to N.
-        normalisation: `sequence`, `global` (over all N), or `none`.
+        normalisation: `sequence`, `positive` (over the tokens of each sequence whose factor is not 0), `global` (over
+            all N), or `none`.
         delta: added to the mean.
 
     Returns:
@@ -218,8 +221,11 @@ def token_weights(
     if normalisation == "global":
         return (raw / (raw.mean() + delta)).float()
     sequence = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
-    means = raw.new_zeros(len(lengths)).index_add_(0, sequence, raw) / lengths
-    return (raw / (means + delta)[sequence]).float()
+    totals = raw.new_zeros(len(lengths)).index_add_(0, sequence, raw)
+    sizes = lengths
+    if normalisation == "positive":
+        sizes = lengths.new_zeros(len(lengths)).index_add_(0, sequence, (raw > 0).to(lengths)).clamp_min(1)
+    return (raw / (totals / sizes + delta)[sequence]).float()
 
 
 def sum_by_region(values: Tensor, regions: Tensor) -> Tensor:

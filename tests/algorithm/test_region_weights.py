@@ -92,6 +92,18 @@ def test_sequence_of_switched_off_regions_has_no_weight() -> None:
     assert found.tolist() == pytest.approx([0.0, 0.0, 2.0, 0.0], abs=1e-6)
 
 
+def test_positive_normalisation_leaves_zeros_out_of_the_mean() -> None:
+    # Factors 0 1 .5 | 0 0 | .5 .5 0 0: means of the positive ones .75 | none | .5.
+    factors = RegionFactors(format=1.0, reasoning=0.5, response=0.0)
+    regions, lengths = torch.tensor([S, F, R, S, S, R, R, S, S]), torch.tensor([3, 2, 4])
+    found = token_weights(factors, regions, lengths, normalisation="positive")
+    assert found.tolist() == pytest.approx([0, 4 / 3, 2 / 3, 0, 0, 1, 1, 0, 0], abs=1e-6)
+    # Without a factor of 0 it is Eq. 18.
+    factors = RegionFactors(format=1.0, reasoning=0.5)
+    both = [token_weights(factors, regions, lengths, normalisation=n) for n in ("positive", "sequence")]
+    assert torch.equal(*both)
+
+
 def test_default_weighting_is_grpo() -> None:
     weighting = RegionWeighting()
     regions = torch.tensor([F, N, P, R, S, OTHER])
