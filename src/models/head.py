@@ -1,9 +1,12 @@
-"""From hidden states to a log-probability and an entropy a token, without the [tokens, vocabulary] matrix."""
+"""From hidden states to a log-probability and an entropy a token, without the [tokens, vocabulary] matrix.
+
+On request also what the head's gradient is like token by token (the paper's section 3.1), without forming a gradient.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,10 +42,118 @@ def token_logprobs_and_entropies(
     Raises:
         ValueError: temperature or chunk not positive.
     """
-    if temperature <= 0 or chunk < 1:
-        raise ValueError(f"head: expected temperature > 0 and chunk >= 1, found {temperature} and {chunk}.")
+    _check(temperature, chunk)
     logprobs, entropies = _TokenScores.apply(hidden, weight, bias, targets, temperature, chunk)
     return logprobs, entropies
+
+
+class LastLayerGradients(NamedTuple):
+    """Size, and on request inner products, of d log p(y_t) / dW for N sampled tokens, W [V, d] the head's weight.
+
+    With logits z = (W h + bias) / τ and the score s = e_y - p (Lemma 2), that gradient is s h^T / τ, and its squared
+    Frobenius norm ||s||² ||h||² / τ². So with the spectral norm of the Jacobian J = dz/dW the second moment is exact:
+    ||J^T s|| = ||J|| ||s||. Lemma 2's Frobenius norm is V times larger, ||J||_F² = V ||h||² / τ².
+
+    Attributes:
+        score_norms: float32 [N], ||e_y - p||² of the sampled token.
+        expected_score_norms: float32 [N], its mean over tokens drawn from p, 1 - Σp² (Eq. 4).
+        jacobian_norms: float32 [N], ||J||² = ||h||² / τ² (spectral).
+        gram: float32 [N, N], inner products of the tokens' gradients; None unless asked for.
+    """
+
+    score_norms: Tensor
+    expected_score_norms: Tensor
+    jacobian_norms: Tensor
+    gram: Tensor | None = None
+
+    @property
+    def second_moments(self) -> Tensor:
+        """[N], squared Frobenius norm of each token's gradient; the diagonal of `gram`."""
+        return self.score_norms * self.jacobian_norms
+
+    @property
+    def expected_second_moments(self) -> Tensor:
+        """[N], its mean over tokens drawn from p."""
+        return self.expected_score_norms * self.jacobian_norms
+
+
+@torch.no_grad()
+def last_layer_gradients(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    chunk: int = 512,
+    gram: bool = False,
+) -> tuple[Tensor, Tensor, LastLayerGradients]:
+    """`token_logprobs_and_entropies` without gradients, and in the same pass the size of the head's gradients.
+
+    1 - p is computed from log p, so that tokens of almost no entropy keep a second moment that is small and not
+    rounding noise. `gram` takes a second pass over the head in chunks of the vocabulary, N² V multiplications, and
+    [N, N] floats; no more logits exist at once than in the first pass.
+
+    Args:
+        hidden: [N, d].
+        weight: [V, d].
+        targets: int64 [N].
+        temperature: > 0, divides the logits.
+        bias: [V]; its own gradient is not counted.
+        chunk: tokens whose logits exist at once.
+        gram: whether to compute the inner products.
+
+    Returns:
+        logprobs [N], entropies [N] in nats, and the gradients' moments, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: temperature or chunk not positive.
+    """
+    _check(temperature, chunk)
+    logprobs = hidden.new_empty(len(hidden), dtype=_precise(hidden))
+    entropies, normalisers, norms, expected = (torch.empty_like(logprobs) for _ in range(4))
+    for part, logits in _logit_chunks(hidden, weight, bias, temperature, chunk):
+        normalisers[part] = logits.logsumexp(-1)
+        logp = logits.sub_(normalisers[part, None])
+        p = logp.exp()
+        logprobs[part] = logp.gather(1, targets[part, None]).squeeze(1)
+        entropies[part] = -(p * logp).sum(-1)
+        expected[part] = -logp.expm1_().mul_(p).sum(-1)
+        norms[part] = p.scatter_(1, targets[part, None], logprobs[part, None].expm1()).square_().sum(-1)
+    sizes = hidden.to(logprobs.dtype).square().sum(-1) / temperature**2
+    products = None
+    if gram:
+        products = _score_products(hidden, weight, bias, targets, temperature, normalisers, chunk)
+        products.mul_(_matmul(hidden, hidden.T)).div_(temperature**2)
+    return logprobs, entropies, LastLayerGradients(norms, expected, sizes, products)
+
+
+def _score_products(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    targets: Tensor,
+    temperature: float,
+    normalisers: Tensor,
+    chunk: int,
+) -> Tensor:
+    """S S^T [N, N] of the scores e_y - p, summed over chunks of the vocabulary."""
+    count, vocabulary = len(hidden), len(weight)
+    products = normalisers.new_zeros(count, count)
+    size = max(1, chunk * vocabulary // max(count, chunk))
+    for start in range(0, vocabulary, size):
+        part = slice(start, start + size)
+        logits = _matmul(hidden, weight[part].T)
+        if bias is not None:
+            logits += bias[part]
+        logp = logits.div_(temperature).sub_(normalisers[:, None])
+        here = ((targets >= start) & (targets < start + size)).nonzero().squeeze(-1)
+        columns = targets[here] - start
+        at_target = logp[here, columns].expm1()
+        negated = logp.exp_()
+        negated[here, columns] = at_target
+        products += _matmul(negated, negated.T)
+    return products
 
 
 class _TokenScores(torch.autograd.Function):
@@ -109,6 +220,11 @@ def _logit_chunks(
         if bias is not None:
             logits += bias
         yield part, logits.div_(temperature) if temperature != 1.0 else logits
+
+
+def _check(temperature: float, chunk: int) -> None:
+    if temperature <= 0 or chunk < 1:
+        raise ValueError(f"head: expected temperature > 0 and chunk >= 1, found {temperature} and {chunk}.")
 
 
 def _precise(tensor: Tensor) -> torch.dtype:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from src.algorithm.packing import PackedRow
 from src.models.attention import PACKED_ATTENTION, check_attention_support, sliding_window
 from src.models.attention_plan import dense_mask, plan_attention
-from src.models.head import token_logprobs_and_entropies
+from src.models.head import LastLayerGradients, last_layer_gradients, token_logprobs_and_entropies
 
 
 class TokenScores(NamedTuple):
@@ -22,10 +22,12 @@ class TokenScores(NamedTuple):
     Attributes:
         logprobs: float32 [N], log-probability of the token.
         entropies: float32 [N], entropy in nats of the distribution that it is drawn from.
+        last_layer: what the head's gradient is like at each token; None unless asked for.
     """
 
     logprobs: Tensor
     entropies: Tensor
+    last_layer: LastLayerGradients | None = None
 
 
 class Policy(nn.Module):
@@ -86,22 +88,34 @@ class Policy(nn.Module):
         """The model without its head."""
         return cast(nn.Module, getattr(self.model, self.model.base_model_prefix))
 
-    def forward(self, row: PackedRow, *, temperature: float = 1.0) -> TokenScores:
+    def forward(
+        self, row: PackedRow, *, temperature: float = 1.0, last_layer: Literal["moments", "gram"] | None = None
+    ) -> TokenScores:
         """Log-probability and entropy of the row's N sampled tokens.
 
         Args:
             row: on the policy's device.
             temperature: the sampler's; divides the logits.
+            last_layer: measure the head's gradients too, their size (`moments`, nearly free) or also their inner
+                products (`gram`, [N, N]). Only under `torch.no_grad()`. They belong to the forward because FSDP
+                gathers the head's weight there. A head that is frozen (LoRA) or tied to the embeddings is measured as
+                if it were trained on its own.
 
         Raises:
-            ValueError: a sequence longer than the model's sliding window.
+            ValueError: a sequence longer than the model's sliding window, or an unknown `last_layer`.
+            RuntimeError: `last_layer` with gradients enabled.
         """
+        if last_layer not in (None, "moments", "gram"):
+            raise ValueError(f"Policy: expected last_layer None, 'moments' or 'gram', found '{last_layer}'.")
+        if last_layer is not None and torch.is_grad_enabled():
+            raise RuntimeError(f"Policy: last_layer='{last_layer}' carries no gradient; call under torch.no_grad().")
         hidden = self._hidden_states(row).index_select(0, row.score_positions)
         head = cast(nn.Linear, self.model.get_output_embeddings())
-        scores = token_logprobs_and_entropies(
-            hidden, head.weight, row.targets, temperature=temperature, bias=head.bias, chunk=self.head_chunk
-        )
-        return TokenScores(*scores)
+        inputs = (hidden, head.weight, row.targets)
+        settings: dict[str, Any] = {"temperature": temperature, "bias": head.bias, "chunk": self.head_chunk}
+        if last_layer is not None:
+            return TokenScores(*last_layer_gradients(*inputs, **settings, gram=last_layer == "gram"))
+        return TokenScores(*token_logprobs_and_entropies(*inputs, **settings))
 
     def _hidden_states(self, row: PackedRow) -> Tensor:
         """Last hidden states [L, d] of the row."""

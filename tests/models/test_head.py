@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.models.head import token_logprobs_and_entropies
+from src.models.head import last_layer_gradients, token_logprobs_and_entropies
 from tests.models.reference import LargestTensor
 
 
@@ -100,3 +100,65 @@ def test_the_matrix_of_tokens_by_vocabulary_is_never_made() -> None:
         logprobs, entropies = token_logprobs_and_entropies(hidden, weight, torch.zeros(64, dtype=torch.int64), chunk=4)
         (logprobs + entropies).sum().backward()
     assert seen.numel == 8000  # the weight; logits of 4 tokens are 4,000, of all tokens 64,000
+
+
+def test_last_layer_moments_by_hand() -> None:
+    # p = (1/4, 3/4), target 1, h = 1, temperature 1: s = (-1/4, 1/4), ||s||² = 1/8; 1 - Σp² = 1 - 1/16 - 9/16 = 3/8.
+    hidden, weight = torch.tensor([[1.0]]), torch.tensor([[0.0], [math.log(3)]])
+    _, _, found = last_layer_gradients(hidden, weight, torch.tensor([1]))
+    assert found.score_norms.item() == pytest.approx(1 / 8, abs=1e-6)
+    assert found.expected_score_norms.item() == pytest.approx(3 / 8, abs=1e-6)
+    assert found.jacobian_norms.item() == 1.0 and found.gram is None
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_last_layer_gradients_are_autograds(chunk: int, temperature: float) -> None:
+    """Each token's gradient with respect to the weight, all their inner products, and the norm of a weighted sum."""
+    hidden, weight, targets, bias = inputs(torch.float64)
+    settings = {"temperature": temperature, "bias": bias, "chunk": chunk}
+    logprobs, entropies, found = last_layer_gradients(hidden, weight, targets, **settings, gram=True)
+    expected, expected_entropies = token_logprobs_and_entropies(hidden, weight, targets, **settings)
+    assert torch.equal(logprobs, expected) and torch.equal(entropies, expected_entropies)
+    gradients = torch.stack(
+        [torch.autograd.grad(logp, weight, retain_graph=True)[0].flatten() for logp in expected.unbind()]
+    )
+    torch.testing.assert_close(found.gram, gradients @ gradients.T, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.second_moments, gradients.square().sum(-1), atol=1e-12, rtol=0)
+    weights = torch.linspace(-1, 2, 7, dtype=torch.float64)
+    (summed,) = torch.autograd.grad((weights * expected).sum(), weight)
+    torch.testing.assert_close(weights @ found.gram @ weights, summed.square().sum(), atol=1e-12, rtol=0)
+
+
+def test_mean_score_over_the_vocabulary_is_equation_4() -> None:
+    """E_y ||e_y - p||² = 1 - Σp² <= 1 - e^-H, every y enumerated; equality for a uniform p."""
+    hidden, weight, _, bias = (tensor.detach() for tensor in inputs(torch.float64))
+    weight[:, 0] = 0
+    hidden[0], bias[:] = torch.tensor([1.0, 0, 0, 0, 0]), 0  # z = 0: uniform over the 11
+    norms, logprobs = [], []
+    for y in range(11):
+        logprob, entropies, found = last_layer_gradients(hidden, weight, torch.full((7,), y), bias=bias)
+        norms.append(found.score_norms)
+        logprobs.append(logprob)
+    mean = (torch.stack(logprobs).exp() * torch.stack(norms)).sum(0)
+    torch.testing.assert_close(found.expected_score_norms, mean, atol=1e-14, rtol=0)
+    surrogate = -torch.expm1(-entropies)
+    assert mean[0].item() == pytest.approx(10 / 11, abs=1e-14) and surrogate[0].item() == pytest.approx(10 / 11)
+    assert (mean[1:] < surrogate[1:]).all()
+
+
+def test_moments_of_nearly_certain_tokens_are_not_rounding() -> None:
+    # Logits (0, 10) in float32: q = 1 / (1 + e^10) = 4.5e-5, so ||s||² = 2 q² = 4.1e-9 for the likely token, far below
+    # the 6e-8 to which 1 - 2p + Σp² is rounded; 1 - Σp² = 2 q (1 - q). logp itself is good to 5e-7, a hundredth of q.
+    q = 1 / (1 + math.exp(10))
+    _, _, found = last_layer_gradients(torch.ones(1, 1), torch.tensor([[0.0], [10.0]]), torch.tensor([1]), gram=True)
+    assert found.score_norms.item() == pytest.approx(2 * q**2, rel=0.03)
+    assert found.gram.item() == pytest.approx(2 * q**2, rel=0.03)
+    assert found.expected_score_norms.item() == pytest.approx(2 * q * (1 - q), rel=0.03)
+
+
+def test_last_layer_gradients_never_make_the_matrix_of_tokens_by_vocabulary() -> None:
+    hidden, weight = torch.randn(64, 8), torch.randn(1000, 8)
+    with LargestTensor() as seen:
+        last_layer_gradients(hidden, weight, torch.zeros(64, dtype=torch.int64), chunk=4, gram=True)
+    assert seen.numel == 8000  # the weight; scores of 62 of the 1,000 entries are 3,968, the Gram matrix 4,096

@@ -13,6 +13,7 @@ from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import pack, pack_sequences
 from src.models.loading import PolicyConfig, load_policy
 from src.models.policy import Policy, TokenScores
+from src.models.tiny_policy import FOLDER as TINY
 from tests.models.reference import padded_scores, random_group, tiny_model
 
 TOLERANCE = 1e-5
@@ -60,7 +61,7 @@ def test_packed_row_agrees_with_padded_rows(kind: str, attention: str, checkpoin
 
     policy = Policy(model, attention=attention, gradient_checkpointing=checkpointing, head_chunk=7)
     scores = policy(pack(groups), temperature=0.8)
-    weighted_loss(*scores).backward()
+    weighted_loss(scores.logprobs, scores.entropies).backward()
 
     torch.testing.assert_close(scores.logprobs, logprobs.float(), atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(scores.entropies, entropies.float(), atol=TOLERANCE, rtol=0)
@@ -90,7 +91,7 @@ def test_packed_row_agrees_with_padded_rows_on_real_weights() -> None:
     for checkpointing in (False, True):
         policy = Policy(model, gradient_checkpointing=checkpointing)
         scores = policy(pack(groups), temperature=1.0)
-        weighted_loss(*scores).backward()
+        weighted_loss(scores.logprobs, scores.entropies).backward()
         # float32 noise alone (SDPA against eager attention on the padded rows) is 3e-5 in a log-probability of -10
         torch.testing.assert_close(scores.logprobs, logprobs.float(), atol=TOLERANCE, rtol=TOLERANCE)
         torch.testing.assert_close(scores.entropies, entropies.float(), atol=TOLERANCE, rtol=TOLERANCE)
@@ -126,7 +127,35 @@ def test_scores_do_not_depend_on_the_row_that_a_group_is_packed_in() -> None:
 def test_scores_are_hooked_by_fsdp() -> None:
     # FSDP finds the tensors to hook by flattening the output as a pytree, which leaves dataclasses whole.
     leaves = torch.utils._pytree.tree_leaves(TokenScores(torch.zeros(1), torch.ones(1)))
-    assert [leaf.item() for leaf in leaves] == [0.0, 1.0]
+    assert [leaf.item() for leaf in leaves if leaf is not None] == [0.0, 1.0]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_last_layer_of_the_tiny_policy_is_autograds(temperature: float) -> None:
+    """The tiny policy that comes with the project, in double: gradients of its head's weight, untied from the input."""
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float64)
+    group = random_group(9, [5, 1, 8], model.config.vocab_size)
+    policy, row = Policy(model).eval(), pack([group])
+    with torch.no_grad():
+        plain, scores = policy(row, temperature=temperature), policy(row, temperature=temperature, last_layer="gram")
+        moments = policy(row, temperature=temperature, last_layer="moments").last_layer
+        hidden = policy._hidden_states(row)[row.score_positions]
+    assert plain.last_layer is None and moments.gram is None
+    assert torch.equal(plain.logprobs, scores.logprobs) and torch.equal(plain.entropies, scores.entropies)
+    weight = model.get_output_embeddings().weight.detach().clone().requires_grad_()
+    logp = (hidden @ weight.T / temperature).log_softmax(-1).gather(1, row.targets[:, None]).squeeze(1)
+    gradients = torch.stack([torch.autograd.grad(x, weight, retain_graph=True)[0].flatten() for x in logp.unbind()])
+    scale = gradients.square().sum(-1).mean()
+    torch.testing.assert_close(scores.last_layer.gram / scale, gradients @ gradients.T / scale, atol=1e-11, rtol=0)
+    torch.testing.assert_close(moments.second_moments, scores.last_layer.gram.diagonal(), atol=0, rtol=1e-9)
+
+
+def test_last_layer_is_measured_without_gradients_only() -> None:
+    policy, row = Policy(tiny_model("llama")), pack([random_group(4, [3])])
+    with pytest.raises(RuntimeError, match=r"last_layer='moments' carries no gradient; call under torch\.no_grad"):
+        policy(row, last_layer="moments")
+    with pytest.raises(ValueError, match="expected last_layer None, 'moments' or 'gram', found 'norms'"):
+        policy(row, last_layer="norms")
 
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
