@@ -17,7 +17,7 @@ from torch import Tensor
 
 from src.protocol.types import Region
 
-Initialiser = Literal["fixed", "inverse_entropy", "inverse_impurity"]
+Initialiser = Literal["fixed", "inverse_entropy", "inverse_impurity", "measured_variance"]
 Progress = Literal["step", "fraction"]
 Normalisation = Literal["sequence", "positive", "global", "none"]
 
@@ -69,7 +69,9 @@ class RegionWeighting:
         factors: initial factors (Tables F.1 and F.2); with an Eq. 9 initialiser the name factor sets the scale, and a
             region without a measured entropy keeps its factor.
         initialiser: `fixed` takes `factors` as they are, `inverse_entropy` and `inverse_impurity` are Eq. 9's two
-            forms.
+            forms, `measured_variance` is Eq. 7 with each region's second moment of the last layer's gradient, measured
+            anew at every rollout step (`gradient_variance.variance_factors`).
+        smoothing: in [0, 1), how much of the past `measured_variance` keeps at each rollout step; 0 keeps none.
         alpha_format: α_f, lowers the format factor per unit of progress.
         alpha_parameters: α_p, raises the parameters factor.
         alpha_reasoning: α_t, raises the reasoning factor. All three 0: no curriculum.
@@ -89,6 +91,7 @@ class RegionWeighting:
 
     factors: RegionFactors = RegionFactors()
     initialiser: Initialiser = "fixed"
+    smoothing: float = 0.9
     alpha_format: float = 0.0
     alpha_parameters: float = 0.0
     alpha_reasoning: float = 0.0
@@ -115,19 +118,28 @@ class RegionWeighting:
             raise ValueError(
                 f"region_weighting: expected 0 < w_min <= w_max, found w_min={self.w_min} and w_max={self.w_max}."
             )
+        if not 0 <= self.smoothing < 1:
+            raise ValueError(f"region_weighting.smoothing: expected at least 0 and below 1, found {self.smoothing}.")
         if self.delta <= 0:
             raise ValueError(f"region_weighting.delta: expected more than 0, found {self.delta}.")
         for name in ("alpha_format", "alpha_parameters", "alpha_reasoning"):
             if getattr(self, name) < 0:
                 raise ValueError(f"region_weighting.{name}: expected at least 0, found {getattr(self, name)}.")
 
+    @property
+    def needs_moments(self) -> bool:
+        """Whether factors are made of second moments that scoring has to measure."""
+        return self.initialiser == "measured_variance"
+
     def initial_factors(self, entropies: Mapping[Region, float] | None = None) -> RegionFactors:
         """Factors at progress 0: the configured ones, or Eq. 9's from the mean entropy (nats) of each region.
+
+        `measured_variance` has no initial factors of its own: before its first measurement the configured ones hold.
 
         Raises:
             ValueError: an Eq. 9 initialiser without entropies.
         """
-        if self.initialiser == "fixed":
+        if self.initialiser in ("fixed", "measured_variance"):
             return self.factors
         if entropies is None:
             raise ValueError(

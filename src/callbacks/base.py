@@ -13,7 +13,7 @@ from src.algorithm.experience import PromptGroup
 from src.rollout.collect import ScoredGroup
 
 if TYPE_CHECKING:
-    from src.models.rl_module import RLModule
+    from src.models.policy_module import PolicyModule
 
 
 @dataclass(slots=True)
@@ -26,6 +26,8 @@ class RolloutStep:
         groups: the same as tensors; token weights are set between the two hooks.
         entropies: for each group, float32 [N], entropy in nats at each sampled token, before the update.
         metrics: numbers to log, means over all ranks; callbacks add theirs.
+        gradient_moments: for each group, float32 [N], `LastLayerGradients.second_moments` at each sampled token, before
+            the update; None unless the weighting `needs_moments`.
     """
 
     index: int
@@ -33,16 +35,17 @@ class RolloutStep:
     groups: list[PromptGroup]
     entropies: list[Tensor]
     metrics: dict[str, float] = field(default_factory=dict)
+    gradient_moments: list[Tensor] | None = None
 
 
 class RolloutCallback(Callback):
     """A Lightning callback that also sees inside a rollout step."""
 
-    def on_rollout(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
+    def on_rollout(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
         """After sampling, scoring and the old log-probabilities; before token weights and the first update."""
 
-    def on_rollout_step_end(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
         """After the last update, before `step.metrics` is logged."""
 
-    def on_benchmark(self, trainer: Trainer, module: RLModule, scores: dict[str, float]) -> None:
+    def on_benchmark(self, trainer: Trainer, module: PolicyModule, scores: dict[str, float]) -> None:
         """After an evaluation of the weights that `module.rollout_step` steps have made; keys `<benchmark>/<score>`."""
