@@ -81,7 +81,7 @@ class RegionWeighting:
         w_max: upper bound of every factor.
         max_parameters: upper bound of the parameters factor as it grows.
         max_reasoning: upper bound of the reasoning factor as it grows.
-        no_gradient: labels of regions whose tokens get weight 0 whatever their factor; the regions that follow them keep
+        no_gradient: labels of regions whose tokens get weight 0 whatever their factor; regions that follow them keep
             theirs. `reasoning` is the paper's "no gradients for CoT".
         normalisation: mean 1 over each `sequence` (Eq. 18), over the `positive` weights of each sequence (published
             code), over all tokens at once (`global`, Algorithm 2), or `none`, for a loss that divides by the sum of

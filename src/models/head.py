@@ -52,7 +52,7 @@ class LastLayerGradients(NamedTuple):
 
     With logits z = (W h + bias) / τ and the score s = e_y - p (Lemma 2), that gradient is s h^T / τ, and its squared
     Frobenius norm ||s||² ||h||² / τ². So with the spectral norm of the Jacobian J = dz/dW the second moment is exact:
-    ||J^T s|| = ||J|| ||s||. Lemma 2's Frobenius norm is V times larger, ||J||_F² = V ||h||² / τ².
+    ||J^T s|| = ||J|| ||s||. Lemma 2's ||J||_F² = V ||h||² / τ² is V times that.
 
     Attributes:
         score_norms: float32 [N], ||e_y - p||² of the sampled token.
