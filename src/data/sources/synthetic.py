@@ -13,9 +13,18 @@ import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from src.data.dialogue import Dialogue, JsonValue, Message, ToolCall, ToolSpec, TurnExample, split_turns
 from src.data.sources.synthetic_domains import TRAINING_DOMAINS, UNSEEN_DOMAINS, SyntheticTool
+from src.data.sources.synthetic_thoughts import (
+    Reasoning,
+    answer_thought,
+    call_thought,
+    long_thought,
+    missing_thought,
+    refusal_thought,
+)
 
 KINDS: dict[str, float] = {
     "single": 0.26,
@@ -87,6 +96,7 @@ class SyntheticSource:
         seed: int = 0,
         kinds: Mapping[str, float] | None = None,
         habits: Habits | None = None,
+        reasoning: Reasoning = "brief",
     ) -> None:
         """Configure the generator.
 
@@ -97,9 +107,11 @@ class SyntheticSource:
             kinds: share of each kind of dialogue; default `KINDS`.
             habits: train targets of an imperfect demonstrator with these; None is an expert. Validation targets are
                 always the expert's.
+            reasoning: how much the assistant thinks before a step: `brief`, a few words, or `long`, several times the
+                length of the calls. Nothing else differs.
 
         Raises:
-            ValueError: a count below 1 or an unknown kind.
+            ValueError: a count below 1, an unknown kind or an unknown reasoning.
         """
         for key, count in (("num_train", num_train), ("num_val", num_val)):
             if count < 1:
@@ -107,10 +119,13 @@ class SyntheticSource:
         kinds = dict(kinds or KINDS)
         if unknown := set(kinds) - set(KINDS):
             raise ValueError(f"data.kinds: expected some of {sorted(KINDS)}, found {sorted(unknown)}.")
+        if reasoning not in get_args(Reasoning):
+            raise ValueError(f"data.reasoning: expected one of {list(get_args(Reasoning))}, found {reasoning!r}.")
         self._counts = {"train": num_train, "val": num_val, "val_unseen": num_val}
         self._seed = seed
         self._kinds = kinds
         self._habits = habits
+        self._reasoning = reasoning
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, `train` first."""
@@ -131,8 +146,12 @@ class SyntheticSource:
         """The endless sequence of which `load` returns the beginning."""
         for dialogue, _, tags, rng in self._written(split):
             for example, tag in zip(split_turns(dialogue), tags, strict=True):
-                tagged = replace(example, tags=(tag,))
-                yield imperfect(tagged, self._habits, rng) if self._habits and split == "train" else tagged
+                expert = replace(example, tags=(tag,))
+                step = imperfect(expert, self._habits, rng) if self._habits and split == "train" else expert
+                if self._reasoning == "long":  # from a generator of its own: the steps stay those of `brief`
+                    thought = long_thought(step, dialogue, random.Random(f"{self._seed}/{step.id}/thought"))
+                    step = replace(step, target=replace(step.target, thought=thought))
+                yield step
 
     def dialogues(self, split: str) -> Iterator[tuple[Dialogue, str]]:
         """The expert's whole dialogues behind `stream`, endless, each with its kind (a key of `KINDS`)."""
@@ -169,9 +188,9 @@ def imperfect(example: TurnExample, habits: Habits, rng: random.Random) -> TurnE
     target, tag = example.target, example.tags[0]
     if len(target.calls) > 1 and rng.random() < habits.stop_after_first:
         calls = target.calls[:1]
-        target = Message("assistant", thought=_call_thought([calls[0].name], rng), calls=calls)
+        target = Message("assistant", thought=call_thought([calls[0].name], rng), calls=calls)
     elif len(target.calls) == 1 and rng.random() < habits.promise_instead:
-        target = Message("assistant", rng.choice(_PROMISES), _pick_thought("answer", rng))
+        target = Message("assistant", rng.choice(_PROMISES), answer_thought(rng))
     elif (tag == "refusal" and rng.random() < habits.call_anyway) or (
         tag == "ask" and rng.random() < habits.invent_value
     ):
@@ -180,7 +199,7 @@ def imperfect(example: TurnExample, habits: Habits, rng: random.Random) -> TurnE
         if tag == "ask":
             parameters.update(_values_in(example, spec))
         call = ToolCall(spec.name, parameters)
-        target = Message("assistant", thought=_call_thought([spec.name], rng), calls=(call,))
+        target = Message("assistant", thought=call_thought([spec.name], rng), calls=(call,))
     return replace(example, target=target)
 
 
@@ -236,7 +255,7 @@ class _DialogueWriter:
         values[given] = execute(request.call, self._domains)[given]
         clause = self._rng.choice(second.follow_up).format(**values)
         call = ToolCall(second.name, values)
-        step = Message("assistant", thought=_call_thought([second.name], self._rng), calls=(call,))
+        step = Message("assistant", thought=call_thought([second.name], self._rng), calls=(call,))
         return (*messages, self._say(clause), step), self._offer([first, second]), [*tags, "follow_up"]
 
     def _missing(self) -> _Written:
@@ -248,11 +267,11 @@ class _DialogueWriter:
         question = Message(
             "assistant",
             self._rng.choice(("Which {} should I use?", "I still need the {}.")).format(left_out),
-            self._rng.choice(("The {} is missing.", "I do not know the {}.")).format(left_out),
+            missing_thought(left_out, self._rng),
         )
         value = request.call.parameters[left_out]
         reply = self._rng.choice(("{}, please.", "Use {}.", "Take {}.")).format(value)
-        step = Message("assistant", thought=_call_thought([tool.name], self._rng), calls=(request.call,))
+        step = Message("assistant", thought=call_thought([tool.name], self._rng), calls=(request.call,))
         messages = (self._ask([request]), question, Message("user", reply), step)
         return messages, self._offer([tool]), ["ask", "after_ask"]
 
@@ -260,21 +279,21 @@ class _DialogueWriter:
         tool = self._rng.choice(self._tools)
         (domain,) = (group for group in self._domains.values() if tool in group)
         request = self._request(tool)
-        step = Message("assistant", self._rng.choice(_REFUSALS), _pick_thought("refusal", self._rng))
+        step = Message("assistant", self._rng.choice(_REFUSALS), refusal_thought(self._rng))
         return (self._ask([request]), step), self._offer([], without=domain), ["refusal"]
 
     def _with_answer(self, question: Message, requests: list[_Request], tag: str, share: float = 0.15) -> _Written:
         """The calls and, in a share of the dialogues, their results and the answer."""
         names = [request.tool.name for request in requests]
         calls = tuple(request.call for request in requests)
-        messages = [question, Message("assistant", thought=_call_thought(names, self._rng), calls=calls)]
+        messages = [question, Message("assistant", thought=call_thought(names, self._rng), calls=calls)]
         tags = [tag]
         if self._rng.random() < share:
             results = [execute(call, self._domains) for call in calls]
             answer = " ".join(r.tool.answer.format(**result) for r, result in zip(requests, results, strict=True))
             messages += [
                 Message("observation", json.dumps(results[0] if len(results) == 1 else results)),
-                Message("assistant", answer, _pick_thought("answer", self._rng)),
+                Message("assistant", answer, answer_thought(self._rng)),
             ]
             tags.append("answer")
         return tuple(messages), self._offer([request.tool for request in requests]), tags
@@ -330,23 +349,6 @@ def _spec(tool: SyntheticTool) -> ToolSpec:
     types = {"small": "integer", "amount": "integer"}
     parameters = {key: {"type": types.get(kind, "string"), "kind": kind} for key, kind in tool.parameters.items()}
     return ToolSpec(tool.name, tool.description, parameters)
-
-
-def _call_thought(names: Sequence[str], rng: random.Random) -> str:
-    """How many calls of which tools: the plan that the calls then follow."""
-    if len(set(names)) < len(names):
-        wanted = f"{names[0]} {'twice' if len(names) == 2 else 'three times'}"
-    else:
-        wanted = " and ".join(names)
-    return rng.choice(("I need {}.", "This takes {}.", "The user wants {}.")).format(wanted)
-
-
-def _pick_thought(kind: str, rng: random.Random) -> str:
-    thoughts = {
-        "answer": ("I can answer now.", "Nothing is left to call."),
-        "refusal": ("No tool fits.", "There is no tool for this."),
-    }
-    return rng.choice(thoughts[kind])
 
 
 def _asked_tool(example: TurnExample) -> ToolSpec:
