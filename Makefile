@@ -11,7 +11,7 @@ ARGS ?=
 PYTEST_ARGS ?=
 TOOLRL ?= https://github.com/qiancheng0/ToolRL.git
 
-.PHONY: help setup train eval test sweep format lint api-bank bench tiny-policy lock clean
+.PHONY: help setup train eval test sweep compare format lint api-bank bench tiny-policy lock clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | while IFS= read -r line; do \
@@ -30,6 +30,11 @@ test: $(STAMP) ## Run the tests: make test PYTEST_ARGS="-k rollout"
 
 sweep: $(STAMP) ## Search hyperparameters with Optuna over the tiny policy
 	$(RUN) src/train.py -m hparams_search=tiny $(ARGS)
+
+compare: $(STAMP) ## Compare methods over seeds: make compare ARGS="algorithm=rest,grpo seed=1,2"
+	folder=logs/compare/$$(date +%Y-%m-%d_%H-%M-%S) && \
+	$(RUN) src/train.py -m hparams_search=compare hydra.sweep.dir="$$folder" $(ARGS) && \
+	$(RUN) src/compare.py "runs=[$$folder]"
 
 format: $(STAMP) ## Format the code and fix what can be fixed
 	$(RUN) -m ruff check --fix --exit-zero .

@@ -1,0 +1,103 @@
+"""Compare: find runs → check budgets → statistics → tables and curves. `python src/compare.py 'runs=[FOLDER]'`."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import hydra
+import rootutils
+
+rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
+
+from hydra.utils import instantiate  # noqa: E402
+from omegaconf import DictConfig, ListConfig, OmegaConf  # noqa: E402
+
+from src.evaluation.comparison import ComparisonError, ComparisonSettings, MethodRow, compare  # noqa: E402
+from src.evaluation.comparison_report import draw_curves, render_comparison, results_table  # noqa: E402
+from src.evaluation.records import write_whole  # noqa: E402
+from src.evaluation.run_folders import (  # noqa: E402
+    check_budgets,
+    find_runs,
+    method_settings,
+    read_run,
+    shared_settings,
+    start_gap,
+)
+from src.utils.run_summary import command_line, versions  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+
+def compare_runs(config: DictConfig) -> list[MethodRow]:
+    """Write `comparison.md`, `comparison.json` and `curves.png`, and return the rows.
+
+    Raises:
+        ComparisonError: no folder was given, or a run is unfinished, cannot be read or has another budget.
+    """
+    folders = _folders(config)
+    settings: ComparisonSettings = instantiate(config.comparison)
+    finished, unfinished = find_runs(folders)
+    if unfinished and not config.allow_unfinished:
+        raise ComparisonError(
+            f"unfinished, without summary.json: {_listed(unfinished)}. Wait for them, run them again, or leave them "
+            "out with allow_unfinished=true."
+        )
+    if not finished:
+        raise ComparisonError(f"runs: expected a finished run, found none in {_listed(folders)}.")
+    for folder in unfinished:
+        log.warning("Left out, unfinished: '%s'.", folder)
+    runs = [read_run(folder) for folder in finished]
+    check_budgets(runs)
+    rows = compare(runs, settings)
+    shared, differing = shared_settings(runs), method_settings(runs)
+    gap = start_gap(runs, "val/exact_match")
+    names = [folder.name for folder in unfinished]
+
+    output = folders[0] if config.output is None else Path(config.output).expanduser()
+    output.mkdir(parents=True, exist_ok=True)
+    report = render_comparison(
+        rows, runs, settings, shared=shared, differing=differing, start_gap=gap, unfinished=names
+    )
+    content: dict[str, Any] = {
+        "settings": asdict(settings),
+        "methods": [asdict(row) for row in rows],
+        "runs": [{"method": run.method, "seed": run.seed, "folder": run.name} for run in runs],
+        "unfinished": names,
+        "start_gap": gap,
+        "shared": shared,
+        "differing": differing,
+        "command": command_line(),
+        "versions": versions(),
+    }
+    write_whole(output / "comparison.md", report)
+    write_whole(output / "comparison.json", json.dumps(content, indent=2, default=str) + "\n")
+    draw_curves(output / "curves.png", runs, [row.method for row in rows], settings)
+    log.info("%d runs of %d methods\n\n%s\n", len(runs), len(rows), results_table(rows, settings))
+    log.info("Tables and curves: %s", output)
+    return rows
+
+
+def _folders(config: DictConfig) -> list[Path]:
+    runs = None if OmegaConf.is_missing(config, "runs") else config.runs
+    if not runs:
+        raise ComparisonError("runs: expected folders with runs, found none. E.g. 'runs=[logs/compare/<time>]'")
+    return [Path(str(folder)).expanduser() for folder in (runs if isinstance(runs, ListConfig) else [runs])]
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    return ", ".join(f"'{path}'" for path in paths)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="compare.yaml")
+def main(config: DictConfig) -> None:
+    """Command line."""
+    compare_runs(config)
+
+
+if __name__ == "__main__":
+    main()
