@@ -1,5 +1,6 @@
 """The synthetic corpus: reproducible, disjoint splits, every kind of step, values that can be copied."""
 
+import hashlib
 import json
 import random
 from collections import Counter
@@ -7,6 +8,7 @@ from collections import Counter
 import pytest
 
 from src.data.dialogue import Message
+from src.data.rendering import published_prompt, step_text
 from src.data.sources.synthetic import KINDS, Habits, SyntheticSource, execute, imperfect
 from src.data.sources.synthetic_domains import TRAINING_DOMAINS, UNSEEN_DOMAINS
 
@@ -27,6 +29,16 @@ def test_same_arguments_same_examples(source, train):
     assert SyntheticSource(num_train=1500, num_val=300, seed=3).load("train") == train
     assert SyntheticSource(num_train=1500, seed=4).load("train") != train
     assert SyntheticSource(num_train=100, seed=3).load("train") == train[:100]
+
+
+@pytest.mark.parametrize(("habits", "digest"), [(None, "8e2d156b5eff3aea"), (Habits(), "121a2636320aa978")])
+def test_brief_examples_never_change(habits, digest):
+    """The published tiny policy and the published results depend on them."""
+    written = hashlib.sha256()
+    for example in SyntheticSource(num_train=200, seed=11, habits=habits).load("train"):
+        prompt = published_prompt(example.tools, example.history)
+        written.update(f"{example.id} {example.tags} {prompt} {step_text(example.target)}\n".encode())
+    assert written.hexdigest()[:16] == digest
 
 
 def test_splits_share_no_request(source, train):
