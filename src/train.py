@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from pathlib import Path
 
 import hydra
@@ -17,8 +18,12 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from src.callbacks.benchmark import BenchmarkCallback  # noqa: E402
 from src.callbacks.checkpoint import RolloutCheckpoint  # noqa: E402
+from src.data.rendering import PromptRenderer  # noqa: E402
 from src.models.loading import LoadedPolicy, load_policy  # noqa: E402
+from src.models.policy_module import PolicyModule  # noqa: E402
 from src.models.rl_module import RLModule  # noqa: E402
+from src.models.settings import SupervisedSettings  # noqa: E402
+from src.models.sft_module import SFTModule  # noqa: E402
 from src.models.warm_start import warm_start  # noqa: E402
 from src.protocol.token_bytes import TokenBytes  # noqa: E402
 from src.rollout.collect import Collector  # noqa: E402
@@ -57,7 +62,7 @@ def train(config: DictConfig) -> dict[str, float]:
         logger=instantiate_loggers(config.logger),
         default_root_dir=str(folder),
     )
-    module = build_module(config, loaded)
+    module = build_module(config, loaded, renderer)
     if config.warm_start is not None and config.ckpt_path is None:
         datamodule.setup("fit")  # a bad record stops the run before the stage, not after it
         where = {key: config.trainer[key] for key in ("accelerator", "devices", "precision")}
@@ -78,6 +83,7 @@ def train(config: DictConfig) -> dict[str, float]:
         write_summary(
             folder,
             task=config.task_name,
+            algorithm=config.algorithm.name,
             seed=config.seed,
             rollout_steps=module.rollout_step,
             optimizer_steps=trainer.global_step,
@@ -92,16 +98,19 @@ def train(config: DictConfig) -> dict[str, float]:
     return final
 
 
-def build_module(config: DictConfig, loaded: LoadedPolicy) -> RLModule:
-    """The module with its engine and collector."""
+def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRenderer) -> PolicyModule:
+    """The module that the algorithm asks for, with its engine and collector."""
+    algorithm = instantiate(config.algorithm)
     sampling = instantiate(config.sampling, stop_token_ids=loaded.stop_token_ids)
     engine = instantiate(config.rollout)(loaded.policy.model)
     table = TokenBytes.from_tokenizer(loaded.tokenizer)
-    return RLModule(
+    collector = Collector(engine, instantiate(config.reward), table, loaded.stop_token_ids)
+    kind = partial(SFTModule, renderer) if isinstance(algorithm, SupervisedSettings) else RLModule
+    return kind(
         policy=loaded.policy,
         engine=engine,
-        collector=Collector(engine, instantiate(config.reward), table, loaded.stop_token_ids),
-        algorithm=instantiate(config.algorithm),
+        collector=collector,
+        algorithm=algorithm,
         update=instantiate(config.updates),
         optimizer=instantiate(config.optimizer),
         sampling=sampling,

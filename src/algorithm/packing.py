@@ -112,12 +112,6 @@ def row_tokens(group: PromptGroup) -> int:
     return len(group.prompt_ids) + len(group.token_ids) - len(group.lengths)
 
 
-def split_by_tokens(groups: Sequence[PromptGroup], max_tokens: int, *, min_rows: int = 1) -> list[list[PromptGroup]]:
-    """Split groups into rows of at most `max_tokens` input tokens, of about equal size; see `balance`."""
-    rows = balance([row_tokens(group) for group in groups], max_tokens, min_rows=min_rows)
-    return [[groups[index] for index in row] for row in rows]
-
-
 def balance(sizes: Sequence[int], max_tokens: int, *, min_rows: int = 1) -> list[list[int]]:
     """Indices of `sizes` split into as few rows of at most `max_tokens` as longest-first filling finds.
 

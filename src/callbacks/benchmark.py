@@ -21,7 +21,7 @@ from src.evaluation.records import RecordStore
 from src.evaluation.samples import Subset
 
 if TYPE_CHECKING:
-    from src.models.rl_module import RLModule
+    from src.models.policy_module import PolicyModule
 
 log = logging.getLogger(__name__)
 
@@ -84,18 +84,18 @@ class BenchmarkCallback(RolloutCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the policy that training starts from (by now the engine has its weights)."""
-        module = cast("RLModule", pl_module)
+        module = cast("PolicyModule", pl_module)
         if self._at_start and module.rollout_step == 0:
             self.first = self._evaluate(trainer, module)
 
-    def on_rollout_step_end(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
         """Evaluate when a step is due."""
         last = module.rollout_step >= module.update.rollout_steps
         if (last and self._at_end) or (not last and module.rollout_step % self._every == 0):
             scores = self._evaluate(trainer, module)
             module.log_dict(scores, logger=False, batch_size=1)  # for what monitors callback_metrics
 
-    def _evaluate(self, trainer: Trainer, module: RLModule) -> dict[str, float]:
+    def _evaluate(self, trainer: Trainer, module: PolicyModule) -> dict[str, float]:
         """Scores of all benchmarks, on every rank alike, logged against the rollout step."""
         if not self._benchmarks:
             return {}

@@ -10,7 +10,7 @@ from lightning import Trainer
 from src.callbacks.base import RolloutCallback, RolloutStep
 
 if TYPE_CHECKING:
-    from src.models.rl_module import RLModule
+    from src.models.policy_module import PolicyModule
 
 log = logging.getLogger(__name__)
 
@@ -47,10 +47,10 @@ class Health(RolloutCallback):
         }
         self._counts = dict.fromkeys(self._signs, 0)
 
-    def on_rollout_step_end(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
         """Compare, count, warn."""
         for key, (bound, advice) in self._signs.items():
-            if step.metrics[key] <= bound:
+            if step.metrics.get(key, 0.0) <= bound:  # supervised training has neither groups nor a sampler
                 continue
             if not self._counts[key]:
                 log.warning(

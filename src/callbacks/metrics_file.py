@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from src.callbacks.base import RolloutCallback, RolloutStep
 
 if TYPE_CHECKING:
-    from src.models.rl_module import RLModule
+    from src.models.policy_module import PolicyModule
 
 
 class MetricsFile(RolloutCallback):
@@ -28,7 +28,7 @@ class MetricsFile(RolloutCallback):
         self._path = Path(path)
         self._pending: RolloutStep | None = None
 
-    def on_rollout_step_end(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
         """Wait for the metrics that other callbacks add."""
         self._pending = step
 
@@ -40,10 +40,10 @@ class MetricsFile(RolloutCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the means of all validation splits."""
-        rollout_step, values = cast("RLModule", pl_module).validated
+        rollout_step, values = cast("PolicyModule", pl_module).validated
         self._write("validation", rollout_step, values)
 
-    def on_benchmark(self, trainer: Trainer, module: RLModule, scores: dict[str, float]) -> None:
+    def on_benchmark(self, trainer: Trainer, module: PolicyModule, scores: dict[str, float]) -> None:
         """Write the scores of all benchmarks."""
         self._write("benchmark", module.rollout_step, scores)
 

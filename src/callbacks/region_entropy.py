@@ -14,7 +14,7 @@ from src.callbacks.base import RolloutCallback, RolloutStep
 from src.protocol.types import Region
 
 if TYPE_CHECKING:
-    from src.models.rl_module import RLModule
+    from src.models.policy_module import PolicyModule
 
 
 class RegionEntropy(RolloutCallback):
@@ -25,12 +25,12 @@ class RegionEntropy(RolloutCallback):
     - `gradient_share/<region>`: its share of sum |A_i| w_t / T_i, the size of what tokens contribute to Eq. 19.
     """
 
-    def on_rollout_step_end(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
         """Add the three to the step's metrics."""
         step.metrics |= region_metrics(step_region_sums(trainer, module, step))
 
 
-def step_region_sums(trainer: Trainer, module: RLModule, step: RolloutStep) -> Tensor:
+def step_region_sums(trainer: Trainer, module: PolicyModule, step: RolloutStep) -> Tensor:
     """`region_sums` of a whole rollout step over all ranks, float64 [3, 6]."""
     local = torch.stack([region_sums(g, h) for g, h in zip(step.groups, step.entropies, strict=True)]).sum(dim=0)
     return torch.as_tensor(trainer.strategy.reduce(local.to(module.device), reduce_op="sum")).cpu()

@@ -19,7 +19,7 @@ from src.protocol.types import Region
 from src.rollout.collect import ScoredGroup
 
 if TYPE_CHECKING:
-    from src.models.rl_module import RLModule
+    from src.models.policy_module import PolicyModule
 
 
 class RolloutLog(RolloutCallback):
@@ -40,7 +40,7 @@ class RolloutLog(RolloutCallback):
         self._groups = groups
 
     @rank_zero_only
-    def on_rollout_step_end(self, trainer: Trainer, module: RLModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
         """Write this step's groups, one completion a line."""
         if step.index % self._every:
             return

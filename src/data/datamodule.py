@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, cast
 
@@ -139,6 +139,20 @@ class ToolDialogueDataModule(LightningDataModule):
     def prompts(self, split: str) -> Sequence[RenderedPrompt]:
         """All prompts of `train` or of a validation split, on every rank alike. Needs `setup`."""
         return self._prompts[split]
+
+    def draw(self, count: int, key: str, exclude: Collection[str]) -> list[RenderedPrompt]:
+        """Up to `count` further training prompts, chosen by the data's seed, `key` and the rank alone.
+
+        Fewer where not so many are left. The training order and its position stay as they are.
+
+        Args:
+            count: how many.
+            key: of this drawing, e.g. the rollout step; the same key draws the same prompts.
+            exclude: ids of examples that are taken.
+        """
+        left = [prompt for prompt in self._prompts["train"] if prompt.example.id not in exclude]
+        rank, _ = self._rank_of_world()
+        return random.Random(f"{self.seed}/{key}/{rank}").sample(left, min(count, len(left)))
 
     def setup(self, stage: str | None = None) -> None:
         """Read and render what the stage needs, once.

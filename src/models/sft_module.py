@@ -1,105 +1,71 @@
-"""Supervised fine-tuning on targets: the warm start of a run, and how the tiny policy was made."""
+"""The LightningModule of SFT, TSFT and RSFT: targets in place of samples, likelihood in place of advantage.
+
+A step takes the prompts that a rollout step of `rl_module` would take, with the same minibatches, validation and
+callbacks, so that both can be compared and evaluated alike. The methods differ in the weights of regions.
+"""
 
 from __future__ import annotations
 
-import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from lightning import LightningModule
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from src.algorithm.packing import pack_sequences
-from src.data.dialogue import TurnExample
-from src.data.rendering import PromptRenderer
-from src.models.optimizers import OptimizerSettings, build_optimizer
-from src.models.policy import Policy
-
-log = logging.getLogger(__name__)
-
-_REPORT_EVERY = 100  # batches
-
-SupervisedPair = tuple[Tensor, Tensor]
-"""Prompt ids [P] and target ids [T], both int64."""
+from src.algorithm.experience import PromptGroup
+from src.algorithm.loss_metrics import LossMetrics
+from src.algorithm.policy_loss import LossCounts, LossOutputs
+from src.algorithm.supervised_loss import supervised_loss
+from src.callbacks.base import RolloutStep
+from src.data.rendering import PromptRenderer, RenderedPrompt
+from src.models.policy import TokenScores
+from src.models.policy_module import PolicyModule
+from src.models.settings import SupervisedSettings
 
 
-class SupervisedDataset(Dataset[SupervisedPair]):
-    """Examples rendered when asked for.
+class SFTModule(PolicyModule):
+    """Trains a policy on the targets of its prompts.
 
     Args:
-        examples: steps with targets.
-        renderer: renders both sides.
-        max_tokens: longer pairs are left out, counted in `dropped`; 0 keeps all (and renders nothing in advance).
+        renderer: of the targets.
+        args: see `PolicyModule`.
+        kwargs: see `PolicyModule`.
     """
 
-    def __init__(self, examples: Sequence[TurnExample], renderer: PromptRenderer, max_tokens: int = 0) -> None:
+    algorithm: SupervisedSettings
+
+    def __init__(self, renderer: PromptRenderer, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
         self._renderer = renderer
-        self._examples = [e for e in examples if not max_tokens or sum(map(len, self._pair(e))) <= max_tokens]
-        self.dropped = len(examples) - len(self._examples)
-        if not self._examples:
-            raise ValueError(f"max_tokens: all {len(examples)} examples are longer than {max_tokens} tokens.")
 
-    def __len__(self) -> int:
-        return len(self._examples)
+    @property
+    def temperature(self) -> float:
+        """Likelihood is that of the unscaled distribution."""
+        return 1.0
 
-    def __getitem__(self, index: int) -> SupervisedPair:
-        return self._pair(self._examples[index])
+    def training_step(self, batch: Sequence[RenderedPrompt], batch_idx: int) -> None:
+        """One step over the batch's targets."""
+        started = time.monotonic()
+        targets = [self._renderer.render_target(prompt.example) for prompt in batch]
+        scored = self.collector.demonstrate(batch, targets, self.rollout_step, self.progress)
+        groups = [group.to_experience("grpo", 0.0).to(self.device) for group in scored]
+        entropies = [scores.entropies for scores in self._score(groups)]
+        step = RolloutStep(self.rollout_step, scored, groups, entropies, self._means(self._completion_metrics(scored)))
+        for callback in self._rollout_callbacks():
+            callback.on_rollout(self.trainer, self, step)
+        step.groups = [self._weigh(group) for group in groups]
+        scored_at = time.monotonic()
+        step.metrics |= self._update(step.groups)
+        self.rollout_step += 1
+        self._sync_engine()
+        step.metrics |= {"time/score": scored_at - started, "time/update": time.monotonic() - scored_at}
+        self._finish_step(step)
 
-    def _pair(self, example: TurnExample) -> SupervisedPair:
-        return self._renderer.render(example).prompt_ids, self._renderer.render_target(example)
-
-
-class SFTModule(LightningModule):
-    """Minimises the mean negative log-likelihood of target tokens.
-
-    Args:
-        policy: what is trained.
-        optimizer: its settings.
-        prompt_weight: weight of a prompt token's loss beside a target token's 1. Above 0 the policy also learns to
-            read; 0 is the usual fine-tuning.
-    """
-
-    def __init__(self, policy: Policy, optimizer: OptimizerSettings, prompt_weight: float = 0.0) -> None:
-        super().__init__()
-        if not 0 <= prompt_weight <= 1:
-            raise ValueError(f"prompt_weight: expected a value in [0, 1], found {prompt_weight}.")
-        self.policy = policy.train()
-        self._settings = optimizer
-        self._prompt_weight = prompt_weight
-
-    def training_step(self, batch: list[SupervisedPair], batch_idx: int) -> Tensor:
-        """Weighted mean negative log-likelihood over the batch's tokens."""
-        loss = supervised_loss(self.policy, batch, self._prompt_weight)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
-        if batch_idx % _REPORT_EVERY == 0:
-            log.info("Supervised batch %d of %s: loss %.3f", batch_idx, self.trainer.num_training_batches, loss.item())
-        return loss
-
-    def configure_optimizers(self) -> Any:
-        """AdamW, the schedule counted in optimizer steps."""
-        total = int(self.trainer.estimated_stepping_batches)
-        optimizer, schedule = build_optimizer(self.policy.named_parameters(), self._settings, total)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-
-def supervised_loss(policy: Policy, batch: Sequence[SupervisedPair], prompt_weight: float = 0.0) -> Tensor:
-    """Mean of -log p over the tokens of a batch, a prompt token counting `prompt_weight` of a target token.
-
-    With `prompt_weight` 0, prompts are context only. The mean is over all tokens of the batch, so it does not depend
-    on how they are packed.
-    """
-    device = next(policy.parameters()).device
-    if prompt_weight == 0:
-        row = pack_sequences(batch).to(device)
-        return -policy(row).logprobs.mean()
-    whole = [torch.cat(pair) for pair in batch]
-    row = pack_sequences([(ids[:1], ids[1:]) for ids in whole]).to(device)
-    weights = torch.cat(
-        [
-            torch.cat([torch.full((len(prompt) - 1,), prompt_weight), torch.ones(len(target))])
-            for prompt, target in batch
-        ]
-    ).to(device)
-    return -(policy(row).logprobs * weights).sum() / weights.sum()
+    def _loss(self, groups: list[PromptGroup], scores: TokenScores, counts: LossCounts) -> LossOutputs:
+        weights = torch.cat([group.weights for group in groups])
+        sums = {
+            "entropy": scores.entropies.detach().double().sum(),
+            "nll": -scores.logprobs.detach().double().sum(),
+            "tokens": torch.tensor(float(len(weights)), dtype=torch.float64, device=weights.device),
+        }
+        return LossOutputs(supervised_loss(scores.logprobs, weights, counts.weight_total), LossMetrics(sums))

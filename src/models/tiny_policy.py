@@ -1,8 +1,9 @@
-"""Makes the tiny policy that comes with the project: `make tiny-policy`.
+"""Makes the tiny policies that come with the project: `make tiny-policy`.
 
 A Qwen3-architecture model of 0.9 M weights with a byte-level BPE tokenizer of its own, trained on synthetic dialogues
 in two stages: on an expert's demonstrations until it copies unseen values from the prompt, then shortly on an
-imperfect demonstrator's, whose bad habits reinforcement learning can undo.
+imperfect demonstrator's, whose bad habits reinforcement learning can undo. `--reasoning long` makes the one that
+thinks at several times the length of its calls; it has the same tokenizer, so that token counts compare.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import logging
 import re
 import time
 from pathlib import Path
+from typing import get_args
 
 import lightning as L
 import torch
@@ -21,15 +23,19 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from src.data.rendering import PromptRenderer, compact_prompt, step_text
 from src.data.sources.synthetic import Habits, SyntheticSource
+from src.data.sources.synthetic_thoughts import Reasoning
 from src.models.loading import export
 from src.models.optimizers import OptimizerSettings
 from src.models.policy import Policy
-from src.models.sft_module import SFTModule, SupervisedDataset
+from src.models.supervised import SupervisedDataset, SupervisedStage
 
 log = logging.getLogger(__name__)
 
 FOLDER = Path(__file__).parent / "tiny"
 """Where the tiny policy lives in the project."""
+
+LONG_FOLDER = Path(__file__).parent / "tiny_long"
+"""Where the tiny policy with long reasoning lives."""
 
 EXPERT_FOLDER = Path(__file__).parents[2] / "logs" / "tiny_policy" / "expert"
 """Where the result of the first stage goes, to try other second stages from."""
@@ -113,14 +119,15 @@ def train_stage(
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    trainer.fit(SFTModule(policy, settings, prompt_weight=0.2), loader)
+    trainer.fit(SupervisedStage(policy, settings, prompt_weight=0.2), loader)
     log.info("Stage done, last loss %.3f.", float(trainer.callback_metrics["train/loss"]))
 
 
 def main() -> None:
     """Build the tokenizer, train both stages, write the folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write it")
+    parser.add_argument("--reasoning", choices=get_args(Reasoning), default="brief", help="how much it thinks")
+    parser.add_argument("--folder", type=Path, help="where to write it; default: where the project has it")
     parser.add_argument("--expert-folder", type=Path, default=EXPERT_FOLDER, help="where to keep the first stage")
     parser.add_argument("--expert-steps", type=int, default=3600, help="optimizer steps on an expert's demonstrations")
     parser.add_argument("--habit-steps", type=int, default=150, help="optimizer steps on an imperfect demonstrator's")
@@ -128,30 +135,35 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     parser.add_argument("--habit-learning-rate", type=float, default=6e-4)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, help="start the first stage from this folder's weights and tokenizer")
     parser.add_argument("--expert", type=Path, help="start from this folder instead of the expert's demonstrations")
     args = parser.parse_args()
+    folder = args.folder or {"brief": FOLDER, "long": LONG_FOLDER}[args.reasoning]
+    given = args.expert or args.start
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     started = time.monotonic()
     L.seed_everything(args.seed)
 
-    if args.expert is None:
+    if given is None:
         tokenizer = build_tokenizer()
         model = build_model(tokenizer)
     else:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(args.expert)
-        model = Qwen3ForCausalLM.from_pretrained(args.expert)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(given)
+        model = Qwen3ForCausalLM.from_pretrained(given)
     policy = Policy(model)
     renderer = PromptRenderer(tokenizer, layout="compact")
     log.info("%d weights, %d tokens in the vocabulary.", sum(p.numel() for p in model.parameters()), len(tokenizer))
 
     if args.expert is None:
-        demonstrations = SyntheticSource(num_train=args.expert_steps * args.batch_size, seed=1000 + args.seed)
+        size = args.expert_steps * args.batch_size
+        demonstrations = SyntheticSource(size, seed=1000 + args.seed, reasoning=args.reasoning)
         train_stage(policy, renderer, demonstrations, args.batch_size, args.learning_rate)
         export(model, tokenizer, args.expert_folder)
-    habits = SyntheticSource(num_train=args.habit_steps * args.batch_size, seed=2000 + args.seed, habits=Habits())
+    size = args.habit_steps * args.batch_size
+    habits = SyntheticSource(size, seed=2000 + args.seed, habits=Habits(), reasoning=args.reasoning)
     train_stage(policy, renderer, habits, args.batch_size, args.habit_learning_rate)
-    export(model, tokenizer, args.folder)
-    log.info("Written to %s after %.0f s.", args.folder, time.monotonic() - started)
+    export(model, tokenizer, folder)
+    log.info("Written to %s after %.0f s.", folder, time.monotonic() - started)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from src.data.rendering import PromptRenderer
 from src.data.sources.base import Source
 from src.models.optimizers import OptimizerSettings
 from src.models.policy import Policy
-from src.models.sft_module import SFTModule, SupervisedDataset
+from src.models.supervised import SupervisedDataset, SupervisedStage
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ def warm_start(
         enable_checkpointing=False,
         enable_model_summary=False,
     )
-    runner.fit(SFTModule(policy, settings.optimizer, settings.prompt_weight), loader)
+    runner.fit(SupervisedStage(policy, settings.optimizer, settings.prompt_weight), loader)
     log.info("Warm start: done, loss of the last batch %.3f.", float(runner.callback_metrics["train/loss"]))
     if runner.is_global_zero:
         cache.mkdir(parents=True, exist_ok=True)

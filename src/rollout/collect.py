@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from src.algorithm.advantages import Estimator, group_advantages
 from src.algorithm.experience import PromptGroup
@@ -37,6 +38,11 @@ class ScoredGroup:
     prompt: RenderedPrompt
     completions: tuple[ScoredCompletion, ...]
 
+    @property
+    def teaches(self) -> bool:
+        """Whether the rewards differ, so that the group has advantages."""
+        return len({scored.reward.total for scored in self.completions}) > 1
+
     def to_experience(self, estimator: Estimator, delta: float) -> PromptGroup:
         """The group as tensors, with advantages and with token weights of 1 until the regions' are known."""
         tokens = torch.cat([scored.completion.token_ids for scored in self.completions])
@@ -61,15 +67,22 @@ class Collector:
         reward: scores.
         table: the tokenizer's tokens as bytes.
         stop_ids: end-of-turn tokens.
+        tagger: (sampled ids [T], text) -> regions [T], in place of those of `protocol.regions`.
     """
 
     def __init__(
-        self, engine: RolloutEngine, reward: RewardFunction, table: TokenBytes, stop_ids: tuple[int, ...]
+        self,
+        engine: RolloutEngine,
+        reward: RewardFunction,
+        table: TokenBytes,
+        stop_ids: tuple[int, ...],
+        tagger: Callable[[Tensor, str], Tensor] | None = None,
     ) -> None:
         self._engine = engine
         self._reward = reward
         self.table = table
         self._stop_ids = stop_ids
+        self._tagger = tagger
 
     def collect(
         self,
@@ -106,10 +119,24 @@ class Collector:
             )
         return groups
 
+    def demonstrate(
+        self, prompts: Sequence[RenderedPrompt], targets: Sequence[Tensor], rollout_step: int, progress: float
+    ) -> list[ScoredGroup]:
+        """Groups of one completion each: the given target ids [T], scored as if they had been sampled."""
+        return [
+            ScoredGroup(
+                prompt,
+                (self._score(prompt, Completion(ids, torch.zeros(len(ids)), "stop", rollout_step), rollout_step, progress),),
+            )
+            for prompt, ids in zip(prompts, targets, strict=True)
+        ]
+
     def _score(
         self, prompt: RenderedPrompt, completion: Completion, rollout_step: int, progress: float
     ) -> ScoredCompletion:
         decoded = read_completion(completion.token_ids, self.table, self._stop_ids, prompt.response_prefix)
+        if self._tagger is not None:
+            decoded = replace(decoded, regions=self._tagger(completion.token_ids, decoded.text))
         reward = self._reward(
             decoded.text, decoded.parsed, prompt.example.target, rollout_step=rollout_step, progress=progress
         )

@@ -28,26 +28,26 @@ def check_config(config: DictConfig) -> None:
             f"data.prompts_per_step={prompts} is no multiple of updates.prompts_per_minibatch={minibatch}: the last "
             "minibatch of every rollout step would be smaller. Change one of them."
         )
-    if config.sampling.n < 2:
-        raise ConfigError(
-            f"sampling.n={config.sampling.n}: advantages compare the completions of a prompt, so at least 2 are needed."
-        )
-    if config.sampling.temperature == 0:
-        raise ConfigError("sampling.temperature=0 makes all completions of a prompt equal: expected more than 0.")
+    if "loss" in config.algorithm:  # policy gradients; supervised methods sample for validation only
+        _check_sampling(config)
     interval = config.trainer.get("val_check_interval")
     if isinstance(interval, int) and interval > config.updates.rollout_steps:
         raise ConfigError(
             f"trainer.val_check_interval={interval} is more than updates.rollout_steps={config.updates.rollout_steps}: "
             "nothing would be validated on the way. Lower it."
         )
-    if config.algorithm.loss.kl_coef > 0:
-        raise ConfigError(
-            f"algorithm.loss.kl_coef={config.algorithm.loss.kl_coef}: the penalty needs a frozen reference policy, "
-            "which this version does not run. ResT trains without one: set it to 0."
-        )
     scheduled = config.algorithm.weighting.progress == "fraction"
     if scheduled and config.callbacks.get("curriculum") is None:
         raise ConfigError("algorithm.weighting.progress=fraction needs callbacks.curriculum, which is null.")
+
+
+def _check_sampling(config: DictConfig) -> None:
+    if config.sampling.n < 2:
+        raise ConfigError(
+            f"sampling.n={config.sampling.n}: advantages compare the completions of a prompt, so at least 2 are needed."
+        )
+    if config.sampling.temperature == 0:
+        raise ConfigError("sampling.temperature=0 makes all completions of a prompt equal: expected more than 0.")
 
 
 def check_model(config: DictConfig, model: PreTrainedModel) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.algorithm.experience import PromptGroup
-from src.algorithm.packing import GroupLayout, balance, pack, pack_sequences, row_tokens, split_by_tokens
+from src.algorithm.packing import GroupLayout, balance, pack, pack_sequences, row_tokens
 
 
 def group(prompt: list[int], completions: list[list[int]]) -> PromptGroup:
@@ -95,8 +95,6 @@ def test_balance_on_many_random_sizes() -> None:
         assert all(len(row) == 1 or sum(sizes[i] for i in row) <= 50 for row in rows)
 
 
-def test_split_by_tokens_counts_the_positions_of_packed_rows() -> None:
+def test_row_tokens_counts_the_positions_of_packed_rows() -> None:
     groups = [group([1] * p, [[2] * 3, [3] * 2]) for p in (5, 2, 4)]
     assert [row_tokens(g) for g in groups] == [len(pack([g]).input_ids) for g in groups] == [8, 5, 7]
-    rows = split_by_tokens(groups, 12)
-    assert [[len(g.prompt_ids) for g in row] for row in rows] == [[5], [2, 4]]

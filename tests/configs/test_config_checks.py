@@ -31,7 +31,6 @@ def test_every_default_config_passes():
             ["algorithm.weighting.progress=fraction", "callbacks.curriculum=null"],
             "algorithm.weighting.progress=fraction needs callbacks.curriculum",
         ),
-        (["algorithm.loss.kl_coef=0.001"], "algorithm.loss.kl_coef=0.001: the penalty needs a frozen reference"),
         (["data=hammer", "data.train.seed=???"], "no value for data.train.seed"),
     ],
 )

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from src.models import rl_module
-from src.models.rl_module import NonFiniteError
+from src.models.policy_module import NonFiniteError
 from src.rollout.collect import StaleRolloutError, prompt_seed
 from src.rollout.native import NativeEngine
 from src.train import train

@@ -8,7 +8,7 @@ from src.data.rendering import PromptRenderer
 from src.data.sources.synthetic import SyntheticSource
 from src.models.loading import PolicyConfig, load_policy
 from src.models.optimizers import OptimizerSettings, build_optimizer, learning_rate_share
-from src.models.sft_module import SupervisedDataset, supervised_loss
+from src.models.supervised import SupervisedDataset, supervised_loss
 from src.models.warm_start import WarmStart, warm_start
 
 CPU = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False}

@@ -1,0 +1,84 @@
+"""Settings of the training modules: the method, and how a step becomes optimizer steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from src.algorithm.advantages import Estimator
+from src.algorithm.policy_loss import PolicyLossConfig
+from src.algorithm.region_weights import RegionWeighting
+from src.utils.checks import check_fields
+
+RegionTagger = Literal["sampled", "published"]
+
+
+@dataclass(frozen=True, slots=True)
+class AlgorithmSettings:
+    """What makes a policy-gradient method: ResT, GRPO and kin differ here and in the reward only.
+
+    Attributes:
+        name: of the method, for tables and plots.
+        weighting: token weights by region.
+        loss: the clipped loss.
+        estimator: of the advantages.
+        advantage_delta: δ of Eq. 15.
+        regions: who says which region a token is in: `sampled` (`protocol.regions`), or `published`, the published
+            code's tagging of re-tokenised text with its omissions (`protocol.published_regions`).
+        resample_rounds: dynamic sampling: so many times at most, groups whose rewards are all equal are replaced by
+            groups of other training prompts; 0: they stay, and teach nothing.
+    """
+
+    name: str
+    weighting: RegionWeighting
+    loss: PolicyLossConfig
+    estimator: Estimator = "grpo"
+    advantage_delta: float = 1e-6
+    regions: RegionTagger = "sampled"
+    resample_rounds: int = 0
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("estimator", self.estimator in get_args(Estimator), f"one of {get_args(Estimator)}"),
+            ("advantage_delta", self.advantage_delta >= 0, "at least 0"),
+            ("regions", self.regions in get_args(RegionTagger), f"one of {get_args(RegionTagger)}"),
+            ("resample_rounds", self.resample_rounds >= 0, "at least 0"),
+        )
+        check_fields("algorithm", self, rules)
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedSettings:
+    """What makes a supervised method: SFT, TSFT and RSFT differ in the weights of the target's tokens.
+
+    Attributes:
+        name: of the method, for tables and plots.
+        weighting: token weights by region of the target.
+    """
+
+    name: str
+    weighting: RegionWeighting
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSettings:
+    """How the prompts of a step become optimizer steps.
+
+    Attributes:
+        rollout_steps: of the whole run.
+        prompts_per_minibatch: prompts of one optimizer step, over all ranks.
+        passes: times that each rollout step's groups are gone through.
+        max_row_tokens: longest packed row; bounds the memory of a forward.
+        gradient_clip: largest gradient norm.
+    """
+
+    rollout_steps: int
+    prompts_per_minibatch: int
+    passes: int = 1
+    max_row_tokens: int = 16384
+    gradient_clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        positive = ("rollout_steps", "prompts_per_minibatch", "passes", "max_row_tokens")
+        rules = [(name, getattr(self, name) >= 1, "at least 1") for name in positive]
+        check_fields("updates", self, [*rules, ("gradient_clip", self.gradient_clip > 0, "more than 0")])
