@@ -176,7 +176,7 @@ def moment_metrics(sums: Tensor) -> dict[str, float]:
     (||e_y - p||²), `score_surrogate` (1 - e^-H) and `jacobian` (||J||²); `correlation` over tokens of the two scores,
     where both vary.
     """
-    metrics = {}
+    metrics: dict[str, float] = {}
     labels = [*(region.label for region in Region), "all"]
     for label, column in zip(labels, torch.cat([sums, sums.sum(1, keepdim=True)], 1).T, strict=True):
         if not column[0]:

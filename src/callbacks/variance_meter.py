@@ -38,7 +38,7 @@ _WEIGHTS = ("uniform", "trained", "optimal_region", "optimal_token")
 class _Measurement(NamedTuple):
     """What is kept of a group between the hooks, on the CPU."""
 
-    index: int  # in step.groups
+    position: int  # in step.groups
     gram: Tensor  # [N, N]
     surrogate: Tensor  # [N], the theorem's β_t
 
@@ -137,7 +137,7 @@ class VarianceMeter(RolloutCallback):
             return
         sums = torch.zeros(len(_WEIGHTS), 5, dtype=torch.float64)
         for measurement in self._measurements:
-            sums += self._estimators(measurement, step.groups[measurement.index].to(torch.device("cpu")))
+            sums += self._estimators(measurement, step.groups[measurement.position].to(torch.device("cpu")))
         self._measurements = []
         step.metrics |= variance_metrics(_reduced(trainer, module, sums, "sum"))
 
