@@ -25,6 +25,7 @@ from src.models.rl_module import RLModule  # noqa: E402
 from src.models.settings import SupervisedSettings  # noqa: E402
 from src.models.sft_module import SFTModule  # noqa: E402
 from src.models.warm_start import warm_start  # noqa: E402
+from src.protocol.published_regions import published_regions  # noqa: E402
 from src.protocol.token_bytes import TokenBytes  # noqa: E402
 from src.rollout.collect import Collector  # noqa: E402
 from src.utils.config_checks import check_config, check_model  # noqa: E402
@@ -104,7 +105,9 @@ def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRende
     sampling = instantiate(config.sampling, stop_token_ids=loaded.stop_token_ids)
     engine = instantiate(config.rollout)(loaded.policy.model)
     table = TokenBytes.from_tokenizer(loaded.tokenizer)
-    collector = Collector(engine, instantiate(config.reward), table, loaded.stop_token_ids)
+    published = getattr(algorithm, "regions", "sampled") == "published"
+    tagger = partial(published_regions, tokenizer=loaded.tokenizer) if published else None
+    collector = Collector(engine, instantiate(config.reward), table, loaded.stop_token_ids, tagger)
     kind = partial(SFTModule, renderer) if isinstance(algorithm, SupervisedSettings) else RLModule
     return kind(
         policy=loaded.policy,

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning import LightningModule
@@ -35,6 +35,20 @@ from src.rollout.engine import RolloutEngine, SamplingParams
 
 class NonFiniteError(FloatingPointError):
     """Loss or gradient is NaN or infinite; no weight has been changed by it."""
+
+
+class GroupScores(NamedTuple):
+    """What the policy says about a group's N sampled tokens before the update; all float32 [N].
+
+    Attributes:
+        logprobs: the trainer's.
+        entropies: in nats.
+        moments: squared norms of the last layer's gradients; None unless asked for.
+    """
+
+    logprobs: Tensor
+    entropies: Tensor
+    moments: Tensor | None = None
 
 
 class PolicyModule(LightningModule):
@@ -101,14 +115,18 @@ class PolicyModule(LightningModule):
     # The parts of a rollout step
 
     @torch.no_grad()
-    def _score(self, groups: list[PromptGroup]) -> list[TokenScores]:
+    def _score(self, groups: list[PromptGroup], moments: bool = False) -> list[GroupScores]:
         """What the policy says about each group's tokens, before the update."""
-        scored: dict[int, TokenScores] = {}
+        scored: dict[int, GroupScores] = {}
         for row in self._rows(groups):
-            scores = self.policy(pack([groups[index] for index in row]), temperature=self.temperature)
+            packed = pack([groups[index] for index in row])
+            scores = self.policy(packed, temperature=self.temperature, last_layer="moments" if moments else None)
+            columns = [scores.logprobs, scores.entropies]
+            if scores.last_layer is not None:
+                columns.append(scores.last_layer.second_moments)
             sizes = [len(groups[index].token_ids) for index in row]
-            for index, *parts in zip(row, scores.logprobs.split(sizes), scores.entropies.split(sizes), strict=True):
-                scored[index] = TokenScores(*parts)
+            for index, *parts in zip(row, *(column.split(sizes) for column in columns), strict=True):
+                scored[index] = GroupScores(*parts)
         return [scored[index] for index in range(len(groups))]
 
     def _weigh(self, group: PromptGroup) -> PromptGroup:

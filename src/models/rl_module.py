@@ -19,7 +19,7 @@ from src.algorithm.policy_loss import LossCounts, LossInputs, LossOutputs, polic
 from src.callbacks.base import RolloutStep
 from src.data.rendering import RenderedPrompt
 from src.models.policy import TokenScores
-from src.models.policy_module import PolicyModule
+from src.models.policy_module import GroupScores, PolicyModule
 from src.models.reference import FrozenStart
 from src.models.settings import AlgorithmSettings
 from src.rollout.collect import ScoredGroup
@@ -47,6 +47,7 @@ class RLModule(PolicyModule):
         groups, scores = self._scored_groups(scored)
         metrics = self._rollout_metrics(scored, resampled)
         step = RolloutStep(self.rollout_step, scored, groups, [s.entropies for s in scores], metrics)
+        step.gradient_moments = [s.moments for s in scores if s.moments is not None] or None
         for callback in self._rollout_callbacks():
             callback.on_rollout(self.trainer, self, step)
         step.groups = [self._weigh(group) for group in groups]
@@ -85,11 +86,11 @@ class RLModule(PolicyModule):
     def _collect(self, prompts: Sequence[RenderedPrompt]) -> list[ScoredGroup]:
         return self.collector.collect(prompts, self.sampling, self.seed, self.rollout_step, self.progress)
 
-    def _scored_groups(self, scored: Sequence[ScoredGroup]) -> tuple[list[PromptGroup], list[TokenScores]]:
+    def _scored_groups(self, scored: Sequence[ScoredGroup]) -> tuple[list[PromptGroup], list[GroupScores]]:
         """The groups with the trainer's and, if the loss wants them, the reference's log-probabilities."""
         estimator, delta = self.algorithm.estimator, self.algorithm.advantage_delta
         groups = [group.to_experience(estimator, delta).to(self.device) for group in scored]
-        scores = self._score(groups)
+        scores = self._score(groups, moments=self.algorithm.weighting.needs_moments)
         groups = [replace(group, old_logprobs=s.logprobs) for group, s in zip(groups, scores, strict=True)]
         if self.reference is not None:
             with self.reference.in_place_of(self.policy):

@@ -98,7 +98,7 @@ def warm_start(
 def _digest(policy: Policy, dataset: SupervisedDataset, settings: WarmStart) -> str:
     digest = hashlib.sha256()
     values = {f.name: (getattr(settings, f.name), f.default) for f in fields(settings) if f.name != "source"}
-    plain = {name: value for name, (value, default) in values.items() if value != default}  # a new option keeps old ones
+    plain = {name: value for name, (value, default) in values.items() if value != default}  # new options keep old files
     plain["optimizer"] = asdict(settings.optimizer)
     digest.update(json.dumps(plain, sort_keys=True).encode())
     for name, tensor in sorted(policy.model.state_dict().items()):

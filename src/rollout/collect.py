@@ -67,7 +67,7 @@ class Collector:
         reward: scores.
         table: the tokenizer's tokens as bytes.
         stop_ids: end-of-turn tokens.
-        tagger: (sampled ids [T], text) -> regions [T], in place of those of `protocol.regions`.
+        tagger: sampled ids [T] -> regions [T], in place of those of `protocol.regions`.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Collector:
         reward: RewardFunction,
         table: TokenBytes,
         stop_ids: tuple[int, ...],
-        tagger: Callable[[Tensor, str], Tensor] | None = None,
+        tagger: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self._engine = engine
         self._reward = reward
@@ -123,20 +123,18 @@ class Collector:
         self, prompts: Sequence[RenderedPrompt], targets: Sequence[Tensor], rollout_step: int, progress: float
     ) -> list[ScoredGroup]:
         """Groups of one completion each: the given target ids [T], scored as if they had been sampled."""
-        return [
-            ScoredGroup(
-                prompt,
-                (self._score(prompt, Completion(ids, torch.zeros(len(ids)), "stop", rollout_step), rollout_step, progress),),
-            )
-            for prompt, ids in zip(prompts, targets, strict=True)
-        ]
+        groups = []
+        for prompt, ids in zip(prompts, targets, strict=True):
+            completion = Completion(ids, torch.zeros(len(ids)), "stop", rollout_step)
+            groups.append(ScoredGroup(prompt, (self._score(prompt, completion, rollout_step, progress),)))
+        return groups
 
     def _score(
         self, prompt: RenderedPrompt, completion: Completion, rollout_step: int, progress: float
     ) -> ScoredCompletion:
         decoded = read_completion(completion.token_ids, self.table, self._stop_ids, prompt.response_prefix)
         if self._tagger is not None:
-            decoded = replace(decoded, regions=self._tagger(completion.token_ids, decoded.text))
+            decoded = replace(decoded, regions=self._tagger(completion.token_ids))
         reward = self._reward(
             decoded.text, decoded.parsed, prompt.example.target, rollout_step=rollout_step, progress=progress
         )
