@@ -1,8 +1,8 @@
 """What every training module shares: minibatches of clipped optimizer steps over groups, validation, and logging.
 
-A module's `training_step` is one rollout step: it gets prompt groups from somewhere (`rl_module`: sampled; `sft_module`:
-demonstrated), weighs their tokens, and hands them to `_update`. Optimisation is manual. `rollout_step` counts these
-steps and drives curriculum, schedules and evaluation; Lightning's `global_step` counts optimizer steps.
+A module's `training_step` is one rollout step: it gets prompt groups from somewhere (`rl_module`: sampled;
+`sft_module`: demonstrated), weighs their tokens, and hands them to `_update`. Optimisation is manual. `rollout_step`
+counts these steps and drives curriculum, schedules and evaluation; Lightning's `global_step` counts optimizer steps.
 """
 
 from __future__ import annotations

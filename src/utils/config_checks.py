@@ -36,7 +36,7 @@ def check_config(config: DictConfig) -> None:
             f"trainer.val_check_interval={interval} is more than updates.rollout_steps={config.updates.rollout_steps}: "
             "nothing would be validated on the way. Lower it."
         )
-    scheduled = config.algorithm.weighting.progress == "fraction"
+    scheduled = config.algorithm.weighting.get("progress") == "fraction"
     if scheduled and config.callbacks.get("curriculum") is None:
         raise ConfigError("algorithm.weighting.progress=fraction needs callbacks.curriculum, which is null.")
 
