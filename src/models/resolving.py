@@ -27,6 +27,7 @@ from src.utils.config_checks import ConfigError
 log = logging.getLogger(__name__)
 
 _STATE_PREFIX = "policy.model."
+_REFERENCE_PREFIX = "reference."  # the frozen start of a KL penalty: of use to training only
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _CONSOLIDATE = "python -m lightning.pytorch.utilities.consolidate_checkpoint"
 
@@ -153,6 +154,7 @@ def load_checkpoint(model: PreTrainedModel, path: Path) -> None:
         reason = str(error).splitlines()[0]
         raise ValueError(f"checkpoint '{path}' cannot be read; is it whole? PyTorch says: {reason}") from error
     state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    state = {name: tensor for name, tensor in (state or {}).items() if not name.startswith(_REFERENCE_PREFIX)}
     if not state or not all(name.startswith(_STATE_PREFIX) for name in state):
         found = sorted(checkpoint)[:8] if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise ValueError(
