@@ -203,6 +203,14 @@ def test_the_sweep_shares_budget_and_start() -> None:
     assert OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"].endswith("-${seed}")
 
 
+@pytest.mark.parametrize("key", ["data", "policy", "prompt", "sampling", "updates", "warm_start", "optimizer"])
+def test_methods_of_the_sweep_differ_in_nothing_but_the_method(key: str) -> None:
+    methods = composed("train.yaml", "hparams_search=compare").hydra.sweeper.params.algorithm.split(",")
+    configs = [composed("train.yaml", "hparams_search=compare", f"algorithm={method}") for method in methods]
+    assert [config.algorithm.name for config in configs] == methods
+    assert all(config[key] == configs[0][key] for config in configs)
+
+
 def test_the_sweep_keeps_what_the_experiment_decides() -> None:
     tiny, ours = composed("train.yaml", "experiment=tiny"), composed("train.yaml", "hparams_search=compare")
     for section in ("sampling", "optimizer", "policy", "prompt", "algorithm", "reward"):
