@@ -37,6 +37,10 @@ FOLDER = Path(__file__).parent / "tiny"
 LONG_FOLDER = Path(__file__).parent / "tiny_long"
 """Where the tiny policy with long reasoning lives."""
 
+_POSITIONS: dict[Reasoning, int] = {"brief": 1024, "long": 4096}
+"""An eighth of them is what an evaluation lets an answer take (`src.evaluation.answering`); both policies were trained
+on less than 600."""
+
 EXPERT_FOLDER = Path(__file__).parents[2] / "logs" / "tiny_policy" / "expert"
 """Where the result of the first stage goes, to try other second stages from."""
 
@@ -146,10 +150,10 @@ def main() -> None:
 
     if given is None:
         tokenizer = build_tokenizer()
-        model = build_model(tokenizer)
+        model = build_model(tokenizer, positions=_POSITIONS[args.reasoning])
     else:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(given)
-        model = Qwen3ForCausalLM.from_pretrained(given)
+        model = Qwen3ForCausalLM.from_pretrained(given, max_position_embeddings=_POSITIONS[args.reasoning])
     policy = Policy(model)
     renderer = PromptRenderer(tokenizer, layout="compact")
     log.info("%d weights, %d tokens in the vocabulary.", sum(p.numel() for p in model.parameters()), len(tokenizer))
