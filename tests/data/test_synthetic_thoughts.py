@@ -68,7 +68,7 @@ def test_lengths_fit_the_tiny_policy(long, imperfect, tokenizer):
 
 
 def test_a_thought_ends_with_the_calls_that_follow(long, imperfect):
-    """The last sentence names them, once each or with their number; the survey names every tool on offer."""
+    """The last sentence names them, once each or with their number; every tool on offer is named before."""
     for example in long + imperfect:
         thought, names = example.target.thought, [call.name for call in example.target.calls]
         last = thought.rstrip(".").rsplit(". ", 1)[1] if names else ""
