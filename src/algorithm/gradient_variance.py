@@ -209,7 +209,8 @@ def variance_factors(weighting: RegionWeighting, sums: Tensor) -> RegionFactors:
 
     Args:
         weighting: with the clip and the configured factors.
-        sums: float64 [2, 6], second moments and tokens by region; smoothed sums are fine.
+        sums: float64 [2, 6], second moments and tokens by region; smoothed sums are fine. Expected moments have the
+            mean of the measured ones and much less noise where tokens are nearly certain.
     """
     mean = float(sums[0].sum() / sums[1].sum().clamp_min(_TINY))
     ratios: dict[str, float] = {}

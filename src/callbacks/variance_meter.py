@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _WEIGHTS = ("uniform", "trained", "optimal_region", "optimal_token")
+_COLUMNS = ("second_moment", "variance", "signal", "bound", "expected_second_moment")
 
 
 class _Measurement(NamedTuple):
@@ -41,6 +42,7 @@ class _Measurement(NamedTuple):
     position: int  # in step.groups
     gram: Tensor  # [N, N]
     surrogate: Tensor  # [N], the theorem's β_t
+    expected: Tensor  # [N], with 1 - Σp² in place of 1 - e^-H
 
 
 class VarianceMeter(RolloutCallback):
@@ -50,13 +52,17 @@ class VarianceMeter(RolloutCallback):
 
     - `moment/<region>/…` over the tokens of the measured groups: see `moment_metrics`;
     - `variance/<weights>/variance`, `/second_moment`, `/signal`, `/bound` (Theorem 1): means over the measured groups
-      with an advantage, of the estimator of one completion. `/noise_to_signal` is the ratio of two such means, left
-      out where the signal is not above 0, and `/relative` the ratio of the variance to that of `uniform`;
+      with an advantage, of the estimator of one completion. `/expected_second_moment` is the bound with 1 - Σp² in
+      place of 1 - e^-H: what the theorem's assumptions predict, without the luck of the draw. Nearly certain tokens
+      carry a large part of it in rare surprises, which a few completions hardly ever contain, so that a variance far
+      below it is not to be believed. `/noise_to_signal` is variance over signal, left out where the signal is not
+      above 0, and `/relative` the variance over that of `uniform`;
     - `variance/groups`: how many these are; `variance/too_long`: groups of the step above `max_tokens`.
 
     All weights have mean 1 in each sequence (Eq. 5): `uniform`; `trained`, those of this step's loss, ResT's in a run
-    of ResT; `optimal_region`, Eq. 7 with the mean second moment of each region, measured on the same groups, which is
-    what training can use; `optimal_token`, Eq. 7 with the theorem's β_t of each token.
+    of ResT; `optimal_region`, Eq. 7 with each region's mean of the expected second moment on the measured groups, the
+    kind of weights that training can use (the expected one, because weights made from the very draws that they are
+    tried on look better than they are); `optimal_token`, Eq. 7 with the theorem's β_t of each token.
 
     The gradient is that of the policy that sampled: inner products are measured before the update and meet the weights
     after it. Cost of a group with N sampled tokens, vocabulary V and hidden size d: one forward, N² (V + d)
@@ -102,7 +108,7 @@ class VarianceMeter(RolloutCallback):
         for index in order[: int(_reduced(trainer, module, count, "min"))]:
             sums += self._measure(module, index, step.groups[index])
         sums = _reduced(trainer, module, sums, "sum")
-        self._betas = region_means(torch.stack([sums[1], sums[0]]))
+        self._betas = region_means(torch.stack([sums[2], sums[0]]))  # expected second moments, tokens
         skipped = float(_reduced(trainer, module, torch.tensor(float(too_long)), "sum"))
         if skipped and not self._warned:
             self._warned = True
@@ -126,7 +132,8 @@ class VarianceMeter(RolloutCallback):
         layer = cast(LastLayerGradients, scores.last_layer)
         if layer.gram is not None:
             surrogate = surrogate_moments(layer.jacobian_norms, scores.entropies)
-            self._measurements.append(_Measurement(index, layer.gram.cpu(), surrogate.cpu()))
+            expected = layer.expected_second_moments
+            self._measurements.append(_Measurement(index, layer.gram.cpu(), surrogate.cpu(), expected.cpu()))
         return moment_sums(
             layer.score_norms, layer.expected_score_norms, layer.jacobian_norms, scores.entropies, group.regions
         )
@@ -135,15 +142,15 @@ class VarianceMeter(RolloutCallback):
         """Log the variances, with the weights that the loss has used."""
         if step.index % self._every:
             return
-        sums = torch.zeros(len(_WEIGHTS), 5, dtype=torch.float64)
+        sums = torch.zeros(len(_WEIGHTS), len(_COLUMNS) + 1, dtype=torch.float64)
         for measurement in self._measurements:
             sums += self._estimators(measurement, step.groups[measurement.position].to(torch.device("cpu")))
         self._measurements = []
         step.metrics |= variance_metrics(_reduced(trainer, module, sums, "sum"))
 
     def _estimators(self, measurement: _Measurement, group: PromptGroup) -> Tensor:
-        """Float64 [4, 5] for each of `_WEIGHTS`: second moment, variance, signal, bound, and 1 to count groups."""
-        _, gram, surrogate = measurement
+        """Float64 [4, 6], for each of `_WEIGHTS` the `_COLUMNS`, and 1 to count groups."""
+        _, gram, surrogate, expected = measurement
         lengths, advantages = group.lengths, group.advantages
         choices = (
             torch.ones_like(group.weights),
@@ -155,6 +162,7 @@ class VarianceMeter(RolloutCallback):
             [
                 *estimator_moments(gram, advantages, weights, lengths),
                 variance_bound(surrogate, advantages, weights, lengths),
+                variance_bound(expected, advantages, weights, lengths),
                 1.0,
             ]
             for weights in choices
@@ -163,19 +171,19 @@ class VarianceMeter(RolloutCallback):
 
 
 def variance_metrics(sums: Tensor) -> dict[str, float]:
-    """Metrics `variance/…` from sums [4, 5] over groups, in the order of `VarianceMeter._estimators`."""
+    """Metrics `variance/…` from sums [4, 6] over groups, in the order of `VarianceMeter._estimators`."""
     count = float(sums[0, -1])
     metrics = {"variance/groups": count}
     if not count:
         return metrics
-    uniform = float(sums[0, 1])
-    for name, (second_moment, variance, signal, bound) in zip(_WEIGHTS, sums[:, :-1].tolist(), strict=True):
-        values = {"second_moment": second_moment, "variance": variance, "signal": signal, "bound": bound}
+    uniform = float(sums[0, _COLUMNS.index("variance")])
+    for name, row in zip(_WEIGHTS, sums[:, :-1].tolist(), strict=True):
+        values = dict(zip(_COLUMNS, row, strict=True))
         metrics |= {f"variance/{name}/{key}": value / count for key, value in values.items()}
-        if signal > 0:
-            metrics[f"variance/{name}/noise_to_signal"] = variance / signal
+        if values["signal"] > 0:
+            metrics[f"variance/{name}/noise_to_signal"] = values["variance"] / values["signal"]
         if name != "uniform" and uniform > 0:
-            metrics[f"variance/{name}/relative"] = variance / uniform
+            metrics[f"variance/{name}/relative"] = values["variance"] / uniform
     return metrics
 
 

@@ -76,18 +76,23 @@ def test_variances_are_those_of_the_gradients():
     assert metrics["variance/groups"] == 1 and metrics["variance/too_long"] == 0
     bounds = {name: metrics[f"variance/{name}/bound"] for name in ("uniform", "trained", "optimal_token")}
     assert bounds["optimal_token"] == min(bounds.values())
+    assert all(metrics[f"variance/{name}/expected_second_moment"] < bound for name, bound in bounds.items())
 
 
-def test_optimal_region_weighs_by_the_mean_squared_gradient_of_its_tokens():
+def test_optimal_region_weighs_by_the_mean_expected_squared_gradient_of_its_tokens():
     policy, group = policy_and_group()
     metrics = measured(VarianceMeter(floor=0.0), policy, [group])
     logprobs, head = policy(pack([group]), temperature=TEMPERATURE).logprobs, policy.model.lm_head.weight
     squares = torch.stack(
         [torch.autograd.grad(x, head, retain_graph=True)[0].square().sum() for x in logprobs.unbind()]
     )
-    betas = torch.stack([squares[group.regions == region].mean() for region in range(6)])
     for region, label in ((0, "format"), (3, "reasoning")):
-        assert metrics[f"moment/{label}/measured"] == pytest.approx(float(betas[region]), rel=1e-5)
+        assert metrics[f"moment/{label}/measured"] == pytest.approx(
+            float(squares[group.regions == region].mean()), rel=1e-5
+        )
+    with torch.no_grad():
+        expected = policy(pack([group]), temperature=TEMPERATURE, last_layer="moments").last_layer
+    betas = torch.stack([expected.expected_second_moments[group.regions == region].mean() for region in range(6)])
     reciprocals = 1 / betas[group.regions]
     means = torch.cat([part.mean().repeat(len(part)) for part in reciprocals.split(group.lengths.tolist())])
     g = estimators(policy, group, reciprocals / means)
@@ -157,12 +162,13 @@ def test_impossible_settings_are_refused(settings, message):
         VarianceMeter(**settings)
 
 
-def test_it_is_off_unless_asked_for_and_logs_in_a_training(random_policy, tmp_path):
+def test_it_is_off_unless_asked_for_and_agrees_with_measured_weights_in_a_training(random_policy, tmp_path):
     assert "variance_meter" not in train_config(Path()).callbacks
     for name in sorted(path.stem for path in (ROOT / "configs/callbacks").glob("*.yaml")):
         assert "curriculum" in train_config(Path(), f"callbacks={name}").callbacks
-    overrides = (*SMALL, "callbacks=variance", "reward._target_=tests.models.even_reward.EvenReward", "sampling.n=4")
-    train(train_config(tmp_path, *overrides, f"policy.path={random_policy}"))
+    even = ("reward._target_=tests.models.even_reward.EvenReward", "sampling.n=4")
+    overrides = (*SMALL, "callbacks=variance", "algorithm=rest_variance_optimal", *even, f"policy.path={random_policy}")
+    train(train_config(tmp_path, *overrides))
     events = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     (step,) = [event for event in events if event["event"] == "rollout_step"]
     assert step["variance/groups"] >= 1
@@ -170,3 +176,7 @@ def test_it_is_off_unless_asked_for_and_logs_in_a_training(random_policy, tmp_pa
         values = {key: step[f"variance/{name}/{key}"] for key in ("variance", "second_moment", "signal", "bound")}
         assert values["second_moment"] == pytest.approx(values["variance"] + values["signal"], rel=1e-9)
     assert step["moment/all/expected"] < step["moment/all/surrogate"]
+    betas = {key.split("/")[2]: value for key, value in step.items() if key.startswith("curriculum/beta/")}
+    assert betas
+    for label, beta in betas.items():  # the meter has measured all groups of the step, as the module's scoring has
+        assert step[f"moment/{label}/measured"] == pytest.approx(beta, rel=1e-4)
