@@ -66,7 +66,7 @@ def published_regions(token_ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> 
             "algorithm.regions: published needs a fast tokenizer, which gives the offsets of its tokens; found "
             f"{type(tokenizer).__name__}. Use the model's fast tokenizer, or set algorithm.regions: sampled."
         )
-    text = tokenizer.decode(token_ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    text = str(tokenizer.decode(token_ids.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False))
     encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = encoding["offset_mapping"]
     spans: dict[Region, list[tuple[int, int]]] = {region: [] for region in _LIGHTEST_FIRST}

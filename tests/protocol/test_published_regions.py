@@ -76,14 +76,15 @@ def test_three_defects_beside_the_sampled_regions(tiny: PreTrainedTokenizerBase)
 def test_how_much_of_the_real_targets_is_lost(rlla_targets: list[str], smollm2: PreTrainedTokenizerBase) -> None:
     table = TokenBytes.from_tokenizer(smollm2)
     counts = torch.zeros(6, 6, dtype=torch.long)
-    for text in rlla_targets:
+    for text in rlla_targets[:100]:
         ids = torch.tensor(smollm2.encode(text, add_special_tokens=False))
         own = read_completion(ids, table, ()).regions
         counts.index_put_((own, published_regions(ids, smollm2)), torch.ones_like(own), accumulate=True)
-    kept = counts.diag() / counts.sum(1)
-    assert kept[Region.TOOL_NAME].item() == pytest.approx(0.49, abs=0.005)
-    assert kept[Region.TOOL_PARAMETERS].item() == pytest.approx(0.59, abs=0.005)
-    assert kept[Region.REASONING].item() == pytest.approx(0.996, abs=0.001)
+    # Names keep 419 of 861 tokens, parameters 1,506 of 2,598.
+    assert counts[Region.TOOL_NAME].tolist() == [0, 419, 0, 0, 0, 442]
+    assert counts[Region.TOOL_PARAMETERS].tolist() == [0, 0, 1506, 0, 0, 1092]
+    # Each thought loses its last token; 18 tokens are the `<tool_call>` of six thoughts that mention it, 3 tokens each.
+    assert counts[Region.REASONING].tolist() == [18, 0, 0, 32664, 0, 100]
 
 
 def test_positions_are_those_of_the_text_tokenised_again(tiny: PreTrainedTokenizerBase) -> None:
