@@ -163,7 +163,8 @@ def compare(runs: Sequence[Run], settings: ComparisonSettings) -> list[MethodRow
     for run in runs:
         if len(run.steps) < settings.window:
             raise ComparisonError(
-                f"comparison.window={settings.window}: expected at most the {len(run.steps)} steps of {run.name}."
+                f"comparison.window={settings.window}: expected at most the {len(run.steps)} steps of {run.name}. "
+                "Lower it; src/compare.py reads the same folders again."
             )
     order = sorted(by_method, key=lambda method: (method != settings.baseline, method))
     baseline = by_method[settings.baseline]
