@@ -21,8 +21,8 @@ class Estimate:
 def estimate(values: Sequence[float]) -> Estimate:
     """Mean and standard error (sample standard deviation / sqrt(n)).
 
-    >>> estimate([1.0, 2.0, 3.0])
-    Estimate(mean=2.0, error=0.5773502691896258, count=3)
+    >>> estimate([1.0, 3.0])
+    Estimate(mean=2.0, error=1.0, count=2)
     >>> estimate([1.0])
     Estimate(mean=1.0, error=None, count=1)
     """
