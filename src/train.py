@@ -72,7 +72,7 @@ def train(config: DictConfig) -> dict[str, float]:
         )
 
     start: dict[str, float] = {}
-    if config.ckpt_path is None:
+    if config.ckpt_path is None and config.validate_at_start:
         trainer.validate(module, datamodule=datamodule, verbose=False)
         start = module.validated[1]
     trainer.fit(module, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
