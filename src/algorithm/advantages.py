@@ -7,13 +7,14 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Estimator = Literal["grpo", "dr_grpo", "rloo"]
+Estimator = Literal["grpo", "published", "dr_grpo", "rloo"]
 
 
 def group_advantages(rewards: Tensor, *, estimator: Estimator = "grpo", delta: float = 1e-6) -> Tensor:
     """Advantage of each completion within its group.
 
     - `grpo` (ResT, Eq. 15): (R - mean) / sqrt(var + delta), population variance, delta inside the root.
+    - `published`: (R - mean) / (std + delta), sample deviation, delta outside the root, as in the published code.
     - `dr_grpo`: R - mean.
     - `rloo`: R minus the mean of the others, G / (G - 1) times `dr_grpo`.
 
@@ -25,7 +26,7 @@ def group_advantages(rewards: Tensor, *, estimator: Estimator = "grpo", delta: f
     Args:
         rewards: float [..., G], a group along the last dimension.
         estimator: see above.
-        delta: >= 0, keeps a tiny variance from blowing up; `grpo` only.
+        delta: >= 0, keeps a tiny variance from blowing up; `grpo` and `published` only.
 
     Returns:
         float32 [..., G].
@@ -42,6 +43,8 @@ def group_advantages(rewards: Tensor, *, estimator: Estimator = "grpo", delta: f
     size = rewards.shape[-1]
     if estimator == "grpo":
         advantages = centred / (centred.square().mean(-1, keepdim=True) + delta).sqrt()
+    elif estimator == "published":
+        advantages = centred / ((centred.square().sum(-1, keepdim=True) / max(size - 1, 1)).sqrt() + delta)
     elif estimator == "rloo":
         advantages = centred * (size / max(size - 1, 1))
     else:

@@ -33,6 +33,8 @@ class PolicyLossConfig:
             instead of T_i (Dr.GRPO).
         clip_low: the ratio is clipped from below at 1 - clip_low.
         clip_high: and from above at 1 + clip_high.
+        dual_clip: bounds the loss of a completion with a negative advantage to dual_clip * |A|, however likely its tokens
+            have become; None: no bound, as in Eq. 19. The published code's framework has 3.
         kl_coef: β of the penalty KL(policy || reference) by the k3 estimator.
         entropy_coef: of the bonus for entropy.
         importance_cap: truncates the correction old / rollout that makes up for a sampler whose log-probabilities
@@ -43,6 +45,7 @@ class PolicyLossConfig:
     aggregation: Aggregation = "sequence"
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float | None = None
     kl_coef: float = 0.0
     entropy_coef: float = 0.0
     importance_cap: float | None = None
@@ -59,6 +62,7 @@ class PolicyLossConfig:
         rules = (
             ("clip_low", 0 <= self.clip_low <= 1, "in [0, 1]"),
             ("clip_high", self.clip_high >= 0, "at least 0"),
+            ("dual_clip", self.dual_clip is None or self.dual_clip > 1, "null or more than 1"),
             ("kl_coef", self.kl_coef >= 0, "at least 0"),
             ("importance_cap", self.importance_cap is None or self.importance_cap > 0, "null or more than 0"),
             ("max_length", self.max_length is None or self.max_length > 0, "null or more than 0"),
@@ -163,6 +167,8 @@ def policy_loss(inputs: LossInputs, config: PolicyLossConfig, counts: LossCounts
     ratio = _bounded(inputs.logprobs - inputs.old_logprobs).exp()
     clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
     surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+    if config.dual_clip is not None:
+        surrogate = torch.where(advantages < 0, torch.maximum(surrogate, config.dual_clip * advantages), surrogate)
     if config.importance_cap is not None:
         correction = _bounded(inputs.old_logprobs - inputs.rollout_logprobs).exp().clamp(max=config.importance_cap)
         surrogate = surrogate * correction.detach()

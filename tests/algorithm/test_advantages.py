@@ -17,6 +17,13 @@ def test_grpo_by_hand() -> None:
     assert found.tolist() == pytest.approx([-math.sqrt(2), 0.0, 1 / math.sqrt(2), 1 / math.sqrt(2)], abs=1e-6)
 
 
+def test_published_by_hand() -> None:
+    # The same deviations, sample variance 6 / 3 = 2; delta 0.5 outside the root makes the divisor sqrt(2) + 0.5.
+    found = group_advantages(torch.tensor([0.0, 2.0, 3.0, 3.0]), estimator="published", delta=0.5)
+    size = math.sqrt(2) + 0.5
+    assert found.tolist() == pytest.approx([-2 / size, 0.0, 1 / size, 1 / size], abs=1e-6)
+
+
 def test_dr_grpo_and_rloo_by_hand() -> None:
     rewards = torch.tensor([0.0, 2.0, 3.0, 3.0])
     assert group_advantages(rewards, estimator="dr_grpo").tolist() == [-2.0, 0.0, 1.0, 1.0]
@@ -25,7 +32,7 @@ def test_dr_grpo_and_rloo_by_hand() -> None:
     assert group_advantages(rewards, estimator="rloo").tolist() == pytest.approx(expected, abs=1e-6)
 
 
-@pytest.mark.parametrize("estimator", ["grpo", "dr_grpo", "rloo"])
+@pytest.mark.parametrize("estimator", ["grpo", "published", "dr_grpo", "rloo"])
 def test_equal_rewards_teach_nothing(estimator: str) -> None:
     # 0.1 is no binary fraction, so a mean of many is not exactly 0.1; delta 0 would turn the rest into ±1.
     rewards = torch.full((7,), 0.1)

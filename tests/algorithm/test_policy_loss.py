@@ -27,6 +27,7 @@ VARIANTS = [
     PolicyLossConfig(aggregation="published", kl_coef=0.05, entropy_coef=0.02),
     PolicyLossConfig(aggregation="token_sum_constant", max_length=40, kl_coef=0.05, entropy_coef=0.02),
     PolicyLossConfig(importance_cap=1.05),
+    PolicyLossConfig(dual_clip=1.2),
 ]
 
 
@@ -68,6 +69,8 @@ def formula(inputs: LossInputs, config: PolicyLossConfig) -> Tensor:
         ratio = torch.exp(inputs.logprobs[part] - inputs.old_logprobs[part])
         clipped = torch.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
         term = torch.min(ratio * advantage, clipped * advantage)
+        if config.dual_clip is not None and advantage < 0:
+            term = torch.max(term, config.dual_clip * advantage)
         if config.importance_cap is not None:
             correction = torch.exp(inputs.old_logprobs[part] - inputs.rollout_logprobs[part])
             term = term * torch.clip(correction, max=config.importance_cap)
@@ -188,6 +191,20 @@ def test_published_aggregation_by_hand() -> None:
     assert found.loss.item() == pytest.approx(-(1.045 + 1.44 + 0.4 - 0.024 - 0.76) / 3.916, abs=1e-6)
 
 
+def test_dual_clip_bounds_the_loss_of_bad_completions_that_became_likely() -> None:
+    # Advantage -1, ratios 1, 2 and 5: min(rA, clip A) = -1, -2, -5; bounded at 3 A: -1, -2, -3. Advantage 1 is as ever.
+    group = replace(
+        random_group(0, [3, 1]),
+        old_logprobs=torch.zeros(4) - 3,
+        advantages=torch.tensor([-1.0, 1.0]),
+        weights=torch.ones(4),
+    )
+    logprobs = torch.tensor([1.0, 2.0, 5.0, 5.0]).log() - 3
+    inputs = LossInputs.of([group], logprobs, torch.zeros(4))
+    loss = policy_loss(inputs, PolicyLossConfig(dual_clip=3.0), LossCounts.of([group])).loss
+    assert loss.item() == pytest.approx((6 / 3 - 1.2) / 2, abs=1e-6)
+
+
 def test_sampler_gap_and_its_truncated_correction() -> None:
     # old - rollout = ln 3 and -ln 2: correction min(3, 2) = 2 and 1/2. One token each, ratio 1, advantages 1 and 1.
     group = replace(random_group(0, [1, 1]), old_logprobs=torch.tensor([-1.0, -1.0]), advantages=torch.ones(2))
@@ -222,6 +239,7 @@ def test_missing_log_probabilities_are_named() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"dual_clip": 1.0}, r"loss\.dual_clip: expected null or more than 1, found 1\.0"),
         ({"aggregation": "mean"}, "expected one of"),
         ({"aggregation": "token_sum_constant"}, "max_length go together"),
         ({"max_length": 5}, "max_length go together"),
