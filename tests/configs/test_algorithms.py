@@ -169,7 +169,7 @@ def test_variance_optimal_weighs_by_the_inverse_of_what_is_measured(tmp_path):
 
 
 def test_dynamic_sampling_replaces_groups_that_teach_nothing(tmp_path, monkeypatch):
-    """The tiny policy knows some prompts by heart: their groups give way to other prompts', a bounded number of times."""
+    """The tiny policy knows some prompts by heart: their groups give way to those of others, within bounds."""
     tiny = ROOT / "src/models/tiny"
     shared = ("data.prompts_per_step=8", "updates.prompts_per_minibatch=8", "sampling.max_new_tokens=112")
     shared += ("data.train.num_train=200", "updates.rollout_steps=1", "trainer.val_check_interval=1")
