@@ -33,8 +33,8 @@ class PolicyLossConfig:
             instead of T_i (Dr.GRPO).
         clip_low: the ratio is clipped from below at 1 - clip_low.
         clip_high: and from above at 1 + clip_high.
-        dual_clip: bounds the loss of a completion with a negative advantage to dual_clip * |A|, however likely its tokens
-            have become; None: no bound, as in Eq. 19. The published code's framework has 3.
+        dual_clip: bounds the loss at a negative advantage A to dual_clip * |A|, however likely a token has become;
+            None: no bound, as in Eq. 19. The published code's framework has 3.
         kl_coef: β of the penalty KL(policy || reference) by the k3 estimator.
         entropy_coef: of the bonus for entropy.
         importance_cap: truncates the correction old / rollout that makes up for a sampler whose log-probabilities
