@@ -1,6 +1,7 @@
 """`make compare`: the sweep's shared settings, and the report over run folders written by hand."""
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -172,10 +173,17 @@ def test_damaged_metrics_are_named_by_line(folder: Path) -> None:
     path.write_text(whole + '{"event": "valid')
     with pytest.raises(ComparisonError, match=r"metrics\.jsonl, line 6: expected a JSON object with event"):
         compare_runs(compare_config(f"runs=[{folder}]"))
-    path.write_text(whole.splitlines(keepends=True)[0] + whole)  # started twice in one folder
-    path.write_text("".join(whole.splitlines(keepends=True)[1:]))
-    with pytest.raises(ComparisonError, match=r"expected a validation at rollout steps 0 and 3, found none at \[0\]"):
+    path.write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    with pytest.raises(ComparisonError, match=r"expected a validation at rollout step 3, found one at \[0\]"):
         compare_runs(compare_config(f"runs=[{folder}]"))
+
+
+def test_a_run_without_a_first_validation_has_no_start(folder: Path) -> None:
+    path = folder / "rest-1/metrics.jsonl"
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[1:]))
+    grpo, rest = compare_runs(compare_config(f"runs=[{folder}]"))
+    assert grpo.start and not rest.start and rest.final
+    assert re.search(r"\| rest +\| +1 \| +– \|", (folder / "comparison.md").read_text())
 
 
 def test_folders_without_runs_are_refused(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Run:
         seed: its seed; runs of one seed are paired.
         name: what errors call it.
         settings: its config, keys joined by dots.
-        start: validation before the first rollout step.
+        start: validation before the first rollout step; empty if there was none.
         final: validation after the last.
         steps: metrics of every rollout step.
     """
@@ -127,7 +127,7 @@ class MethodRow:
     Attributes:
         method: its name.
         seeds: those that it ran with.
-        start: `REPORTED` metrics before the first rollout step.
+        start: `REPORTED` metrics before the first rollout step; empty unless all seeds measured them.
         final: the same after the last.
         steps_to_bar: rollout steps to the bar, over the seeds that reached it; None if none did.
         area: mean of the training metric over all rollout steps.
@@ -179,7 +179,9 @@ def _row(runs: Mapping[int, Run], baseline: Mapping[int, Run], settings: Compari
     return MethodRow(
         method=method,
         seeds=tuple(runs),
-        start={key: estimate([run.validation("start", key) for run in runs.values()]) for key in REPORTED},
+        start={key: estimate([run.validation("start", key) for run in runs.values()]) for key in REPORTED}
+        if all(run.start for run in runs.values())
+        else {},
         final={key: estimate([run.validation("final", key) for run in runs.values()]) for key in REPORTED},
         steps_to_bar=estimate(reached) if reached else None,
         area=estimate([_area(run, settings) for run in runs.values()]),

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from src.evaluation.comparison import ComparisonSettings, MethodRow, PairedDifference, Run
-from src.evaluation.report import _table as markdown_table
+from src.evaluation.report import markdown_table
 from src.evaluation.statistics import Estimate, trailing_mean
 from src.protocol.types import Region
 
@@ -33,7 +33,7 @@ seeds). With five seeds it covers the true mean about 84 % of the time rather th
 - Steps to {bar:g}: rollout steps done when the mean {metric} of the last {window} rollout steps is first at {bar:g}; \
 mean over the seeds that got there, with their number. A mean over some of the seeds flatters the method.
 - Area: mean {metric} over all rollout steps.
-- Before the first step, methods of one seed are at most {gap:.3f} of exact match apart."""
+- Before the first step, methods of one seed are at most {gap:.3f} of exact match apart, where that was validated."""
 
 
 def render_comparison(
@@ -64,7 +64,7 @@ def render_comparison(
         bar=settings.bar,
         metric=settings.training_metric,
         window=settings.window,
-        gap=max(start_gap.values()),
+        gap=max(start_gap.values(), default=0.0),
     )
     parts = [
         f"# {len(rows)} methods, seeds {', '.join(map(str, seeds))}",
@@ -119,7 +119,7 @@ def _further_table(rows: Sequence[MethodRow]) -> str:
 
 
 def _start_and_end(row: MethodRow, key: str) -> list[str]:
-    return [_estimate(row.start[key]), _estimate(row.final[key])]
+    return [_estimate(row.start[key]) if row.start else "–", _estimate(row.final[key])]
 
 
 def _estimate(value: Estimate) -> str:

@@ -93,7 +93,7 @@ def _paper_table(
     references = paper_rows(layout.tables, reference_rows)
     rows = [[f"**{model}**", *_cells(layout, percent)]]
     rows += [[_label(row), *_cells(layout, row.scores)] for row in references]
-    lines = [f"## {layout.title}, {_size(count, subset)}", _table(["Model", *layout.columns], rows)]
+    lines = [f"## {layout.title}, {_size(count, subset)}", markdown_table(["Model", *layout.columns], rows)]
     if layout.note:
         lines.append(layout.note)
     if references:
@@ -106,7 +106,10 @@ def _paper_table(
 def _all_scores(name: str, report: EvalReport, subset: Subset | None) -> str:
     """Every score of a benchmark, one a line, with the number of samples where the benchmark tells it."""
     rows = [[key, f"{100 * value:.2f}%", str(report.counts.get(key, ""))] for key, value in report.scores.items()]
-    lines = [f"## {name}: all scores, {_size(len(report.records), subset)}", _table(["Score", "Value", "n"], rows)]
+    lines = [
+        f"## {name}: all scores, {_size(len(report.records), subset)}",
+        markdown_table(["Score", "Value", "n"], rows),
+    ]
     if others := {key: count for key, count in report.counts.items() if key not in report.scores}:
         lines.append("Counts: " + ", ".join(f"{key} {count}" for key, count in others.items()) + ".")
     return "\n\n".join(lines)
@@ -125,10 +128,10 @@ def _size(count: int, subset: Subset | None) -> str:
     return f"n = {count}" if subset is None else f"n = {count}: a stratified subset, seed {subset.seed}"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     r"""A Markdown table with padded columns, numbers to the right.
 
-    >>> print(_table(["Model", "Overall"], [["tiny", "50.00%"]]))
+    >>> print(markdown_table(["Model", "Overall"], [["tiny", "50.00%"]]))
     | Model | Overall |
     |-------|--------:|
     | tiny  |  50.00% |

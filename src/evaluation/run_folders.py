@@ -20,6 +20,7 @@ _BUDGET = (
 _FREE_IN_BUDGET = ("data.num_workers", "data.val_batch_size", "updates.max_row_tokens")
 _FREE = (
     *("benchmark", "ckpt_path", "logger", "optimized_metric", "paths", "task_name", "trainer", "algorithm.name"),
+    "validate_at_start",
     *(f"callbacks.{name}" for name in "benchmark checkpoint health metrics_file progress_bar rollout_log".split()),
     *("rollout.max_sequences", "rollout.max_batch_tokens"),
 )
@@ -59,7 +60,7 @@ def read_run(folder: Path) -> Run:
 
     Raises:
         ComparisonError: `algorithm.name` is missing, a line is no event, or there is not one line for every rollout
-            step and a validation before the first and after the last.
+            step and a validation after the last.
     """
     config = cast(DictConfig, OmegaConf.load(folder / "config.yaml"))
     method, seed = OmegaConf.select(config, "algorithm.name"), OmegaConf.select(config, "seed")
@@ -78,14 +79,13 @@ def read_run(folder: Path) -> Run:
             "run that was stopped and started again in its folder has some of them twice: run it anew."
         )
     validations = {step: values for event, step, values in events if event == "validation"}
-    if missing := {0, expected} - set(validations):
+    if expected not in validations:
         raise ComparisonError(
-            f"{folder / 'metrics.jsonl'}: expected a validation at rollout steps 0 and {expected}, found none at "
-            f"{sorted(missing)}."
+            f"{folder / 'metrics.jsonl'}: expected a validation at rollout step {expected}, found one at "
+            f"{sorted(validations)}."
         )
-    return Run(
-        method, seed, folder.name, _settings(config), start=validations[0], final=validations[expected], steps=steps
-    )
+    start = validations.get(0, {})  # none with validate_at_start=false
+    return Run(method, seed, folder.name, _settings(config), start=start, final=validations[expected], steps=steps)
 
 
 def _read_events(path: Path) -> list[tuple[str, int, dict[str, float]]]:
@@ -187,8 +187,11 @@ def _within(key: str, sections: Iterable[str]) -> bool:
 
 
 def start_gap(runs: Iterable[Run], key: str) -> Mapping[int, float]:
-    """Seed -> how far its methods are apart before the first rollout step: 0 from the same start on one machine."""
+    """Seed -> how far its methods are apart before the first rollout step: 0 from the same start on one machine.
+
+    Runs with `validate_at_start=false` say nothing about it.
+    """
     values: dict[int, list[float]] = {}
-    for run in runs:
+    for run in (run for run in runs if run.start):
         values.setdefault(run.seed, []).append(run.validation("start", key))
     return {seed: max(found) - min(found) for seed, found in sorted(values.items())}
