@@ -31,11 +31,19 @@ def test_same_arguments_same_examples(source, train):
     assert SyntheticSource(num_train=100, seed=3).load("train") == train[:100]
 
 
-@pytest.mark.parametrize(("habits", "digest"), [(None, "8e2d156b5eff3aea"), (Habits(), "121a2636320aa978")])
-def test_brief_examples_never_change(habits, digest):
-    """The published tiny policy and the published results depend on them."""
+@pytest.mark.parametrize(
+    ("habits", "reasoning", "digest"),
+    [
+        (None, "brief", "8e2d156b5eff3aea"),
+        (Habits(), "brief", "121a2636320aa978"),
+        (None, "long", "14072a826d6b23cb"),
+        (Habits(), "long", "830457db53cc269c"),
+    ],
+)
+def test_examples_never_change(habits, reasoning, digest):
+    """The published tiny policies and results depend on them."""
     written = hashlib.sha256()
-    for example in SyntheticSource(num_train=200, seed=11, habits=habits).load("train"):
+    for example in SyntheticSource(num_train=200, seed=11, habits=habits, reasoning=reasoning).load("train"):
         prompt = published_prompt(example.tools, example.history)
         written.update(f"{example.id} {example.tags} {prompt} {step_text(example.target)}\n".encode())
     assert written.hexdigest()[:16] == digest

@@ -1,9 +1,9 @@
 """What the synthetic corpus's assistant thinks before a step: in a few words (`brief`) or at length (`long`).
 
-A long thought says in interchangeable wordings what the request is about, what each offered tool is for, where the
-values stand, and what follows, with remarks in between. Little of it decides the reward, as in the thoughts of a
-reasoning model; all of it is true of the step that it precedes, imperfect steps included. Writes text from dialogues,
-nothing else.
+A long thought says in random order and in interchangeable wordings what the request is about, what each offered tool
+is for, where the values stand, and what follows. Little of it decides the reward, as in the thoughts of a reasoning
+model; all of it is true of the step that it precedes, imperfect steps included. Writes text from dialogues, nothing
+else.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def long_thought(example: TurnExample, dialogue: Dialogue, rng: random.Random) -
     Args:
         example: the step, with its tag. The target may be an imperfect demonstrator's.
         dialogue: the expert's, of which the example's history is the beginning.
-        rng: chooses wordings and remarks.
+        rng: chooses order and wordings.
     """
     situation = _situation(example, dialogue)
     sentences = [_opening(situation, rng), *_survey(situation, rng), *_sources(situation, rng)]
@@ -110,21 +110,22 @@ def _situation(example: TurnExample, dialogue: Dialogue) -> _Situation:
 def _opening(situation: _Situation, rng: random.Random) -> str:
     about = {tool.name: tool.description for tool in situation.example.tools}
     topics = [_lowered(about[name]) for name in dict.fromkeys(call.name for call in situation.wanted)]
-    if situation.kind != "answer" and (not topics or rng.random() < 0.5):  # so that it does not tell whether one fits
+    if not topics:
         return spin(rng.choice(wordings.TOPIC_OPEN), rng)
     templates = wordings.TOPIC_ANSWERED if situation.kind == "answer" else wordings.TOPIC_KNOWN
     return spin(rng.choice(templates), rng).format(topic=" and also ".join(topics))
 
 
 def _survey(situation: _Situation, rng: random.Random) -> list[str]:
-    """A sentence on each tool, in the order of the prompt."""
+    """A sentence on each tool, in random order."""
     wanted = {call.name for call in situation.wanted}
     fitting = wordings.CALLED if situation.kind == "answer" else wordings.FIT
+    tools = situation.example.tools
     return [
         spin(rng.choice(fitting if tool.name in wanted else wordings.UNFIT), rng).format(
             tool=tool.name, about=_lowered(tool.description), parameters=_listed(list(tool.parameters))
         )
-        for tool in situation.example.tools
+        for tool in rng.sample(tools, len(tools))
     ]
 
 
