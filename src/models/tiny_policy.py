@@ -1,9 +1,13 @@
-"""Makes the tiny policies that come with the project: `make tiny-policy`.
+r"""Makes the tiny policies that come with the project: `make tiny-policy`.
 
 A Qwen3-architecture model of 0.9 M weights with a byte-level BPE tokenizer of its own, trained on synthetic dialogues
 in two stages: on an expert's demonstrations until it copies unseen values from the prompt, then shortly on an
 imperfect demonstrator's, whose bad habits reinforcement learning can undo. `--reasoning long` makes the one that
-thinks at several times the length of its calls; it has the same tokenizer, so that token counts compare.
+thinks at several times the length of its calls; it has the same tokenizer, so that token counts compare. It was made
+from the first stage of the other:
+
+    python -m src.models.tiny_policy --reasoning long --start logs/tiny_policy/expert \
+        --expert-steps 1100 --habit-steps 300 --batch-size 16 --learning-rate 1.5e-3
 """
 
 from __future__ import annotations
@@ -43,6 +47,9 @@ on less than 600."""
 
 EXPERT_FOLDER = Path(__file__).parents[2] / "logs" / "tiny_policy" / "expert"
 """Where the result of the first stage goes, to try other second stages from."""
+
+LONG_EXPERT_FOLDER = EXPERT_FOLDER.with_name("expert_long")
+"""The same with long reasoning."""
 
 _TAGS = [f"<{slash}{tag}>" for tag in ("think", "tool_call", "response", "user", "obs") for slash in ("", "/")]
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -132,7 +139,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reasoning", choices=get_args(Reasoning), default="brief", help="how much it thinks")
     parser.add_argument("--folder", type=Path, help="where to write it; default: where the project has it")
-    parser.add_argument("--expert-folder", type=Path, default=EXPERT_FOLDER, help="where to keep the first stage")
+    parser.add_argument(
+        "--expert-folder", type=Path, help="where to keep the first stage; default: in logs/tiny_policy"
+    )
     parser.add_argument("--expert-steps", type=int, default=3600, help="optimizer steps on an expert's demonstrations")
     parser.add_argument("--habit-steps", type=int, default=150, help="optimizer steps on an imperfect demonstrator's")
     parser.add_argument("--batch-size", type=int, default=32)
@@ -143,6 +152,7 @@ def main() -> None:
     parser.add_argument("--expert", type=Path, help="start from this folder instead of the expert's demonstrations")
     args = parser.parse_args()
     folder = args.folder or {"brief": FOLDER, "long": LONG_FOLDER}[args.reasoning]
+    expert_folder = args.expert_folder or {"brief": EXPERT_FOLDER, "long": LONG_EXPERT_FOLDER}[args.reasoning]
     given = args.expert or args.start
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     started = time.monotonic()
@@ -162,7 +172,7 @@ def main() -> None:
         size = args.expert_steps * args.batch_size
         demonstrations = SyntheticSource(size, seed=1000 + args.seed, reasoning=args.reasoning)
         train_stage(policy, renderer, demonstrations, args.batch_size, args.learning_rate)
-        export(model, tokenizer, args.expert_folder)
+        export(model, tokenizer, expert_folder)
     size = args.habit_steps * args.batch_size
     habits = SyntheticSource(size, seed=2000 + args.seed, habits=Habits(), reasoning=args.reasoning)
     train_stage(policy, renderer, habits, args.batch_size, args.habit_learning_rate)
