@@ -60,6 +60,7 @@ def train(config: DictConfig) -> dict[str, float]:
     trainer: L.Trainer = instantiate(
         config.trainer,
         callbacks=callbacks,
+        enable_checkpointing=any(isinstance(callback, RolloutCheckpoint) for callback in callbacks),
         logger=instantiate_loggers(config.logger),
         default_root_dir=str(folder),
     )

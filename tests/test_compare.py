@@ -201,7 +201,7 @@ def test_the_sweep_shares_budget_and_start() -> None:
     assert config.trainer.val_check_interval == 7  # the command line wins, and validation follows
     assert config.data.train.num_val >= 1000 and config.data.val_splits == ["val"]
     assert not config.benchmark and config.callbacks.checkpoint is None and config.callbacks.progress_bar is None
-    assert not (config.trainer.enable_checkpointing or config.trainer.enable_progress_bar)
+    assert config.callbacks.checkpoint is None and not config.trainer.enable_progress_bar
     assert list(config.logger) == ["csv"]
     assert config.hydra.mode.name == "MULTIRUN"
     assert config.hydra.sweeper.params.seed == "1,2,3,4,5"

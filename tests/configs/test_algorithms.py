@@ -39,6 +39,7 @@ def test_every_algorithm_trains(name, random_policy, tmp_path):
     assert [step["rollout_step"] for step in steps] == [0, 1]
     assert all(torch.isfinite(torch.tensor(step["train/loss"])) for step in steps)
     assert json.loads((tmp_path / "summary.json").read_text())["algorithm"] == name
+    assert not list(tmp_path.rglob("*.ckpt"))  # callbacks.checkpoint=null: none of Lightning's own either
 
 
 @pytest.mark.parametrize("name", ALGORITHMS)
