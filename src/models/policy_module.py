@@ -8,6 +8,8 @@ counts these steps and drives curriculum, schedules and evaluation; Lightning's 
 from __future__ import annotations
 
 import math
+import time
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -51,7 +53,7 @@ class GroupScores(NamedTuple):
     moments: Tensor | None = None
 
 
-class PolicyModule(LightningModule):
+class PolicyModule(LightningModule, ABC):
     """Trains a policy on weighted prompt groups; subclasses say where these come from and what the loss is.
 
     Args:
@@ -108,9 +110,9 @@ class PolicyModule(LightningModule):
 
     # What a subclass gives
 
+    @abstractmethod
     def _loss(self, groups: list[PromptGroup], scores: TokenScores, counts: LossCounts) -> LossOutputs:
         """The share of a row of groups in its minibatch's loss."""
-        raise NotImplementedError
 
     # The parts of a rollout step
 
@@ -128,6 +130,27 @@ class PolicyModule(LightningModule):
             for index, *parts in zip(row, *(column.split(sizes) for column in columns), strict=True):
                 scored[index] = GroupScores(*parts)
         return [scored[index] for index in range(len(groups))]
+
+    def _learn(self, step: RolloutStep, scored_from: float) -> None:
+        """What follows on scored groups: callbacks, token weights, the update, the engine's weights, the log.
+
+        Args:
+            step: its groups without token weights.
+            scored_from: `time.monotonic()` when scoring began.
+        """
+        for callback in self._rollout_callbacks():
+            callback.on_rollout(self.trainer, self, step)
+        step.groups = [self._weigh(group) for group in step.groups]
+        scored_at = time.monotonic()
+        step.metrics |= self._update(step.groups)
+        self.rollout_step += 1
+        self._sync_engine()
+        step.metrics |= {"time/score": scored_at - scored_from, "time/update": time.monotonic() - scored_at}
+        for callback in self._rollout_callbacks():
+            callback.on_rollout_step_end(self.trainer, self, step)
+        self._log_step(step.metrics)
+        if self.rollout_step >= self.update.rollout_steps:
+            self.trainer.should_stop = True
 
     def _weigh(self, group: PromptGroup) -> PromptGroup:
         weighting = self.algorithm.weighting
@@ -197,14 +220,6 @@ class PolicyModule(LightningModule):
 
     def _sync_engine(self) -> None:
         self.engine.update_weights(merged_named_tensors(self.policy.model), self.rollout_step)
-
-    def _finish_step(self, step: RolloutStep) -> None:
-        """Tell the callbacks, log, and end the run after its last rollout step."""
-        for callback in self._rollout_callbacks():
-            callback.on_rollout_step_end(self.trainer, self, step)
-        self._log_step(step.metrics)
-        if self.rollout_step >= self.update.rollout_steps:
-            self.trainer.should_stop = True
 
     # Metrics
 

@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from src.algorithm.advantages import zero_variance
 from src.algorithm.experience import PromptGroup
 from src.algorithm.policy_loss import LossCounts, LossInputs, LossOutputs, policy_loss
@@ -45,22 +43,10 @@ class RLModule(PolicyModule):
         scored, resampled = self._sample(batch)
         sampled = time.monotonic()
         groups, scores = self._scored_groups(scored)
-        metrics = self._rollout_metrics(scored, resampled)
+        metrics = {**self._rollout_metrics(scored, groups, resampled), "time/rollout": sampled - started}
         step = RolloutStep(self.rollout_step, scored, groups, [s.entropies for s in scores], metrics)
         step.gradient_moments = [s.moments for s in scores if s.moments is not None] or None
-        for callback in self._rollout_callbacks():
-            callback.on_rollout(self.trainer, self, step)
-        step.groups = [self._weigh(group) for group in groups]
-        scored_at = time.monotonic()
-        step.metrics |= self._update(step.groups)
-        self.rollout_step += 1
-        self._sync_engine()
-        step.metrics |= {
-            "time/rollout": sampled - started,
-            "time/score": scored_at - sampled,
-            "time/update": time.monotonic() - scored_at,
-        }
-        self._finish_step(step)
+        self._learn(step, sampled)
 
     def _sample(self, batch: Sequence[RenderedPrompt]) -> tuple[list[ScoredGroup], int]:
         """A scored group for each prompt, and how many of them replace one that taught nothing.
@@ -101,10 +87,11 @@ class RLModule(PolicyModule):
     def _loss(self, groups: list[PromptGroup], scores: TokenScores, counts: LossCounts) -> LossOutputs:
         return policy_loss(LossInputs.of(groups, scores.logprobs, scores.entropies), self.algorithm.loss, counts)
 
-    def _rollout_metrics(self, scored: Sequence[ScoredGroup], resampled: int) -> dict[str, float]:
+    def _rollout_metrics(
+        self, scored: Sequence[ScoredGroup], groups: Sequence[PromptGroup], resampled: int
+    ) -> dict[str, float]:
         values = self._completion_metrics(scored)
-        rewards = [torch.tensor([item.reward.total for item in group.completions]) for group in scored]
-        values["group/zero_variance"] = [float(zero_variance(group)) for group in rewards]
-        values["group/reward_std"] = [float(group.std(correction=0)) for group in rewards]
-        values["group/resampled"] = [float(index < resampled) for index in range(len(scored))]
+        values["group/zero_variance"] = [float(zero_variance(group.rewards)) for group in groups]
+        values["group/reward_std"] = [float(group.rewards.std(correction=0)) for group in groups]
+        values["group/resampled"] = [float(index < resampled) for index in range(len(groups))]
         return self._means(values)

@@ -51,15 +51,7 @@ class SFTModule(PolicyModule):
         groups = [group.to_experience("grpo", 0.0).to(self.device) for group in scored]
         entropies = [scores.entropies for scores in self._score(groups)]
         step = RolloutStep(self.rollout_step, scored, groups, entropies, self._means(self._completion_metrics(scored)))
-        for callback in self._rollout_callbacks():
-            callback.on_rollout(self.trainer, self, step)
-        step.groups = [self._weigh(group) for group in groups]
-        scored_at = time.monotonic()
-        step.metrics |= self._update(step.groups)
-        self.rollout_step += 1
-        self._sync_engine()
-        step.metrics |= {"time/score": scored_at - started, "time/update": time.monotonic() - scored_at}
-        self._finish_step(step)
+        self._learn(step, started)
 
     def _loss(self, groups: list[PromptGroup], scores: TokenScores, counts: LossCounts) -> LossOutputs:
         weights = torch.cat([group.weights for group in groups])

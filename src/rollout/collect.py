@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from src.algorithm.advantages import Estimator, group_advantages
+from src.algorithm.advantages import Estimator, group_advantages, zero_variance
 from src.algorithm.experience import PromptGroup
 from src.data.rendering import RenderedPrompt
 from src.protocol.regions import DecodedCompletion, read_completion
@@ -39,14 +39,19 @@ class ScoredGroup:
     completions: tuple[ScoredCompletion, ...]
 
     @property
+    def rewards(self) -> Tensor:
+        """float32 [G]."""
+        return torch.tensor([scored.reward.total for scored in self.completions])
+
+    @property
     def teaches(self) -> bool:
         """Whether the rewards differ, so that the group has advantages."""
-        return len({scored.reward.total for scored in self.completions}) > 1
+        return not bool(zero_variance(self.rewards))
 
     def to_experience(self, estimator: Estimator, delta: float) -> PromptGroup:
         """The group as tensors, with advantages and with token weights of 1 until the regions' are known."""
         tokens = torch.cat([scored.completion.token_ids for scored in self.completions])
-        rewards = torch.tensor([scored.reward.total for scored in self.completions])
+        rewards = self.rewards
         return PromptGroup(
             prompt_ids=self.prompt.prompt_ids,
             token_ids=tokens,
