@@ -29,7 +29,10 @@ from src.evaluation.generation import EngineGenerate  # noqa: E402
 from src.evaluation.records import RecordStore, write_whole  # noqa: E402
 from src.evaluation.report import render_report  # noqa: E402
 from src.evaluation.samples import Subset  # noqa: E402
+from src.models.loading import engine_source  # noqa: E402
+from src.models.lora import merged_named_tensors  # noqa: E402
 from src.models.resolving import ModelSource, load_source, resolve_model  # noqa: E402
+from src.rollout.engine import RolloutEngine  # noqa: E402
 from src.utils.config_checks import ConfigError  # noqa: E402
 from src.utils.run_summary import command_line, versions  # noqa: E402
 
@@ -74,7 +77,9 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
     loaded = load_source(source)
     loaded.model.to(device)  # type: ignore[arg-type]
     renderer = PromptRenderer(loaded.tokenizer, **OmegaConf.to_container(config.prompt))  # type: ignore[arg-type]
-    generate = build_generate(loaded, instantiate(config.rollout)(loaded.model), renderer, settings)
+    engine: RolloutEngine = instantiate(config.rollout)(engine_source(loaded.model, source.policy))
+    engine.update_weights(merged_named_tensors(loaded.model), 0)
+    generate = build_generate(loaded, engine, renderer, settings)
     max_new_tokens, context = settings.limits(loaded.model)
 
     reports: dict[str, EvalReport] = {}

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from src.callbacks.benchmark import BenchmarkCallback  # noqa: E402
 from src.callbacks.checkpoint import RolloutCheckpoint  # noqa: E402
 from src.data.rendering import PromptRenderer  # noqa: E402
-from src.models.loading import LoadedPolicy, load_policy  # noqa: E402
+from src.models.loading import LoadedPolicy, engine_source, load_policy  # noqa: E402
 from src.models.policy_module import PolicyModule  # noqa: E402
 from src.models.rl_module import RLModule  # noqa: E402
 from src.models.settings import SupervisedSettings  # noqa: E402
@@ -104,7 +104,9 @@ def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRende
     """The module that the algorithm asks for, with its engine and collector."""
     algorithm = instantiate(config.algorithm)
     sampling = instantiate(config.sampling, stop_token_ids=loaded.stop_token_ids)
-    engine = instantiate(config.rollout)(loaded.policy.model)
+    engine = instantiate(config.rollout)(
+        engine_source(loaded.policy.model, instantiate(config.policy), precision=str(config.trainer.precision))
+    )
     table = TokenBytes.from_tokenizer(loaded.tokenizer)
     published = getattr(algorithm, "regions", "sampled") == "published"
     tagger = partial(published_regions, tokenizer=loaded.tokenizer) if published else None

@@ -21,6 +21,7 @@ from transformers import (
 from src.models.gguf import converted_gguf
 from src.models.lora import LoraSettings, add_lora, merged_named_tensors
 from src.models.policy import Policy
+from src.rollout.engine import EngineSource
 
 Precision = Literal["bfloat16", "float32", "auto"]
 
@@ -144,6 +145,21 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     found = getattr(model.generation_config, "eos_token_id", None)
     ids = [tokenizer.eos_token_id, *(found if isinstance(found, list) else [found])]
     return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
+
+
+def engine_source(
+    model: PreTrainedModel, config: PolicyConfig, *, precision: str = "32-true", shared: bool = True
+) -> EngineSource:
+    """What a rollout engine needs to know of a loaded model.
+
+    Args:
+        model: as loaded by `config`.
+        config: says where its architecture lies.
+        precision: of Lightning's Trainer; under `bf16-mixed` forwards run in bfloat16 whatever the weights are.
+        shared: whether an engine may call `model` itself.
+    """
+    dtype = torch.bfloat16 if precision.startswith("bf16") else model.dtype
+    return EngineSource(model, locate(config), dtype, shared, config.trust_remote_code)
 
 
 def export(

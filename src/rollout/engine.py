@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from src.utils.checks import check_fields
 
@@ -60,8 +62,41 @@ class Completion:
     weights_version: int
 
 
+@dataclass(frozen=True, slots=True)
+class EngineSource:
+    """The model whose weights an engine is to sample from; every config in `configs/rollout` makes an engine of one.
+
+    Attributes:
+        model: as it is trained. Its weights may be shards, or on the meta device until training starts.
+        folder: with config.json and the tokenizer: a local folder or a hub id.
+        dtype: in which the trainer runs its forwards; an engine that computes in another one disagrees with it.
+        shared: whether an engine in this process may call `model` itself. Not where it is sharded.
+        trust_remote_code: run Python code that comes with the model.
+    """
+
+    model: PreTrainedModel
+    folder: str
+    dtype: torch.dtype = torch.float32
+    shared: bool = True
+    trust_remote_code: bool = False
+
+
 class RolloutEngine(Protocol):
-    """Samples completions from the policy's current weights. Knows token ids only."""
+    """Samples completions from the policy's current weights. Knows token ids only.
+
+    An engine that needs processes, devices or connections opens them at the first `update_weights` or `generate`: only
+    then the trainer has set up its own.
+    """
+
+    @property
+    def copies_weights(self) -> bool:
+        """Whether it samples from weights of its own, which only `update_weights` changes."""
+        ...
+
+    @property
+    def ranks_per_engine(self) -> int:
+        """Consecutive ranks that are one engine together, and call `generate` equally often (tensor parallelism); 1."""
+        ...
 
     @property
     def weights_version(self) -> int:
@@ -82,5 +117,16 @@ class RolloutEngine(Protocol):
         ...
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Take new weights (names as in the model's state dict) and stamp what is sampled next with `version`."""
+        """Take new weights and stamp what is sampled next with `version`.
+
+        Args:
+            named_tensors: all weights of the plain architecture, adapters merged, names as in its state dict (a tied
+                head is among them). On several ranks every rank iterates to the end, whatever it does with them: each
+                tensor is gathered by all ranks together.
+            version: the rollout steps that made them.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back processes, memory and connections; the engine is not used after."""
         ...

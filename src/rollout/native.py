@@ -14,14 +14,47 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from src.rollout.engine import Completion, SamplingParams
+from src.models.deferred import fill_empty, on_meta
+from src.rollout.engine import Completion, EngineSource, SamplingParams
 from src.rollout.prefix_cache import PREFIX_ATTENTION, PrefixCache
 from src.rollout.sampling import prompt_noise, sample_tokens
 
 COMPACT_BELOW = 0.8
 """Finished rows are dropped once the live ones are fewer than this share, so that copying the cache stays cheap."""
+
+
+def native_engine(
+    source: EngineSource,
+    *,
+    owns_model: bool | None = None,
+    device: str | torch.device | None = None,
+    max_sequences: int = 256,
+    max_batch_tokens: int = 131_072,
+) -> NativeEngine:
+    """The engine for a policy: with the training module itself, or with a whole copy where that is sharded.
+
+    Args:
+        source: what it samples from.
+        owns_model: True: a copy of the model, in `source.dtype`, on `device`; null: only where it has to be.
+        device: of the copy; null: the process's accelerator, or the CPU.
+        max_sequences: see `NativeEngine`.
+        max_batch_tokens: see `NativeEngine`.
+
+    Raises:
+        ValueError: the training module is wanted, and it is sharded.
+    """
+    if owns_model is False and not source.shared:
+        raise ValueError(
+            "rollout.owns_model=false: expected true or null with a sharded policy, whose ranks would wait for each "
+            "other at every token. Set rollout.owns_model=null."
+        )
+    owns = not source.shared if owns_model is None else owns_model
+    sizes = {"max_sequences": max_sequences, "max_batch_tokens": max_batch_tokens}
+    if not owns:
+        return NativeEngine(source.model, owns_model=False, **sizes)
+    return NativeEngine(lambda: _empty_model(source, device), owns_model=True, **sizes)
 
 
 class NativeEngine:
@@ -63,6 +96,16 @@ class NativeEngine:
             given = self._source if isinstance(self._source, nn.Module) else self._source()
             self._model = cast(PreTrainedModel, given)
         return self._model
+
+    @property
+    def copies_weights(self) -> bool:
+        """Whether the model is a copy of the one that is trained."""
+        return self._owns_model
+
+    @property
+    def ranks_per_engine(self) -> int:
+        """Always 1."""
+        return 1
 
     @property
     def weights_version(self) -> int:
@@ -111,6 +154,10 @@ class NativeEngine:
         if self._owns_model:
             _copy_weights(self.model, named_tensors)
         self._weights_version = version
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
 
     def _chunks(self, lengths: list[int], params: SamplingParams) -> Iterator[list[int]]:
         """Prompt indices, longest first (memory runs out at once or never), in chunks within the budget."""
@@ -226,6 +273,18 @@ def _sampling_mode(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(attention)
         for module in training:
             module.training = True
+
+
+def _empty_model(source: EngineSource, device: str | torch.device | None) -> PreTrainedModel:
+    """The architecture on a device, its weights still to come; buffers (rotary frequencies) are computed."""
+    architecture = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
+    with on_meta():
+        model = AutoModelForCausalLM.from_config(
+            architecture, dtype=source.dtype, trust_remote_code=source.trust_remote_code
+        )
+    where = device or torch.accelerator.current_accelerator() or "cpu"
+    fill_empty(model, torch.device(where))
+    return cast(PreTrainedModel, model.eval().requires_grad_(False))
 
 
 def _copy_weights(model: PreTrainedModel, named_tensors: Iterable[tuple[str, Tensor]]) -> None:

@@ -4,10 +4,18 @@ import copy
 
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
-from src.rollout.engine import SamplingParams
-from src.rollout.native import NativeEngine
+from src.rollout.engine import EngineSource, SamplingParams
+from src.rollout.native import NativeEngine, native_engine
 
 SIZES = {
     "vocab_size": 97,
@@ -269,3 +277,26 @@ def test_weight_updates_name_what_is_wrong():
     with pytest.raises(ValueError, match=r"'lm_head\.weight' and 'model\.embed_tokens\.weight' are tied"):
         engine.update_weights((state | {"lm_head.weight": state["lm_head.weight"] + 1}).items(), version=3)
     assert engine.weights_version == 0
+
+
+def test_a_copy_samples_from_the_weights_that_it_was_given(random_policy):
+    """Where the policy is sharded, the engine has a model of its own: same architecture, weights by name."""
+    tokenizer_less = AutoModelForCausalLM.from_pretrained(random_policy, dtype=torch.float32).eval()
+    engine = native_engine(EngineSource(tokenizer_less, str(random_policy), shared=False), device="cpu")
+    assert engine.copies_weights
+    engine.update_weights(tokenizer_less.state_dict().items(), 3)
+    prompts, params = [torch.arange(1, 20), torch.arange(5, 12)], SamplingParams(n=2, max_new_tokens=9)
+    expected = NativeEngine(tokenizer_less).generate(prompts, params, [1, 2])
+    found = engine.generate(prompts, params, [1, 2])
+    assert tokens_of(found) == tokens_of(expected)
+    assert found[0][0].weights_version == 3
+    assert torch.equal(found[1][1].logprobs, expected[1][1].logprobs)
+    with torch.no_grad():
+        tokenizer_less.get_input_embeddings().weight.mul_(2.0)
+    assert tokens_of(engine.generate(prompts, params, [1, 2])) == tokens_of(expected)  # its own weights stayed
+
+
+def test_a_sharded_policy_cannot_be_called_by_the_engine(random_policy):
+    model = AutoModelForCausalLM.from_pretrained(random_policy)
+    with pytest.raises(ValueError, match=r"rollout\.owns_model=false: expected true or null"):
+        native_engine(EngineSource(model, str(random_policy), shared=False), owns_model=False)
