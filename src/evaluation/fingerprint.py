@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from transformers import AutoConfig
 
 from src.evaluation.records import write_whole
+from src.models.checkpoints import checkpoint_digest
 from src.models.loading import locate
 from src.models.resolving import ModelSource
 from src.utils.config_checks import ConfigError
@@ -29,17 +29,17 @@ def model_identity(source: ModelSource) -> dict[str, Any]:
     """Weights, tokenizer and settings of a model, without its place.
 
     Raises:
-        ConfigError: the checkpoint is not a file of PyTorch, or the hub cannot be reached or lacks the model.
+        ConfigError: the checkpoint is not whole, or the hub cannot be reached or lacks the model.
         OSError: see `locate`.
     """
     place = locate(source.policy)
     lora = source.policy.lora
+    needs_base = source.checkpoint is None or lora is not None  # a checkpoint of adapters has no other weights
     found: dict[str, Any] = {"dtype": source.policy.dtype, "lora": None if lora is None else asdict(lora)}
     if Path(place).is_dir():
         found["files"] = _digest(place, _OTHERS)
-        if source.checkpoint is None:
-            random = source.policy.weights == "random"
-            found["weights"] = "random" if random else _digest(place, _WEIGHTS)
+        random = source.policy.weights == "random"
+        base = "random" if random else _digest(place, _WEIGHTS) if needs_base else None
     else:
         try:
             config = AutoConfig.from_pretrained(place, trust_remote_code=source.policy.trust_remote_code)
@@ -47,28 +47,14 @@ def model_identity(source: ModelSource) -> dict[str, Any]:
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(f"model={place}: the hub does not give its config.json: {reason}") from error
         found["commit"] = getattr(config, "_commit_hash", None) or place
-        if source.checkpoint is None:
-            found["weights"] = source.policy.weights
-    if source.checkpoint is not None:
+        base = source.policy.weights
+    if source.checkpoint is None:
+        found["weights"] = base
+    else:
         found["weights"] = checkpoint_digest(source.checkpoint)
+        if needs_base:
+            found["base_weights"] = base
     return found
-
-
-def checkpoint_digest(path: Path) -> str:
-    """Digest of a checkpoint's content without reading it all.
-
-    A file of `torch.save` is a zip archive whose directory holds name, size and CRC-32 of every tensor; the digest is
-    over these, so it tells any two training states apart and costs the same for 100 GB.
-
-    Raises:
-        ConfigError: not such a file.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = [(e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist()]
-    except zipfile.BadZipFile as error:
-        raise ConfigError(f"checkpoint '{path}': expected a whole file of torch.save, found no such file.") from error
-    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def _digest(folder: str, patterns: Iterable[str]) -> str:

@@ -7,29 +7,25 @@ of the base model's. A model folder or a hub id is taken as it is.
 from __future__ import annotations
 
 import logging
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import torch
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from src.models.checkpoints import is_sharded, load_checkpoint
 from src.models.loading import PolicyConfig, load_model, load_tokenizer, stop_token_ids
 from src.utils.config_checks import ConfigError
 
 log = logging.getLogger(__name__)
 
-_STATE_PREFIX = "policy.model."
-_REFERENCE_PREFIX = "reference."  # the frozen start of a KL penalty: of use to training only
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_CONSOLIDATE = "python -m lightning.pytorch.utilities.consolidate_checkpoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,16 +79,15 @@ def resolve_model(config: DictConfig) -> ModelSource:
     if path.is_dir() and _is_model_folder(path, config.policy_options.gguf_file):
         policy = _policy(config.policy_options, "policy_options", path=str(path), **_overrides(config))
         return ModelSource(path.resolve().name, "folder", policy)
-    if path.is_dir() and _is_sharded(path):
-        raise _sharded(path)
     if path.is_dir() and (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
         return _from_run(path, find_checkpoint(path, str(config.checkpoint)), config)
-    if path.is_dir():
+    sharded = is_sharded(path)
+    if path.is_dir() and not sharded:
         raise ConfigError(
             f"model='{path}': expected a run folder (config.yaml and checkpoints/) or a model folder (config.json), "
             f"found a folder with {_listing(path)}."
         )
-    if path.is_file():
+    if path.is_file() or sharded:
         runs = [folder for folder in path.resolve().parents if (folder / "config.yaml").is_file()]
         if not runs:
             raise ConfigError(
@@ -110,21 +105,19 @@ def resolve_model(config: DictConfig) -> ModelSource:
 
 
 def find_checkpoint(run: Path, wanted: str) -> Path:
-    """The checkpoint of a run by name: `best`, `last` or a file name; without a best one, the last.
+    """The checkpoint of a run, a file or a folder of shards: `best`, `last` or its name; without a best one, the last.
 
     Raises:
-        ConfigError: there is no such checkpoint, or it is a folder of shards.
+        ConfigError: there is no such checkpoint.
     """
     folder = run / "checkpoints"
     for name in (wanted, f"{wanted}.ckpt"):
-        if (folder / name).is_dir():
-            raise _sharded(folder / name)
-        if (folder / name).is_file():
+        if (folder / name).is_file() or is_sharded(folder / name):
             return folder / name
     if wanted == "best" and (folder / "last.ckpt").exists():
         log.warning("checkpoint=best: '%s' has no best.ckpt (no validation yet?), so last.ckpt is taken.", folder)
         return find_checkpoint(run, "last")
-    raise ConfigError(f"checkpoint={wanted}: expected a file of that name in '{folder}', found {_listing(folder)}.")
+    raise ConfigError(f"checkpoint={wanted}: expected it in '{folder}', found {_listing(folder)}.")
 
 
 def load_source(source: ModelSource) -> LoadedModel:
@@ -138,45 +131,6 @@ def load_source(source: ModelSource) -> LoadedModel:
     if source.checkpoint is not None:
         load_checkpoint(model, source.checkpoint)
     return LoadedModel(model.eval(), tokenizer, stop_token_ids(model, tokenizer))
-
-
-def load_checkpoint(model: PreTrainedModel, path: Path) -> None:
-    """Put the weights of a training checkpoint into the model, every one of them, adapters included.
-
-    Optimizer states in the file are not read.
-
-    Raises:
-        ValueError: no checkpoint of a training run, or one of another model.
-    """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"checkpoint '{path}' cannot be read; is it whole? PyTorch says: {reason}") from error
-    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    state = {name: tensor for name, tensor in (state or {}).items() if not name.startswith(_REFERENCE_PREFIX)}
-    if not state or not all(name.startswith(_STATE_PREFIX) for name in state):
-        found = sorted(checkpoint)[:8] if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise ValueError(
-            f"checkpoint '{path}': expected a state_dict with names '{_STATE_PREFIX}…' as src/train.py saves them, "
-            f"found {list(state)[:3] if state else found}."
-        )
-    given = {name.removeprefix(_STATE_PREFIX): tensor for name, tensor in state.items()}
-    wanted = model.state_dict()
-    problems = [f"missing {name}" for name in wanted if name not in given]
-    problems += [f"unexpected {name}" for name in given if name not in wanted]
-    problems += [
-        f"{name} has shape {tuple(given[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if name in given and given[name].shape != tensor.shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise ValueError(
-            f"checkpoint '{path}' does not fit {type(model).__name__}: {'; '.join(problems[:4])}{more}. Is "
-            "config.yaml that of its run (policy.path, policy.lora), and base_path, if given, the right model?"
-        )
-    model.load_state_dict(given)
 
 
 def _from_run(run: Path, checkpoint: Path, config: DictConfig) -> ModelSource:
@@ -242,18 +196,6 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 
 def _is_model_folder(path: Path, gguf_file: str | None) -> bool:
     return (path / "config.json").is_file() or (gguf_file is not None and (path / gguf_file).is_file())
-
-
-def _is_sharded(path: Path) -> bool:
-    """Whether a folder is a checkpoint in the layout of torch.distributed.checkpoint."""
-    return path.suffix == ".ckpt" or (path / ".metadata").is_file() or (path / "meta.pt").is_file()
-
-
-def _sharded(path: Path) -> ConfigError:
-    return ConfigError(
-        f"checkpoint '{path}' is a folder of shards. Consolidate it first, `{_CONSOLIDATE} {path}`, and then give the "
-        f"file: model={path}.consolidated"
-    )
 
 
 def _listing(folder: Path) -> str:

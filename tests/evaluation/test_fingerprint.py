@@ -9,6 +9,7 @@ import torch
 
 from src.evaluation.fingerprint import checkpoint_digest, model_identity
 from src.models.loading import PolicyConfig
+from src.models.lora import LoraSettings
 from src.models.resolving import ModelSource
 from src.utils.config_checks import ConfigError
 from tests.conftest import ROOT
@@ -44,6 +45,15 @@ def test_a_checkpoint_is_its_tensors_whatever_its_name(tmp_path):
     (tmp_path / "two.ckpt").write_bytes((tmp_path / "two.ckpt").read_bytes()[:3000])
     with pytest.raises(ConfigError, match=r"two.ckpt': expected a whole file of torch.save"):
         checkpoint_digest(tmp_path / "two.ckpt")
+
+
+def test_a_checkpoint_of_adapters_is_a_model_with_its_base(tmp_path):
+    torch.save({"a": torch.ones(3)}, tmp_path / "one.ckpt")
+    source = ModelSource("x", "run", PolicyConfig(path=TINY, lora=LoraSettings(rank=2)), {}, tmp_path / "one.ckpt")
+    found = model_identity(source)
+    assert found["base_weights"] == identity(TINY)["weights"] and found["weights"] != found["base_weights"]
+    whole = model_identity(ModelSource("x", "run", PolicyConfig(path=TINY), {}, tmp_path / "one.ckpt"))
+    assert whole["weights"] == found["weights"] and "base_weights" not in whole
 
 
 def test_a_hub_model_is_its_commit(monkeypatch):

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
+from src.models.checkpoints import load_checkpoint
 from src.models.loading import PolicyConfig, load_policy
 from src.models.lora import LoraSettings
 from src.models.reference import FrozenStart
-from src.models.resolving import load_checkpoint
 from src.train import train
 from tests.conftest import SMALL, train_config
 
