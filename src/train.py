@@ -24,6 +24,7 @@ from src.models.policy_module import PolicyModule  # noqa: E402
 from src.models.rl_module import RLModule  # noqa: E402
 from src.models.settings import SupervisedSettings  # noqa: E402
 from src.models.sft_module import SFTModule  # noqa: E402
+from src.models.sharding import is_sharded  # noqa: E402
 from src.models.warm_start import warm_start  # noqa: E402
 from src.protocol.published_regions import published_regions  # noqa: E402
 from src.protocol.token_bytes import TokenBytes  # noqa: E402
@@ -53,7 +54,7 @@ def train(config: DictConfig) -> dict[str, float]:
     benchmarks = next((callback for callback in callbacks if isinstance(callback, BenchmarkCallback)), None)
     if benchmarks is not None:
         benchmarks.prepare()
-    loaded = load_policy(instantiate(config.policy))
+    loaded = load_policy(instantiate(config.policy), deferred=is_sharded(config.trainer))
     check_model(config, loaded.policy.model)
     renderer = instantiate(config.prompt, loaded.tokenizer)
     datamodule: L.LightningDataModule = instantiate(config.data, renderer=renderer)
@@ -105,7 +106,12 @@ def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRende
     algorithm = instantiate(config.algorithm)
     sampling = instantiate(config.sampling, stop_token_ids=loaded.stop_token_ids)
     engine = instantiate(config.rollout)(
-        engine_source(loaded.policy.model, instantiate(config.policy), precision=str(config.trainer.precision))
+        engine_source(
+            loaded.policy.model,
+            instantiate(config.policy),
+            precision=str(config.trainer.precision),
+            shared=not is_sharded(config.trainer),
+        )
     )
     table = TokenBytes.from_tokenizer(loaded.tokenizer)
     published = getattr(algorithm, "regions", "sampled") == "published"
@@ -121,6 +127,7 @@ def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRende
         optimizer=instantiate(config.optimizer),
         sampling=sampling,
         seed=config.seed,
+        weights=loaded.weights,
     )
 
 

@@ -112,7 +112,7 @@ def row_tokens(group: PromptGroup) -> int:
     return len(group.prompt_ids) + len(group.token_ids) - len(group.lengths)
 
 
-def balance(sizes: Sequence[int], max_tokens: int, *, min_rows: int = 1) -> list[list[int]]:
+def balance(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices of `sizes` split into as few rows of at most `max_tokens` as longest-first filling finds.
 
     Each item goes to the row with the fewest tokens, longest item first. An item over the budget goes alone. Items keep
@@ -124,32 +124,50 @@ def balance(sizes: Sequence[int], max_tokens: int, *, min_rows: int = 1) -> list
     Args:
         sizes: tokens of each item.
         max_tokens: budget of a row.
-        min_rows: at least this many rows, so that ranks that must run the same number of forwards can agree on one.
 
     Raises:
-        ValueError: a budget below 1, or fewer items than `min_rows`.
+        ValueError: a budget below 1.
     """
     if max_tokens < 1:
         raise ValueError(f"max_tokens: expected at least 1, found {max_tokens}.")
-    if len(sizes) < min_rows:
-        raise ValueError(f"min_rows: cannot make {min_rows} rows of {len(sizes)} item(s); every row needs one.")
-    if not sizes:
-        return []
-    alone = [index for index, size in enumerate(sizes) if size >= max_tokens]
-    rest = sorted((i for i, size in enumerate(sizes) if size < max_tokens), key=lambda i: -sizes[i])
-    fewest = max(-(-sum(sizes[i] for i in rest) // max_tokens), min_rows - len(alone), 1)
-    for count in range(fewest, len(rest) + 1):
-        rows: list[list[int]] = [[] for _ in range(count)]
-        loads = [0] * count
-        for index in rest:
-            target = loads.index(min(loads))
-            rows[target].append(index)
-            loads[target] += sizes[index]
-        if max(loads) <= max_tokens:
+    alone = [[index] for index, size in enumerate(sizes) if size >= max_tokens]
+    rest = [index for index, size in enumerate(sizes) if size < max_tokens]
+    if not rest:
+        return alone
+    small = [sizes[index] for index in rest]
+    for count in range(-(-sum(small) // max_tokens), len(rest) + 1):
+        rows = [[rest[position] for position in row] for row in divide(small, max(1, count))]
+        if all(sum(sizes[index] for index in row) <= max_tokens for row in rows):
             break
-    else:
-        rows = []
-    return sorted([sorted(row) for row in rows] + [[index] for index in alone])
+    return sorted(rows + alone)
+
+
+def divide(sizes: Sequence[int], parts: int, loads: Sequence[int] | None = None) -> list[list[int]]:
+    """Indices of `sizes` shared out to `parts`, longest first, each to the part with the least; order is kept within.
+
+    >>> divide([4, 9, 3, 5], parts=2)
+    [[1, 2], [0, 3]]
+    >>> divide([7], parts=2, loads=[10, 4])
+    [[], [0]]
+
+    Args:
+        sizes: tokens (or another cost) of each item.
+        parts: how many parts; some may stay empty.
+        loads: what each part carries already. It decides only between parts that are equal so far.
+
+    Raises:
+        ValueError: `parts` below 1.
+    """
+    if parts < 1:
+        raise ValueError(f"divide: expected at least 1 part, found {parts}.")
+    before = [0] * parts if loads is None else loads
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    added = [0] * parts
+    for index in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        least = min(range(parts), key=lambda part: (added[part], before[part]))
+        shares[least].append(index)
+        added[least] += sizes[index]
+    return [sorted(share) for share in shares]
 
 
 def _pack(items: Sequence[tuple[Tensor, Tensor, tuple[int, ...]]]) -> PackedRow:

@@ -28,6 +28,7 @@ class RolloutStep:
         metrics: numbers to log, means over all ranks; callbacks add theirs.
         gradient_moments: for each group, float32 [N], `LastLayerGradients.second_moments` at each sampled token, before
             the update; None unless the weighting `needs_moments`.
+        minibatches: how many of this rank's groups, in their order, are in each minibatch.
     """
 
     index: int
@@ -36,6 +37,7 @@ class RolloutStep:
     entropies: list[Tensor]
     metrics: dict[str, float] = field(default_factory=dict)
     gradient_moments: list[Tensor] | None = None
+    minibatches: Sequence[int] = ()
 
 
 class RolloutCallback(Callback):

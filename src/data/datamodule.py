@@ -57,8 +57,8 @@ class PromptBatch:
 class ToolDialogueDataModule(LightningDataModule):
     """Training batches of rendered prompts, one batch a rollout step, and one validation loader a split.
 
-    A batch is a `PromptBatch`. The trainer needs `use_distributed_sampler=False`: batches are shared out
-    over ranks here.
+    A batch is a `PromptBatch`. Every rank gets the whole training batch, for the training module to divide, and its
+    own share of each validation split. The trainer needs `use_distributed_sampler=False`.
 
     Attributes:
         renderer: set before `setup`, by the constructor or later.
@@ -97,8 +97,6 @@ class ToolDialogueDataModule(LightningDataModule):
             path: where a config keeps the location that its sources refer to (`${data.path}`); not read here.
         """
         super().__init__()
-        # more ranks than validation prompts: some ranks have none, which Lightning takes for a mistake otherwise
-        self.allow_zero_length_dataloader_with_multiple_devices = True
         if max_prompt_tokens < 1:
             raise ValueError(f"data.max_prompt_tokens: expected at least 1, found {max_prompt_tokens}.")
         if limit_val is not None and limit_val < 1:
@@ -140,6 +138,12 @@ class ToolDialogueDataModule(LightningDataModule):
         """All prompts of `train` or of a validation split, on every rank alike. Needs `setup`."""
         return self._prompts[split]
 
+    @property
+    def probe_prompt(self) -> RenderedPrompt:
+        """One prompt, the same through a run: the shortest of the first split that was read."""
+        prompts = next(iter(self._prompts.values()))
+        return min(prompts, key=lambda prompt: len(prompt.prompt_ids))
+
     def draw(self, count: int, key: str, exclude: Collection[str]) -> list[RenderedPrompt]:
         """Up to `count` further training prompts, chosen by the data's seed, `key` and the rank alone.
 
@@ -149,9 +153,11 @@ class ToolDialogueDataModule(LightningDataModule):
             count: how many.
             key: of this drawing, e.g. the rollout step; the same key draws the same prompts.
             exclude: ids of examples that are taken.
+
+        Ranks draw from prompts of their own, so that none is drawn twice.
         """
-        left = [prompt for prompt in self._prompts["train"] if prompt.example.id not in exclude]
-        rank, _ = self._rank_of_world()
+        rank, world_size = self._rank_of_world()
+        left = [prompt for prompt in self._prompts["train"][rank::world_size] if prompt.example.id not in exclude]
         return random.Random(f"{self.seed}/{key}/{rank}").sample(left, min(count, len(left)))
 
     def setup(self, stage: str | None = None) -> None:
@@ -170,9 +176,7 @@ class ToolDialogueDataModule(LightningDataModule):
             self._render(name, self.val_source, split, self.renderer)
         self._check_disjoint()
         if "train" in self._prompts and self._sampler is None:
-            self._sampler = RolloutSampler(
-                len(self._prompts["train"]), self.prompts_per_step, self.seed, *self._rank_of_world()
-            )
+            self._sampler = RolloutSampler(len(self._prompts["train"]), self.prompts_per_step, self.seed)
             if self._restored is not None:
                 self._sampler.load_state_dict(self._restored)
 
@@ -219,21 +223,27 @@ class ToolDialogueDataModule(LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def train_dataloader(self) -> ResumableLoader[RenderedPrompt]:
-        """Batches of prompts_per_step / world_size prompts, from where training stands. One pass is one epoch."""
+        """Batches of prompts_per_step prompts, from where training stands. One pass is one epoch."""
         if self._sampler is None:
             raise RuntimeError("train_dataloader: call setup('fit') first.")
-        self._sampler.share_out(*self._rank_of_world())  # setup may have run before a trainer was there
         return ResumableLoader(self._prompts["train"], self._sampler, self.num_workers, PromptBatch)
 
     def val_dataloader(self) -> list[DataLoader[RenderedPrompt]]:
-        """One loader a split, in the order of `val_names`. Each prompt is on one rank; shares differ by at most 1."""
+        """One loader a split, in the order of `val_names`. Each prompt is on one rank; shares differ by at most 1.
+
+        All ranks have as many batches, the last of which may be empty: engines of several ranks work in step.
+        """
         rank, world_size = self._rank_of_world()
         loaders = []
         for name in self.val_names:
-            share = self._prompts[name][rank::world_size]
+            prompts, size = self._prompts[name], self.val_batch_size
+            share = prompts[rank::world_size]
+            longest = -(-len(prompts) // world_size)
+            batches = [list(range(start, min(start + size, len(share)))) for start in range(0, longest, size)]
             dataset = cast(Dataset[RenderedPrompt], share)
-            loader = DataLoader(dataset, self.val_batch_size, num_workers=self.num_workers, collate_fn=PromptBatch)
-            loaders.append(loader)
+            loaders.append(
+                DataLoader(dataset, batch_sampler=batches, num_workers=self.num_workers, collate_fn=PromptBatch)
+            )
         return loaders
 
     def state_dict(self) -> dict[str, Any]:

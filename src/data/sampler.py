@@ -1,4 +1,4 @@
-"""The order of training prompts: shuffled each epoch, shared out over ranks, resumable after any batch."""
+"""The order of training prompts: shuffled each epoch, the same on every rank, resumable after any batch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class RolloutSampler(Sampler[list[int]]):
     """Batches of example indices, one a rollout step.
 
     One pass is one epoch; examples that do not fill a last batch sit this epoch out (another order, other examples,
-    in the next). Rank r of R gets the r-th contiguous share of every global batch. The state is the epoch and the
-    number of its batches that were handed to training, as `ResumableLoader` reports them, not those that loader
-    workers fetched ahead; a pass starts behind them.
+    in the next). Every rank sees the whole batch: who samples what is the training module's to say. The state is the
+    epoch and the number of its batches that were handed to training, as `ResumableLoader` reports them, not those that
+    loader workers fetched ahead; a pass starts behind them.
 
     >>> sampler = RolloutSampler(size=5, batch_size=2, seed=0)
     >>> first_pass = list(sampler)
@@ -33,12 +33,14 @@ class RolloutSampler(Sampler[list[int]]):
     True
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
         """Check the sizes.
 
         Raises:
-            ValueError: a batch that does not divide by the number of ranks, or fewer examples than one batch.
+            ValueError: an empty batch, or fewer examples than one batch.
         """
+        if batch_size < 1:
+            raise ValueError(f"data.prompts_per_step: expected at least 1, found {batch_size}.")
         if size < batch_size:
             raise ValueError(
                 f"data.prompts_per_step: expected at most the {size} training prompts that there are, found "
@@ -47,32 +49,16 @@ class RolloutSampler(Sampler[list[int]]):
         self.size, self.batch_size, self.seed = size, batch_size, seed
         self.epoch = 0
         self.position = 0
-        self.share_out(rank, world_size)
-
-    def share_out(self, rank: int, world_size: int) -> None:
-        """Take another rank's share; the order and the position stay.
-
-        Raises:
-            ValueError: a batch does not divide by the number of ranks.
-        """
-        if self.batch_size < 1 or self.batch_size % world_size:
-            raise ValueError(
-                f"data.prompts_per_step: expected a positive multiple of the {world_size} rank(s), found "
-                f"{self.batch_size}."
-            )
-        self.rank, self.world_size = rank, world_size
 
     def __len__(self) -> int:
         """Batches of a whole epoch."""
         return self.size // self.batch_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        """This rank's share of each batch that is left in the epoch."""
+        """Each batch that is left in the epoch."""
         order = epoch_order(self.size, self.seed, self.epoch)
-        share = self.batch_size // self.world_size
-        for batch in range(self.position, len(self)):
-            start = batch * self.batch_size + self.rank * share
-            yield order[start : start + share]
+        for start in range(self.position * self.batch_size, len(self) * self.batch_size, self.batch_size):
+            yield order[start : start + self.batch_size]
 
     def advance(self) -> None:
         """Count one batch as handed to training; the last one opens the next epoch."""

@@ -2,26 +2,169 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from torch import nn
+from huggingface_hub import snapshot_download
+from peft.tuners.lora import LoraLayer
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
 
 
 def on_meta() -> AbstractContextManager[None]:
-    """Within this context new parameters take no memory; buffers, which no checkpoint may hold, are computed."""
-    return init_empty_weights(include_buffers=False)  # type: ignore[no-any-return]
+    """Within this context new parameters take no memory; buffers, which no checkpoint may hold, are computed.
+
+    Parameters are replaced as they are registered, which unties them: call `tie_weights` after.
+    """
+    context: AbstractContextManager[None] = init_empty_weights(include_buffers=False)
+    return context
+
+
+@dataclass(frozen=True, slots=True)
+class WeightSource:
+    """Where the weights of a model on the meta device are.
+
+    Attributes:
+        files: name in the plain architecture's state dict -> safetensors file; empty: weights are drawn at random.
+        where: for messages.
+    """
+
+    files: dict[str, Path]
+    where: str
+
+    @classmethod
+    def random(cls) -> WeightSource:
+        """Weights as the architecture initialises them."""
+        return cls({}, "random weights")
+
+    @classmethod
+    def of(cls, source: str | Path) -> WeightSource:
+        """Safetensors files of a local folder, a single file, or a hub repository (which is downloaded).
+
+        Raises:
+            FileNotFoundError: no safetensors file there.
+        """
+        path = Path(source)
+        if not path.exists():
+            path = Path(snapshot_download(str(source), allow_patterns=["*.safetensors", "*.safetensors.index.json"]))
+        index = path / "model.safetensors.index.json"
+        if index.is_file():
+            names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return cls({name: path / file for name, file in names.items()}, str(source))
+        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+        if not files:
+            raise FileNotFoundError(
+                f"policy: '{source}' holds no *.safetensors, which a sharded policy is loaded from tensor by tensor. "
+                "Save the model anew with transformers' save_pretrained."
+            )
+        return cls({name: file for file in files for name in _names(file)}, str(source))
+
+    def read(self, name: str) -> Tensor | None:
+        """One tensor as it is in its file, or None where the model has no such tensor."""
+        if name not in self.files:
+            return None
+        with safe_open(self.files[name], framework="pt") as file:
+            return file.get_tensor(name)  # type: ignore[no-any-return]
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """All tensors, one at a time, by name."""
+        for name in sorted(self.files):
+            tensor = self.read(name)
+            if tensor is not None:
+                yield name, tensor
 
 
 @torch.no_grad()
+def fill(
+    module: nn.Module, device: torch.device, weights: WeightSource | None, prefix: str, model: PreTrainedModel
+) -> None:
+    """Give a part of a model its weights on `device`, converted to the type that the parameters have.
+
+    Parameters that are not on the meta device, and buffers, only move. Adapters that no file holds are initialised.
+
+    Args:
+        module: the part; what is sharded in it already stays as it is.
+        device: to fill on.
+        weights: None: nothing is on the meta device.
+        prefix: name of the part in the model, "" for the whole.
+        model: knows how its modules are initialised.
+
+    Raises:
+        ValueError: a weight that no file holds, or one of another shape.
+    """
+
+    def value(owner: nn.Module, owner_name: str, name: str, parameter: nn.Parameter) -> Tensor | None:
+        if weights is None or not weights.files:
+            return None
+        full = f"{owner_name}.{name}"
+        found = weights.read(full)
+        if found is None:
+            found = weights.read(full.replace(".base_layer.", "."))
+        if found is None and ".lora_" not in full:
+            raise ValueError(
+                f"policy: {weights.where} has no tensor '{full}', which {type(model).__name__} needs. Is it a "
+                "checkpoint of this architecture? If its names differ, save it anew with save_pretrained."
+            )
+        if found is not None and found.shape != parameter.shape:
+            raise ValueError(
+                f"policy: {weights.where}: '{full}' has shape {tuple(found.shape)}, expected {tuple(parameter.shape)}."
+            )
+        return found
+
+    fresh = _materialise(module, device, prefix, value)
+    if weights is not None and not weights.files:
+        for owner in fresh:
+            model._init_weights(owner)
+    for owner in module.modules():
+        if isinstance(owner, LoraLayer):
+            for adapter, down in owner.lora_A.items():
+                if down in fresh:
+                    owner.reset_lora_parameters(adapter, init_lora_weights=True)
+    for tensor_owner in module.modules():
+        for name, buffer in tensor_owner.named_buffers(recurse=False):
+            setattr(tensor_owner, name, buffer.to(device))
+
+
 def fill_empty(module: nn.Module, device: torch.device) -> None:
     """Give parameters on the meta device memory on `device`, uninitialised; ties stay ties. The rest moves there."""
-    made: dict[int, nn.Parameter] = {}
-    for owner in module.modules():
-        for name, parameter in owner.named_parameters(recurse=False):
-            if parameter.is_meta:
-                empty = torch.empty_like(parameter, device=device)
-                made.setdefault(id(parameter), nn.Parameter(empty, requires_grad=parameter.requires_grad))
-                owner.register_parameter(name, made[id(parameter)])
+    _materialise(module, device, "", lambda *_: None)
     module.to(device)
+
+
+@torch.no_grad()
+def _materialise(
+    module: nn.Module, device: torch.device, prefix: str, value: Callable[..., Tensor | None]
+) -> set[nn.Module]:
+    """Replace meta parameters by `value`, or by uninitialised memory; the modules that got such memory are returned."""
+    made: dict[int, nn.Parameter] = {}
+    fresh: set[nn.Module] = set()
+    for path, owner in module.named_modules(prefix=prefix):
+        for name, parameter in owner.named_parameters(recurse=False):
+            if isinstance(parameter, DTensor):
+                continue  # sharded already
+            if parameter.is_meta and id(parameter) not in made:
+                given = value(owner, path, name, parameter)
+                data: Any = torch.empty_like(parameter, device=device)
+                if given is None:
+                    fresh.add(owner)
+                else:
+                    data.copy_(given)
+                made[id(parameter)] = nn.Parameter(data, requires_grad=parameter.requires_grad)
+            if id(parameter) in made:
+                owner.register_parameter(name, made[id(parameter)])
+            elif parameter.device != device:
+                parameter.data = parameter.data.to(device)
+    return fresh
+
+
+def _names(file: Path) -> list[str]:
+    with safe_open(file, framework="pt") as opened:
+        return list(opened.keys())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +14,15 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
+from src.models.deferred import WeightSource, on_meta
+from src.models.exporting import gathered_weights, save_folder
 from src.models.gguf import converted_gguf
-from src.models.lora import LoraSettings, add_lora, merged_named_tensors
+from src.models.lora import LoraSettings, add_lora
 from src.models.policy import Policy
 from src.rollout.engine import EngineSource
 
@@ -79,15 +82,21 @@ class LoadedPolicy(NamedTuple):
         policy: the model, ready to score packed rows.
         tokenizer: with a chat template, an end-of-sequence token and a padding token.
         stop_token_ids: ids that end a completion, the tokenizer's end-of-sequence token first.
+        weights: where those of a policy on the meta device are; None: it has them.
     """
 
     policy: Policy
     tokenizer: PreTrainedTokenizerBase
     stop_token_ids: tuple[int, ...]
+    weights: WeightSource | None = None
 
 
-def load_policy(config: PolicyConfig) -> LoadedPolicy:
+def load_policy(config: PolicyConfig, *, deferred: bool = False) -> LoadedPolicy:
     """Load model and tokenizer.
+
+    Args:
+        config: where from.
+        deferred: leave the policy on the meta device, for `models.sharding` to fill shard by shard.
 
     Raises:
         FileNotFoundError: a folder, package or file that is not there; names it.
@@ -95,14 +104,18 @@ def load_policy(config: PolicyConfig) -> LoadedPolicy:
         ValueError: no chat template, no end-of-sequence token, or a model that cannot run on packed rows.
     """
     tokenizer = load_tokenizer(config)
-    model = load_model(config)
+    model = meta_model(config) if deferred else load_model(config)
     policy = Policy(
         model,
         attention=config.attention,
         gradient_checkpointing=config.gradient_checkpointing,
         head_chunk=config.head_chunk,
     )
-    return LoadedPolicy(policy, tokenizer, stop_token_ids(model, tokenizer))
+    weights = None
+    if deferred:
+        with _hub_errors(config):
+            weights = WeightSource.of(locate(config)) if config.weights == "pretrained" else WeightSource.random()
+    return LoadedPolicy(policy, tokenizer, stop_token_ids(model, tokenizer), weights)
 
 
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
@@ -140,6 +153,23 @@ def load_model(config: PolicyConfig) -> PreTrainedModel:
     return cast(PreTrainedModel, model)
 
 
+def meta_model(config: PolicyConfig) -> PreTrainedModel:
+    """The model with its parameters on the meta device, adapters included; raises as `load_policy`."""
+    source, trust = locate(config), config.trust_remote_code
+    with _hub_errors(config):
+        architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+        found = architecture.dtype or torch.float32
+        dtype = found if config.dtype == "auto" else getattr(torch, config.dtype)
+        with on_meta():
+            model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, trust_remote_code=trust)
+            if config.lora is not None:
+                add_lora(model, config.lora)
+        model.tie_weights()
+        with suppress(OSError):  # a model folder need not have one
+            model.generation_config = GenerationConfig.from_pretrained(source)
+    return cast(PreTrainedModel, model)
+
+
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids that end a completion: the tokenizer's end-of-sequence token, then the generation config's."""
     found = getattr(model.generation_config, "eos_token_id", None)
@@ -163,7 +193,12 @@ def engine_source(
 
 
 def export(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, *, write: bool = True
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    write: bool = True,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a folder that transformers and vLLM load: adapters merged, shards gathered, tokenizer included.
 
@@ -172,14 +207,11 @@ def export(
         tokenizer: of the model.
         folder: made if missing.
         write: False on the ranks that only take part in the gathering.
+        dtype: of the weights in the folder; None: as they are.
     """
-    state = dict(merged_named_tensors(model))
-    if not write:
-        return
-    if model.config.get_text_config().tie_word_embeddings:
-        state.pop("lm_head.weight", None)
-    model.save_pretrained(folder, state_dict=state)
-    tokenizer.save_pretrained(folder)
+    weights = gathered_weights(model, keep=write, dtype=dtype)
+    if write:
+        save_folder(model, tokenizer, weights, folder)
 
 
 def locate(config: PolicyConfig) -> str:

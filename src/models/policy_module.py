@@ -7,32 +7,37 @@ counts these steps and drives curriculum, schedules and evaluation; Lightning's 
 
 from __future__ import annotations
 
-import math
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any, NamedTuple, cast
 
 import torch
-from lightning import LightningModule
 from torch import Tensor
-from torchmetrics import MeanMetric
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.loss_metrics import LossMetrics
-from src.algorithm.packing import balance, pack, row_tokens
+from src.algorithm.packing import PackedRow, balance, divide, pack, pack_sequences, row_tokens
 from src.algorithm.policy_loss import LossCounts, LossOutputs
 from src.algorithm.region_weights import token_weights
 from src.callbacks.base import RolloutCallback, RolloutStep
 from src.data.rendering import RenderedPrompt
+from src.models.deferred import WeightSource
 from src.models.lora import merged_named_tensors
 from src.models.optimizers import OptimizerSettings, build_optimizer
 from src.models.policy import Policy, TokenScores
 from src.models.settings import AlgorithmSettings, SupervisedSettings, UpdateSettings
+from src.models.sharding import place_policy, reshard
+from src.models.validation import ValidatingModule
 from src.rollout.collect import Collector, ScoredGroup
 from src.rollout.engine import RolloutEngine, SamplingParams
+from src.rollout.probe import check_gap, probe_group, probe_params
 
 
 class NonFiniteError(FloatingPointError):
@@ -53,7 +58,7 @@ class GroupScores(NamedTuple):
     moments: Tensor | None = None
 
 
-class PolicyModule(LightningModule, ABC):
+class PolicyModule(ValidatingModule):
     """Trains a policy on weighted prompt groups; subclasses say where these come from and what the loss is.
 
     Args:
@@ -65,11 +70,11 @@ class PolicyModule(LightningModule, ABC):
         optimizer: AdamW and schedule.
         sampling: for training, `n` completions a prompt; validation is greedy.
         seed: of sampling.
+        weights: of a policy that was left on the meta device for its strategy to shard.
 
     Attributes:
         rollout_step: rollout steps done; also the version of the weights.
         region_factors: weight of each region before normalisation; the curriculum callback moves it.
-        validated: (rollout step, metrics) of the last validation; metrics are empty before the first.
     """
 
     def __init__(
@@ -82,21 +87,18 @@ class PolicyModule(LightningModule, ABC):
         optimizer: OptimizerSettings,
         sampling: SamplingParams,
         seed: int = 0,
+        weights: WeightSource | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(engine, collector, sampling, seed)
         self.automatic_optimization = False
         self.policy = policy.train()
-        self.engine = engine
-        self.collector = collector
         self.algorithm = algorithm
         self.update = update
-        self.sampling = sampling
-        self.seed = seed
         self.rollout_step = 0
         self.region_factors = algorithm.weighting.factors_at(algorithm.weighting.factors, 0.0)
-        self.validated: tuple[int, dict[str, float]] = (-1, {})
         self._optimizer_settings = optimizer
-        self._val_metrics: dict[str, MeanMetric] = {}
+        self._weights = weights
+        self._engine_gap: float | None = None
 
     @property
     def progress(self) -> float:
@@ -116,19 +118,45 @@ class PolicyModule(LightningModule, ABC):
 
     # The parts of a rollout step
 
+    def _share(self, batch: Sequence[RenderedPrompt]) -> tuple[list[RenderedPrompt], list[int]]:
+        """This rank's prompts of a rollout step, and how many of them are in each minibatch.
+
+        A minibatch holds the same prompts on any number of ranks. It is divided by what a prompt may cost: its own
+        tokens and its completions at their longest.
+        """
+        size, ranks = self.update.prompts_per_minibatch, self.trainer.world_size
+        longest = self.sampling.n * self.sampling.max_new_tokens
+        costs = [len(prompt.prompt_ids) + longest for prompt in batch]
+        loads = [0] * ranks
+        prompts: list[RenderedPrompt] = []
+        counts: list[int] = []
+        for start in range(0, len(batch), size):
+            minibatch = costs[start : start + size]
+            shares = divide(minibatch, ranks, loads)
+            loads = [load + sum(minibatch[i] for i in share) for load, share in zip(loads, shares, strict=True)]
+            mine = shares[self.trainer.global_rank]
+            prompts += [batch[start + index] for index in mine]
+            counts.append(len(mine))
+        return prompts, counts
+
     @torch.no_grad()
-    def _score(self, groups: list[PromptGroup], moments: bool = False) -> list[GroupScores]:
+    def _score(
+        self, groups: list[PromptGroup], moments: bool = False, temperature: float | None = None
+    ) -> list[GroupScores]:
         """What the policy says about each group's tokens, before the update."""
+        temperature = self.temperature if temperature is None else temperature
         scored: dict[int, GroupScores] = {}
         for row in self._rows(groups):
-            packed = pack([groups[index] for index in row])
-            scores = self.policy(packed, temperature=self.temperature, last_layer="moments" if moments else None)
+            packed = self._pack([groups[index] for index in row])
+            scores = self.policy(packed, temperature=temperature, last_layer="moments" if moments else None)
             columns = [scores.logprobs, scores.entropies]
             if scores.last_layer is not None:
                 columns.append(scores.last_layer.second_moments)
             sizes = [len(groups[index].token_ids) for index in row]
-            for index, *parts in zip(row, *(column.split(sizes) for column in columns), strict=True):
-                scored[index] = GroupScores(*parts)
+            if row:
+                for index, *parts in zip(row, *(column.split(sizes) for column in columns), strict=True):
+                    scored[index] = GroupScores(*parts)
+        reshard(self.policy)
         return [scored[index] for index in range(len(groups))]
 
     def _learn(self, step: RolloutStep, scored_from: float) -> None:
@@ -142,10 +170,17 @@ class PolicyModule(LightningModule, ABC):
             callback.on_rollout(self.trainer, self, step)
         step.groups = [self._weigh(group) for group in step.groups]
         scored_at = time.monotonic()
-        step.metrics |= self._update(step.groups)
+        step.metrics |= self._update(step.groups, step.minibatches)
         self.rollout_step += 1
+        updated_at = time.monotonic()
         self._sync_engine()
-        step.metrics |= {"time/score": scored_at - scored_from, "time/update": time.monotonic() - scored_at}
+        step.metrics |= {
+            "time/score": scored_at - scored_from,
+            "time/update": updated_at - scored_at,
+            "time/sync": time.monotonic() - updated_at,
+        }
+        if self._engine_gap is not None:
+            step.metrics["engine/gap"] = self._engine_gap
         for callback in self._rollout_callbacks():
             callback.on_rollout_step_end(self.trainer, self, step)
         self._log_step(step.metrics)
@@ -163,10 +198,10 @@ class PolicyModule(LightningModule, ABC):
         )
         return replace(group, weights=weights)
 
-    def _update(self, groups: list[PromptGroup]) -> dict[str, float]:
-        """Optimizer steps over all minibatches; metrics as means over tokens and minibatches."""
-        size = max(1, self.update.prompts_per_minibatch // self.trainer.world_size)
-        minibatches = [groups[start : start + size] for start in range(0, len(groups), size)] * self.update.passes
+    def _update(self, groups: list[PromptGroup], counts: Sequence[int]) -> dict[str, float]:
+        """Optimizer steps over all minibatches of `counts` groups; metrics as means over tokens and minibatches."""
+        starts = accumulate(counts[:-1], initial=0)
+        minibatches = [groups[start : start + n] for start, n in zip(starts, counts, strict=True)] * self.update.passes
         totals = LossMetrics()
         losses: list[float] = []
         norms: list[float] = []
@@ -191,14 +226,20 @@ class PolicyModule(LightningModule, ABC):
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         metrics = LossMetrics()
         optimizer.zero_grad()
-        for indices in self._rows(minibatch):
+        rows = self._rows(minibatch)
+        for number, indices in enumerate(rows):
             row = [minibatch[index] for index in indices]
-            output = self._loss(row, self.policy(pack(row), temperature=self.temperature), counts)
-            self.manual_backward(output.loss * self.trainer.world_size)
-            total += output.loss.detach()
-            metrics = metrics + output.metrics
+            scores = self.policy(self._pack(row), temperature=self.temperature)
+            if row:
+                output = self._loss(row, scores, counts)
+                share, metrics = output.loss, metrics + output.metrics
+            else:
+                share = 0.0 * scores.logprobs.sum()
+            with self._accumulating(last=number == len(rows) - 1):
+                self.manual_backward(share * self.trainer.world_size)
+            total += share.detach()
         loss = float(self._sum_over_ranks(total))
-        norm = float(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.update.gradient_clip))
+        norm = _whole(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.update.gradient_clip))
         if not (torch.isfinite(torch.tensor([loss, norm])).all()):
             raise NonFiniteError(
                 f"rollout step {self.rollout_step}: loss {loss}, gradient norm {norm}. The weights are those before "
@@ -209,17 +250,48 @@ class PolicyModule(LightningModule, ABC):
         return loss, norm, metrics
 
     def _rows(self, groups: list[PromptGroup]) -> list[list[int]]:
-        """Indices of the groups of each packed row; as many rows on every rank."""
-        sizes, budget = [row_tokens(group) for group in groups], self.update.max_row_tokens
-        rows = balance(sizes, budget)
+        """Indices of the groups of each packed row; as many rows on every rank, the last of which may be empty."""
+        rows = balance([row_tokens(group) for group in groups], self.update.max_row_tokens)
         if self.trainer.world_size == 1:
             return rows
         count = torch.tensor(len(rows), device=self.device)
         needed = int(self.trainer.strategy.reduce(count, reduce_op="max"))
-        return rows if needed == len(rows) else balance(sizes, budget, min_rows=needed)
+        return rows + [[]] * (needed - len(rows))
+
+    def _pack(self, groups: list[PromptGroup]) -> PackedRow:
+        """The groups' row; without any, two tokens, for a forward that the other ranks wait for."""
+        if groups:
+            return pack(groups)
+        token = torch.zeros(1, dtype=torch.long, device=self.device)
+        return pack_sequences([(token, token)])
+
+    def _accumulating(self, *, last: bool) -> AbstractContextManager[None]:
+        """DDP reduces gradients once a minibatch, with the last row's backward."""
+        model = self.trainer.model
+        return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
     def _sync_engine(self) -> None:
+        """Hand the weights to the engine, and see that it computes with them."""
+        reshard(self.policy)
         self.engine.update_weights(merged_named_tensors(self.policy.model), self.rollout_step)
+        if self.engine.copies_weights and self.update.probe_tokens:
+            self._probe_engine()
+
+    def _probe_engine(self) -> None:
+        """Compare greedy log-probabilities of one fixed prompt with the trainer's; see `rollout.probe`."""
+        prompt = self.trainer.datamodule.probe_prompt.prompt_ids.cpu()  # type: ignore[attr-defined]
+        ((completion,),) = self.engine.generate([prompt], probe_params(self.sampling, self.update.probe_tokens), [0])
+        group = probe_group(prompt, completion).to(self.device)
+        with self.trainer.precision_plugin.forward_context():
+            (scores,) = self._score([group], temperature=1.0)
+        gap = (scores.logprobs - group.rollout_logprobs).abs().max()
+        self._engine_gap = float(self.trainer.strategy.reduce(gap, reduce_op="max"))
+        check_gap(self._engine_gap, self.rollout_step, self._compute_dtype(), self.update.probe_tolerance)
+
+    def _compute_dtype(self) -> torch.dtype:
+        """In which the policy's forwards run."""
+        halved = str(self.trainer.precision).startswith("bf16")
+        return torch.bfloat16 if halved else next(self.policy.parameters()).dtype
 
     # Metrics
 
@@ -269,42 +341,24 @@ class PolicyModule(LightningModule, ABC):
     def _rollout_callbacks(self) -> list[RolloutCallback]:
         return [c for c in self.trainer.callbacks if isinstance(c, RolloutCallback)]  # type: ignore[attr-defined]
 
-    # Validation: greedy completions of held-out prompts
-
-    def on_validation_epoch_start(self) -> None:
-        """New means for every split, the same on every rank."""
-        if self.engine.weights_version != self.rollout_step:
-            self._sync_engine()
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        self._val_metrics = {}
-        for name in datamodule.val_names:
-            tags = sorted({tag for prompt in datamodule.prompts(name) for tag in prompt.example.tags})
-            for key in (*_VALIDATION_METRICS, *(f"exact_match/{tag}" for tag in tags)):
-                metric = MeanMetric().to(self.device)
-                metric.update(0.0, weight=0.0)  # a rank without such a prompt takes part in the mean all the same
-                self._val_metrics[f"{name}/{key}"] = metric
-
-    def validation_step(self, batch: list[RenderedPrompt], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Greedy completions of a batch of one split."""
-        name = self.trainer.datamodule.val_names[dataloader_idx]  # type: ignore[attr-defined]
-        greedy = replace(self.sampling, n=1, temperature=0.0, top_p=1.0, top_k=0)
-        for group in self.collector.collect(batch, greedy, self.seed, self.rollout_step, self.progress):
-            (item,) = group.completions
-            values = {"reward": item.reward.total, **item.reward.parts.metrics()}
-            values["tokens"] = float(len(item.completion.token_ids))
-            values["truncated"] = float(item.completion.finish_reason == "length")
-            values |= {f"exact_match/{tag}": values["exact_match"] for tag in group.prompt.example.tags}
-            for key, value in values.items():
-                self._val_metrics[f"{name}/{key}"].update(value)
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the means over all prompts of all ranks."""
-        means = {key: float(metric.compute()) for key, metric in self._val_metrics.items()}
-        values = {key: mean for key, mean in means.items() if math.isfinite(mean)}  # no prompt with this tag was seen
-        self.validated = (self.rollout_step, values)
-        self.log_dict({**values, "step": float(self.rollout_step)})
-
     # Lightning
+
+    def setup(self, stage: str) -> None:
+        """Check what is known now that there are ranks.
+
+        Raises:
+            ValueError: fewer prompts in a rollout step than ranks.
+        """
+        ranks = self.trainer.world_size
+        if self._prompts_per_step() < ranks:
+            raise ValueError(
+                f"data.prompts_per_step: expected at least one prompt for each of the {ranks} ranks, found "
+                f"{self._prompts_per_step()}. Raise it, or lower trainer.devices."
+            )
+
+    def configure_model(self) -> None:
+        """Shard the policy under a `ShardedStrategy`; every other strategy takes it as it is."""
+        place_policy(self, self.trainer, self.policy, self._weights)
 
     def configure_optimizers(self) -> Any:
         """AdamW; the schedule counts optimizer steps."""
@@ -319,6 +373,33 @@ class PolicyModule(LightningModule, ABC):
     def on_train_start(self) -> None:
         """The engine starts from the policy's weights, which a checkpoint may have just set."""
         self._sync_engine()
+
+    def on_train_end(self) -> None:
+        """Nothing is sampled after training."""
+        self.engine.close()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What training changes: with adapters, only these; the frozen base comes from where the policy came from."""
+        state: dict[str, Any] = super().state_dict(*args, **kwargs)
+        for name in self._frozen():
+            state.pop(name, None)
+        return state
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take such a state; names that are frozen may be missing."""
+        result = super().load_state_dict(state_dict, strict=False, assign=assign)
+        frozen = set(self._frozen())
+        missing = [name for name in result.missing_keys if name not in frozen]
+        if strict and (missing or result.unexpected_keys):
+            raise ValueError(
+                f"ckpt_path: the checkpoint does not fit this policy: missing {missing[:3] or 'nothing'}, unexpected "
+                f"{result.unexpected_keys[:3] or 'nothing'}. Resume with the policy and policy.lora of its run."
+            )
+        return result
+
+    def _frozen(self) -> list[str]:
+        names = self.policy.named_parameters(remove_duplicate=False)
+        return [f"policy.{name}" for name, parameter in names if not parameter.requires_grad]
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the rollout step."""
@@ -340,14 +421,6 @@ class PolicyModule(LightningModule, ABC):
         self.rollout_step = done
 
 
-_VALIDATION_METRICS = (
-    "reward",
-    "format",
-    "name",
-    "parameter_names",
-    "parameter_values",
-    "correctness",
-    "exact_match",
-    "tokens",
-    "truncated",
-)
+def _whole(norm: Tensor) -> float:
+    """A gradient norm over all shards."""
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)

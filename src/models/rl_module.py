@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from src.algorithm.advantages import zero_variance
 from src.algorithm.experience import PromptGroup
 from src.algorithm.policy_loss import LossCounts, LossInputs, LossOutputs, policy_loss
@@ -32,38 +34,43 @@ class RLModule(PolicyModule):
         super().__init__(*args, **kwargs)
         self.reference: FrozenStart | None = None
 
-    def setup(self, stage: str) -> None:
+    def configure_model(self) -> None:
         """Freeze the start, after a warm start and before a checkpoint, if the loss wants a reference."""
+        super().configure_model()
         if self.algorithm.loss.kl_coef > 0 and self.reference is None:
             self.reference = FrozenStart(self.policy)
 
     def training_step(self, batch: Sequence[RenderedPrompt], batch_idx: int) -> None:
         """One rollout step; see the module's docstring."""
         started = time.monotonic()
-        scored, resampled = self._sample(batch)
+        prompts, minibatches = self._share(batch)
+        scored, resampled = self._sample(prompts)
         sampled = time.monotonic()
         groups, scores = self._scored_groups(scored)
         metrics = {**self._rollout_metrics(scored, groups, resampled), "time/rollout": sampled - started}
-        step = RolloutStep(self.rollout_step, scored, groups, [s.entropies for s in scores], metrics)
+        step = RolloutStep(
+            self.rollout_step, scored, groups, [s.entropies for s in scores], metrics, minibatches=minibatches
+        )
         step.gradient_moments = [s.moments for s in scores if s.moments is not None] or None
         self._learn(step, sampled)
 
-    def _sample(self, batch: Sequence[RenderedPrompt]) -> tuple[list[ScoredGroup], int]:
+    def _sample(self, prompts: Sequence[RenderedPrompt]) -> tuple[list[ScoredGroup], int]:
         """A scored group for each prompt, and how many of them replace one that taught nothing.
 
         Dynamic sampling, bounded: groups of zero variance are replaced by groups of other training prompts that have
-        some, for `resample_rounds` rounds at most. Those that are left stay.
+        some, for `resample_rounds` rounds at most. Those that are left stay. All ranks sample until none of them has any
+        left, so that an engine of several ranks is called by all of them.
         """
-        groups = self._collect(batch)
-        seen = {prompt.example.id for prompt in batch}
+        groups = self._collect(prompts)
+        seen = {prompt.example.id for prompt in prompts}
         replaced = 0
         for attempt in range(self.algorithm.resample_rounds):
             empty = [index for index, group in enumerate(groups) if not group.teaches]
-            if not empty:
+            if not float(self._sum_over_ranks(torch.tensor(float(len(empty)), device=self.device))):
                 break
-            prompts = self.trainer.datamodule.draw(len(empty), f"{self.rollout_step}/{attempt}", seen)  # type: ignore[attr-defined]
-            seen |= {prompt.example.id for prompt in prompts}
-            useful = [group for group in self._collect(prompts) if group.teaches]
+            others = self.trainer.datamodule.draw(len(empty), f"{self.rollout_step}/{attempt}", seen)  # type: ignore[attr-defined]
+            seen |= {prompt.example.id for prompt in others}
+            useful = [group for group in self._collect(others) if group.teaches]
             for index, group in zip(empty, useful, strict=False):
                 groups[index] = group
             replaced += len(useful)

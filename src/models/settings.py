@@ -70,6 +70,9 @@ class UpdateSettings:
         passes: times that each rollout step's groups are gone through.
         max_row_tokens: longest packed row; bounds the memory of a forward.
         gradient_clip: largest gradient norm.
+        probe_tokens: tokens by which an engine with weights of its own is compared with the policy after every update;
+            0: it is trusted.
+        probe_tolerance: largest difference of their log-probabilities, in nats; None: by the type (`rollout.probe`).
     """
 
     rollout_steps: int
@@ -77,8 +80,15 @@ class UpdateSettings:
     passes: int = 1
     max_row_tokens: int = 16384
     gradient_clip: float = 1.0
+    probe_tokens: int = 16
+    probe_tolerance: float | None = None
 
     def __post_init__(self) -> None:
         positive = ("rollout_steps", "prompts_per_minibatch", "passes", "max_row_tokens")
         rules = [(name, getattr(self, name) >= 1, "at least 1") for name in positive]
-        check_fields("updates", self, [*rules, ("gradient_clip", self.gradient_clip > 0, "more than 0")])
+        rules += [
+            ("gradient_clip", self.gradient_clip > 0, "more than 0"),
+            ("probe_tokens", self.probe_tokens >= 0, "at least 0"),
+            ("probe_tolerance", self.probe_tolerance is None or self.probe_tolerance > 0, "null or more than 0"),
+        ]
+        check_fields("updates", self, rules)

@@ -46,11 +46,13 @@ class SFTModule(PolicyModule):
     def training_step(self, batch: Sequence[RenderedPrompt], batch_idx: int) -> None:
         """One step over the batch's targets."""
         started = time.monotonic()
-        targets = [self._renderer.render_target(prompt.example) for prompt in batch]
-        scored = self.collector.demonstrate(batch, targets, self.rollout_step, self.progress)
+        prompts, minibatches = self._share(batch)
+        targets = [self._renderer.render_target(prompt.example) for prompt in prompts]
+        scored = self.collector.demonstrate(prompts, targets, self.rollout_step, self.progress)
         groups = [group.to_experience("grpo", 0.0).to(self.device) for group in scored]
         entropies = [scores.entropies for scores in self._score(groups)]
-        step = RolloutStep(self.rollout_step, scored, groups, entropies, self._means(self._completion_metrics(scored)))
+        metrics = self._means(self._completion_metrics(scored))
+        step = RolloutStep(self.rollout_step, scored, groups, entropies, metrics, minibatches=minibatches)
         self._learn(step, started)
 
     def _loss(self, groups: list[PromptGroup], scores: TokenScores, counts: LossCounts) -> LossOutputs:

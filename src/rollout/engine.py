@@ -100,7 +100,7 @@ class RolloutEngine(Protocol):
 
     @property
     def weights_version(self) -> int:
-        """Version given with the last `update_weights`; 0 before the first."""
+        """Version given with the last `update_weights`; before the first -1 if it copies weights, else 0."""
         ...
 
     def generate(

@@ -86,7 +86,7 @@ class NativeEngine:
         self._owns_model = owns_model
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
-        self._weights_version = 0
+        self._weights_version = -1 if owns_model else 0
 
     @property
     def model(self) -> PreTrainedModel:
@@ -109,7 +109,7 @@ class NativeEngine:
 
     @property
     def weights_version(self) -> int:
-        """Version given with the last `update_weights`; 0 before the first."""
+        """Version given with the last `update_weights`; before the first 0, or -1 for a copy, which has no weights."""
         return self._weights_version
 
     def generate(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.algorithm.experience import PromptGroup
-from src.algorithm.packing import GroupLayout, balance, pack, pack_sequences, row_tokens
+from src.algorithm.packing import GroupLayout, balance, divide, pack, pack_sequences, row_tokens
 
 
 def group(prompt: list[int], completions: list[list[int]]) -> PromptGroup:
@@ -74,13 +74,33 @@ def test_balance_keeps_to_the_budget_and_evens_rows_out() -> None:
     assert balance([4, 9, 3, 5, 30], max_tokens=12) == [[0, 3], [1, 2], [4]]
     assert balance([4, 4, 4], max_tokens=12) == [[0, 1, 2]]
     assert balance([7, 7, 7], max_tokens=12) == [[0], [1], [2]]
-    assert balance([], max_tokens=12, min_rows=0) == []
+    assert balance([], max_tokens=12) == []
 
 
-def test_balance_with_a_least_number_of_rows() -> None:
-    assert balance([4, 4, 4, 4], max_tokens=100, min_rows=2) == [[0, 2], [1, 3]]
-    with pytest.raises(ValueError, match="cannot make 3 rows of 2 item"):
-        balance([4, 4], max_tokens=100, min_rows=3)
+def test_divide_evens_out_and_prefers_the_part_with_the_lighter_load() -> None:
+    assert divide([4, 9, 3, 5], parts=2) == [[1, 2], [0, 3]]
+    assert divide([5, 5, 5], parts=3, loads=[9, 0, 4]) == [[2], [0], [1]]
+    assert divide([5, 2], parts=4, loads=[1, 0, 0, 0]) == [[], [0], [1], []]
+    assert divide([], parts=2) == [[], []]
+    with pytest.raises(ValueError, match="expected at least 1 part, found 0"):
+        divide([1], parts=0)
+
+
+def test_divided_minibatches_leave_no_part_without_an_item() -> None:
+    """Any number of prompts in minibatches of any size: with at least as many prompts as parts, each part gets one."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(200):
+        parts = int(torch.randint(1, 9, (), generator=generator))
+        size = int(torch.randint(1, 6, (), generator=generator))
+        sizes = torch.randint(1, 60, (parts + size * 3,), generator=generator).tolist()
+        loads = [0] * parts
+        for start in range(0, len(sizes), size):
+            minibatch = sizes[start : start + size]
+            shares = divide(minibatch, parts, loads)
+            assert sorted(index for share in shares for index in share) == list(range(len(minibatch)))
+            assert max(map(len, shares)) <= -(-len(minibatch) // parts) or len(set(minibatch)) > 1
+            loads = [load + sum(minibatch[i] for i in share) for load, share in zip(loads, shares, strict=True)]
+        assert min(loads) > 0
 
 
 def test_balance_on_many_random_sizes() -> None:
@@ -88,10 +108,9 @@ def test_balance_on_many_random_sizes() -> None:
     for _ in range(200):
         count = int(torch.randint(1, 30, (), generator=generator))
         sizes = torch.randint(1, 60, (count,), generator=generator).tolist()
-        minimum = int(torch.randint(1, count + 1, (), generator=generator))
-        rows = balance(sizes, 50, min_rows=minimum)
+        rows = balance(sizes, 50)
         assert sorted(index for row in rows for index in row) == list(range(count))
-        assert all(row for row in rows) and len(rows) >= minimum
+        assert all(rows)
         assert all(len(row) == 1 or sum(sizes[i] for i in row) <= 50 for row in rows)
 
 

@@ -1,0 +1,42 @@
+"""An engine whose completions depend on prompt seeds alone: the same rollouts for any weights and number of ranks."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+
+from src.rollout.engine import Completion, EngineSource, SamplingParams
+
+
+def scripted_engine(source: EngineSource, **_: object) -> "ScriptedEngine":
+    return ScriptedEngine()
+
+
+class ScriptedEngine:
+    copies_weights = False
+    ranks_per_engine = 1
+    weights_version = 0
+
+    def generate(
+        self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[list[Completion]]:
+        return [self._completions(params, seed) for seed in seeds]
+
+    def _completions(self, params: SamplingParams, seed: int) -> list[Completion]:
+        generator = torch.Generator().manual_seed(seed)
+        made = []
+        for _ in range(params.n):
+            length = int(torch.randint(1, params.max_new_tokens + 1, (), generator=generator))
+            ids = torch.randint(5, 200, (length,), generator=generator)
+            logprobs = -torch.rand(length, generator=generator)
+            made.append(Completion(ids, logprobs, "length", self.weights_version))
+        return made
+
+    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        for _ in named_tensors:  # sharded weights are gathered by all ranks together
+            pass
+        self.weights_version = version
+
+    def rest(self) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,74 @@
+"""Two ranks do what one process does: FSDP2 and DDP over gloo against a plain run, on the same ragged rollouts."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.distributed.runs import SCRIPTED, run, steps
+
+ODD = (
+    "updates.rollout_steps=3",
+    "data.prompts_per_step=12",
+    "updates.prompts_per_minibatch=3",  # four optimizer steps a rollout step; two groups on one rank, one on the other
+)
+
+
+@pytest.fixture(scope="module")
+def alone(random_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    run(folder, *SCRIPTED, *ODD, f"policy.path={random_policy}", "trainer=cpu")
+    return folder
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["fsdp_cpu", "ddp"])
+def test_two_ranks_are_one_process(trainer: str, alone: Path, random_policy: Path, tmp_path: Path) -> None:
+    one_file = {
+        "fsdp_cpu": ["trainer.strategy.save_distributed_checkpoint=false"],
+        "ddp": ["trainer.accelerator=cpu", "trainer.devices=2"],
+    }
+    run(tmp_path, *SCRIPTED, *ODD, f"policy.path={random_policy}", f"trainer={trainer}", *one_file[trainer])
+    expected, found = steps(alone), steps(tmp_path)
+    assert len(expected) == len(found) == 3
+    for one, two in zip(expected, found, strict=True):
+        assert one.keys() == two.keys()
+        assert two == pytest.approx(one, rel=1e-5, abs=1e-5)
+    assert expected[2]["train/grad_norm"] > 0.01 and abs(expected[2]["train/loss"]) > 1e-4
+    for name, value in weights(tmp_path).items():
+        torch.testing.assert_close(value, weights(alone)[name], rtol=0, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def saved(random_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Four rollout steps on two ranks; `best.ckpt` is the folder of shards after the second."""
+    folder = tmp_path_factory.mktemp("saved")
+    run(folder, *SCRIPTED, *FOUR, f"policy.path={random_policy}", "trainer=fsdp_cpu", "trainer.val_check_interval=2")
+    return folder
+
+
+FOUR = (
+    "updates.rollout_steps=4",
+    "data.prompts_per_step=3",
+    "updates.prompts_per_minibatch=3",
+    "algorithm=rest_kl",  # the frozen start is sharded and saved too
+    "algorithm.loss.kl_coef=0.05",
+    "optimizer.schedule=cosine",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_shards_of_two_ranks_resume_on_any_number(ranks: int, saved: Path, random_policy: Path, tmp_path: Path) -> None:
+    settings = (*SCRIPTED, *FOUR, f"policy.path={random_policy}", "trainer=fsdp_cpu", f"trainer.devices={ranks}")
+    run(tmp_path, *settings, "trainer.val_check_interval=2", f"ckpt_path={saved / 'checkpoints/best.ckpt'}")
+    assert (saved / "checkpoints/best.ckpt").is_dir()
+    expected, found = steps(saved)[2:], steps(tmp_path)
+    assert [step["rollout_step"] for step in found] == [2, 3]
+    assert found[0]["train/ref_kl"] > 1e-5  # against the very start, not the checkpoint
+    for before, after in zip(expected, found, strict=True):
+        assert after == pytest.approx(before, rel=1e-6, abs=1e-6)
