@@ -1,5 +1,6 @@
 """`python src/export.py`: a run's checkpoint becomes a folder that transformers loads."""
 
+import json
 import logging
 from pathlib import Path
 
@@ -30,6 +31,12 @@ def test_the_folder_holds_the_checkpoint(trained_run, tmp_path):
         assert torch.equal(exported[name.removeprefix("policy.model.")], tensor), name
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert tokenizer.chat_template and tokenizer.eos_token_id == 2
+    assert json.loads((folder / "generation_config.json").read_text())["do_sample"] is True  # as training sampled
+    card = (folder / "README.md").read_text()
+    assert "1 rollout steps (2 optimizer steps)" in card and "| `optimizer.learning_rate` | `0.005` |" in card
+    records = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
+    start, *_, end = [record["val/reward"] for record in records if record["event"] == "validation"]
+    assert f"| `val/reward` | {start:.4g} | {end:.4g} |" in card
     # what the official BFCL command line wants to find
     assert {"config.json", "tokenizer_config.json"} <= {path.name for path in Path(folder).iterdir()}
 
@@ -50,5 +57,5 @@ def test_no_folder_and_a_folder_with_a_model_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="output: expected a folder"):
         export_model(export_config("policy=tiny"))
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigError, match="expected a new folder, found a model"):
+    with pytest.raises(ConfigError, match=r"output='.*': expected a new folder, found one with a model in it"):
         export_model(export_config("policy=tiny", f"output={tmp_path}"))

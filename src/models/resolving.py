@@ -133,15 +133,32 @@ def load_source(source: ModelSource) -> LoadedModel:
     return LoadedModel(model.eval(), tokenizer, stop_token_ids(model, tokenizer))
 
 
-def _from_run(run: Path, checkpoint: Path, config: DictConfig) -> ModelSource:
-    """Policy and prompt as the run had them."""
-    file = run / "config.yaml"
+def run_config(checkpoint: Path) -> dict[str, Any]:
+    """The composed config of the run that a checkpoint lies in, as plain values.
+
+    Raises:
+        ConfigError: there is none, or one that is not of a training run.
+    """
+    file = next((folder / "config.yaml" for folder in checkpoint.parents if (folder / "config.yaml").is_file()), None)
+    if file is None:
+        raise ConfigError(f"checkpoint '{checkpoint}': expected config.yaml in a folder above it, found none.")
+    return _plain(_saved_config(file))
+
+
+def _saved_config(file: Path) -> DictConfig:
     try:
         saved = OmegaConf.load(file)
     except (OSError, ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"'{file}' cannot be read: {error}") from error
     if not isinstance(saved, DictConfig) or saved.get("policy") is None or saved.get("prompt") is None:
         raise ConfigError(f"'{file}': expected the keys 'policy' and 'prompt' of a training run, found not both.")
+    return saved
+
+
+def _from_run(run: Path, checkpoint: Path, config: DictConfig) -> ModelSource:
+    """Policy and prompt as the run had them."""
+    file = run / "config.yaml"
+    saved = _saved_config(file)
     overrides = {**_overrides(config), "cache_dir": config.paths.cache_dir, "gradient_checkpointing": False}
     if config.base_path is not None:
         overrides["path"] = str(Path(config.base_path).expanduser())
