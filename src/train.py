@@ -6,6 +6,7 @@ import logging
 import time
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import hydra
 import rootutils
@@ -19,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from src.callbacks.benchmark import BenchmarkCallback  # noqa: E402
 from src.callbacks.checkpoint import RolloutCheckpoint  # noqa: E402
 from src.data.rendering import PromptRenderer  # noqa: E402
+from src.models.deferred import WeightSource  # noqa: E402
 from src.models.loading import LoadedPolicy, engine_source, load_policy  # noqa: E402
 from src.models.policy_module import PolicyModule  # noqa: E402
 from src.models.rl_module import RLModule  # noqa: E402
@@ -68,10 +70,9 @@ def train(config: DictConfig) -> dict[str, float]:
     module = build_module(config, loaded, renderer)
     if config.warm_start is not None and config.ckpt_path is None:
         datamodule.setup("fit")  # a bad record stops the run before the stage, not after it
-        where = {key: config.trainer[key] for key in ("accelerator", "devices", "precision")}
-        warm_start(
-            loaded.policy, renderer, instantiate(config.warm_start), Path(config.paths.cache_dir) / "warm_start", where
-        )
+        cache = Path(config.paths.cache_dir) / "warm_start"
+        file = warm_start(loaded, renderer, instantiate(config.warm_start), cache, _where(config.trainer))
+        module.weights = None if loaded.weights is None else WeightSource.of(file)
 
     start: dict[str, float] = {}
     if config.ckpt_path is None and config.validate_at_start:
@@ -129,6 +130,16 @@ def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRende
         seed=config.seed,
         weights=loaded.weights,
     )
+
+
+def _where(trainer: DictConfig) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer that say where to run, for a Trainer of a warm start."""
+    keys = ("accelerator", "devices", "num_nodes", "precision", "strategy")
+    return {
+        key: instantiate(trainer[key]) if isinstance(trainer[key], DictConfig) else trainer[key]
+        for key in keys
+        if key in trainer
+    }
 
 
 def _best_checkpoint(trainer: L.Trainer) -> dict[str, object] | None:

@@ -33,11 +33,12 @@ class WeightSource:
     """Where the weights of a model on the meta device are.
 
     Attributes:
-        files: name in the plain architecture's state dict -> safetensors file; empty: weights are drawn at random.
+        files: name in the plain architecture's state dict -> safetensors file and name in it; empty: weights are drawn
+            at random.
         where: for messages.
     """
 
-    files: dict[str, Path]
+    files: dict[str, tuple[Path, str]]
     where: str
 
     @classmethod
@@ -58,28 +59,37 @@ class WeightSource:
         index = path / "model.safetensors.index.json"
         if index.is_file():
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-            return cls({name: path / file for name, file in names.items()}, str(source))
+            return cls({name: (path / file, name) for name, file in names.items()}, str(source))
         files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
         if not files:
             raise FileNotFoundError(
                 f"policy: '{source}' holds no *.safetensors, which a sharded policy is loaded from tensor by tensor. "
                 "Save the model anew with transformers' save_pretrained."
             )
-        return cls({name: file for file in files for name in _names(file)}, str(source))
+        return cls({name: (file, key) for file in files for name, key in _names(file).items()}, str(source))
 
     def read(self, name: str) -> Tensor | None:
-        """One tensor as it is in its file, or None where the model has no such tensor."""
+        """One tensor as it is in its file, or None where there is none of that name."""
         if name not in self.files:
             return None
-        with safe_open(self.files[name], framework="pt") as file:
-            return file.get_tensor(name)  # type: ignore[no-any-return]
+        path, key = self.files[name]
+        with safe_open(path, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(key)
+        return tensor
 
-    def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """All tensors, one at a time, by name."""
-        for name in sorted(self.files):
-            tensor = self.read(name)
-            if tensor is not None:
-                yield name, tensor
+    def start_of(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+        """The model's state dict as it will be once filled, a tensor at a time; what no file holds is left out."""
+        for name, parameter in sorted(model.named_parameters(remove_duplicate=False)):
+            for candidate in (name, name.replace(".base_layer.", "."), *_ties(model, parameter)):
+                tensor = self.read(candidate)
+                if tensor is not None:
+                    yield name, tensor.to(parameter.dtype)
+                    break
+
+
+def _ties(model: PreTrainedModel, parameter: nn.Parameter) -> list[str]:
+    """All names of a parameter."""
+    return [name for name, other in model.named_parameters(remove_duplicate=False) if other is parameter]
 
 
 @torch.no_grad()
@@ -165,6 +175,9 @@ def _materialise(
     return fresh
 
 
-def _names(file: Path) -> list[str]:
+def _names(file: Path) -> dict[str, str]:
+    """Name of a tensor -> its key in the file; `safetensors.torch.save_model` notes ties in the metadata."""
     with safe_open(file, framework="pt") as opened:
-        return list(opened.keys())
+        keys = {key: key for key in opened.keys()}  # noqa: SIM118 (not a mapping)
+        ties = {name: key for name, key in (opened.metadata() or {}).items() if key in keys}
+    return ties | keys

@@ -83,6 +83,23 @@ def merged_named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]
         yield (f"{owner}.{leaf}" if found else name), weight
 
 
+def whole_state(model: PreTrainedModel, *, keep: bool = True) -> dict[str, Tensor]:
+    """The state dict as it is, adapters apart, on the CPU, shards gathered; a tied head under its first name only.
+
+    Args:
+        model: all ranks of a sharded one must call together.
+        keep: False on the ranks that only take part in the gathering; they get an empty dict.
+    """
+    names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    state = {}
+    for name, tensor in model.state_dict().items():
+        if name in names:
+            whole = _full(tensor)
+            if keep:
+                state[name] = whole.cpu()
+    return state
+
+
 @torch.no_grad()
 def _full(tensor: Tensor) -> Tensor:
     """The whole tensor of a shard; the tensor itself without sharding."""

@@ -97,7 +97,7 @@ class PolicyModule(ValidatingModule):
         self.rollout_step = 0
         self.region_factors = algorithm.weighting.factors_at(algorithm.weighting.factors, 0.0)
         self._optimizer_settings = optimizer
-        self._weights = weights
+        self.weights = weights
         self._engine_gap: float | None = None
 
     @property
@@ -358,7 +358,7 @@ class PolicyModule(ValidatingModule):
 
     def configure_model(self) -> None:
         """Shard the policy under a `ShardedStrategy`; every other strategy takes it as it is."""
-        place_policy(self, self.trainer, self.policy, self._weights)
+        place_policy(self, self.trainer, self.policy, self.weights)
 
     def configure_optimizers(self) -> Any:
         """AdamW; the schedule counts optimizer steps."""

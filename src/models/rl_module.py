@@ -58,8 +58,8 @@ class RLModule(PolicyModule):
         """A scored group for each prompt, and how many of them replace one that taught nothing.
 
         Dynamic sampling, bounded: groups of zero variance are replaced by groups of other training prompts that have
-        some, for `resample_rounds` rounds at most. Those that are left stay. All ranks sample until none of them has any
-        left, so that an engine of several ranks is called by all of them.
+        some, for `resample_rounds` rounds at most. Those that are left stay. All ranks sample until none of them has
+        any left, so that an engine of several ranks is called by all of them.
         """
         groups = self._collect(prompts)
         seen = {prompt.example.id for prompt in prompts}

@@ -14,8 +14,10 @@ from torch.utils.data import Dataset
 from src.algorithm.packing import pack_sequences
 from src.data.dialogue import TurnExample
 from src.data.rendering import PromptRenderer
+from src.models.deferred import WeightSource
 from src.models.optimizers import OptimizerSettings, build_optimizer
 from src.models.policy import Policy
+from src.models.sharding import place_policy
 
 log = logging.getLogger(__name__)
 
@@ -59,15 +61,27 @@ class SupervisedStage(LightningModule):
         optimizer: its settings.
         prompt_weight: weight of a prompt token's loss beside a target token's 1. Above 0 the policy also learns to
             read; 0 is the usual fine-tuning.
+        weights: of a policy that was left on the meta device for the strategy to shard.
     """
 
-    def __init__(self, policy: Policy, optimizer: OptimizerSettings, prompt_weight: float = 0.0) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        optimizer: OptimizerSettings,
+        prompt_weight: float = 0.0,
+        weights: WeightSource | None = None,
+    ) -> None:
         super().__init__()
         if not 0 <= prompt_weight <= 1:
             raise ValueError(f"prompt_weight: expected a value in [0, 1], found {prompt_weight}.")
         self.policy = policy.train()
         self._settings = optimizer
         self._prompt_weight = prompt_weight
+        self._weights = weights
+
+    def configure_model(self) -> None:
+        """Shard the policy under a `ShardedStrategy`."""
+        place_policy(self, self.trainer, self.policy, self._weights)
 
     def training_step(self, batch: list[SupervisedPair], batch_idx: int) -> Tensor:
         """Weighted mean negative log-likelihood over the batch's tokens."""

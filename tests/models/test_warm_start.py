@@ -57,7 +57,7 @@ def test_warm_start_learns_and_is_cached(random_policy, tmp_path, monkeypatch):
         dataset = SupervisedDataset(settings.source.load("train"), renderer)
         batch = [dataset[index] for index in range(16)]
         before = supervised_loss(loaded.policy, batch).item()
-        path = warm_start(loaded.policy, renderer, chosen, tmp_path, CPU)
+        path = warm_start(loaded, renderer, chosen, tmp_path, CPU)
         return path, before, supervised_loss(loaded.policy, batch).item(), loaded.policy.model.state_dict()
 
     path, before, after, trained = start()
