@@ -1,0 +1,217 @@
+"""What a forward and a backward of a packed row keep in memory, found by running them on tensors without data.
+
+The real modules and attention functions of this project run under PyTorch's `FakeTensorMode`, which computes shapes and
+dtypes only; every storage is counted from its birth to its death. Two decoder layers are enough: the rest is linear
+in their number. So the numbers follow the code and hold for any architecture that `Policy` takes. What kernels
+allocate inside themselves is not seen, and attention is counted as its fused kernels keep it.
+"""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PretrainedConfig
+
+from src.algorithm.packing import GroupLayout, PackedRow
+from src.models.architecture import empty_model
+from src.models.head import token_logprobs_and_entropies
+from src.models.lora import LoraSettings
+from src.models.policy import Policy
+
+
+_LAYERS = 2  # enough to see what one more adds
+
+
+@dataclass(frozen=True, slots=True)
+class RowShape:
+    """A packed row of equal groups.
+
+    Attributes:
+        groups: prompt groups in the row.
+        prompt: P, tokens of each prompt.
+        completions: G, completions of each prompt.
+        completion: T, sampled tokens of each completion.
+    """
+
+    groups: int
+    prompt: int
+    completions: int
+    completion: int
+
+    @property
+    def tokens(self) -> int:
+        """L, input positions.
+
+        >>> RowShape(groups=2, prompt=10, completions=3, completion=5).tokens
+        44
+        """
+        return self.groups * (self.prompt + self.completions * (self.completion - 1))
+
+    @property
+    def scored(self) -> int:
+        """N, tokens that get a log-probability."""
+        return self.groups * self.completions * self.completion
+
+    def row(self) -> PackedRow:
+        """Such a row, of zeros."""
+        size = self.tokens // self.groups
+        lengths = (self.completion,) * self.completions
+        layouts = tuple(GroupLayout(size * i, self.prompt, lengths) for i in range(self.groups))
+        inputs, scored = torch.zeros(self.tokens, dtype=torch.long), torch.zeros(self.scored, dtype=torch.long)
+        return PackedRow(inputs, inputs, scored, scored, layouts)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTraits:
+    """What decides how much a layer keeps, besides the architecture.
+
+    Attributes:
+        weights: dtype of the weights that the forward reads (of gathered weights, under sharding).
+        autocast: dtype of Trainer precision `*-mixed`; None without.
+        attention: see `Policy`.
+        checkpointing: see `Policy`.
+        lora: adapters.
+        trust_remote_code: run Python code that comes with the model.
+    """
+
+    weights: torch.dtype
+    autocast: torch.dtype | None = None
+    attention: Literal["packed", "dense"] = "packed"
+    checkpointing: bool = False
+    lora: LoraSettings | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RowMemory:
+    """Bytes of a row besides weights, gradients and what the head takes.
+
+    Attributes:
+        kept_layer: kept for backward by each decoder layer.
+        kept_rest: kept by what surrounds the layers: embeddings, rotary angles, gathers of the attention, last norm.
+        working: largest use above what is kept, in the backward of a layer (recomputation included).
+        forward: largest use of a forward without gradients, whatever the number of layers.
+    """
+
+    kept_layer: int
+    kept_rest: int
+    working: int
+    forward: int
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations make within this context, while they live.
+
+    Attributes:
+        live: bytes now.
+        peak: most bytes at once; may be set back by the user.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self._storages: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and id(tensor.untyped_storage()) not in given:
+                self._add(tensor.untyped_storage())
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._storages:
+            return
+
+        def freed(_: object) -> None:
+            del self._storages[key]
+            self.live -= size
+
+        self._storages[key] = weakref.ref(storage, freed)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+def row_memory(architecture: PretrainedConfig, traits: ModelTraits, shape: RowShape) -> RowMemory:
+    """Trace a row through the model without its head; takes about a second."""
+    model = empty_model(_shortened(architecture), traits.weights, traits.lora, trust=traits.trust_remote_code)
+    autocast = nullcontext() if traits.autocast is None else torch.autocast("cpu", traits.autocast, cache_enabled=False)
+    after_layer: list[int] = []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _give_memory(model)
+        policy = Policy(model, attention=traits.attention, gradient_checkpointing=traits.checkpointing).train()
+        row = shape.row()
+        with autocast, LiveBytes() as memory:
+            with torch.no_grad():
+                policy._hidden_states(row)
+            forward, before = memory.peak, memory.live
+            for layer in policy.decoder_layers:
+                layer.register_forward_hook(lambda *_: after_layer.append(memory.live))
+            hidden = policy._hidden_states(row)
+            first, second = after_layer
+            kept, kept_layer = memory.live - before, second - first
+            memory.peak = memory.live
+            hidden.backward(torch.zeros_like(hidden))
+            working = memory.peak - before - kept
+    return RowMemory(kept_layer, kept - _LAYERS * kept_layer, working, forward)
+
+
+def head_memory(vocabulary: int, width: int, dtype: torch.dtype, chunk: int, *, trained: bool) -> tuple[int, int]:
+    """Bytes that the head takes above its inputs: (forward, backward).
+
+    Backward counts the gradient of the head's weight [V, d], in float32 while it is summed.
+
+    Args:
+        vocabulary: V.
+        width: d.
+        dtype: of hidden states and weight.
+        chunk: tokens whose logits exist at once.
+        trained: whether the weight gets a gradient.
+    """
+    tokens = 3 * chunk  # enough for a chunk to meet what the one before it leaves behind
+    with FakeTensorMode(), LiveBytes() as memory:
+        hidden = torch.zeros(tokens, width, dtype=dtype, requires_grad=True)
+        weight = torch.zeros(vocabulary, width, dtype=dtype, requires_grad=trained)
+        targets = torch.zeros(tokens, dtype=torch.long)
+        given = memory.peak = memory.live
+        logprobs, entropies = token_logprobs_and_entropies(hidden, weight, targets, temperature=0.5, chunk=chunk)
+        forward = memory.peak - given
+        memory.peak = memory.live
+        (logprobs + entropies).sum().backward()
+        return forward, memory.peak - given
+
+
+def _give_memory(model: nn.Module) -> None:
+    """Replace parameters on the meta device by fake ones, with gradients as in every row but the first."""
+    for owner in model.modules():
+        for name, old in owner.named_parameters(recurse=False):
+            new = nn.Parameter(torch.empty(old.shape, dtype=old.dtype), requires_grad=old.requires_grad)
+            if new.requires_grad:
+                new.grad = torch.zeros_like(new)
+            owner.register_parameter(name, new)
+
+
+def _shortened(architecture: PretrainedConfig) -> PretrainedConfig:
+    """The architecture with two layers and hardly any vocabulary, whose memory is counted elsewhere."""
+    short = copy.deepcopy(architecture)
+    text = short.get_text_config()
+    text.num_hidden_layers = _LAYERS
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[:_LAYERS]
+    text.vocab_size = 8
+    text.pad_token_id = None
+    return short

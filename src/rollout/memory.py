@@ -1,0 +1,119 @@
+"""Predicted memory of a rollout engine: numbers in, parts out. Pure; the native engine's budgets are `native`'s own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import PretrainedConfig
+
+from src.models.activations import LiveBytes
+from src.models.memory_plan import MemoryPart
+from src.rollout.engine import SamplingParams
+from src.rollout.sampling import sample_tokens
+
+_SCORE_BYTES = 16  # of a query-key pair in decoding: scores, exponentials, shares and their conversion
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationBatch:
+    """Prompts that one call of `generate` may be given.
+
+    Attributes:
+        prompts: most of them.
+        prompt_tokens: of the longest.
+        sampling: completions a prompt and their length.
+    """
+
+    prompts: int
+    prompt_tokens: int
+    sampling: SamplingParams
+
+    def admitted(self, max_sequences: int, max_batch_tokens: int) -> int:
+        """Prompts that decode together under the engine's budgets, as `NativeEngine` admits them; at least one."""
+        n = 1 if self.sampling.temperature == 0 else self.sampling.n
+        size = self.prompt_tokens + n * self.sampling.max_new_tokens
+        return max(1, min(self.prompts, max_sequences // n, max_batch_tokens // size))
+
+
+@dataclass(frozen=True, slots=True)
+class NativeDemand:
+    """A native engine and what it computes with.
+
+    Attributes:
+        architecture: of the policy.
+        key_bytes: of a cached key's number.
+        value_bytes: of a cached value's number.
+        logits: their dtype.
+        copied_weights: bytes of a copy of the model; 0: it samples with the training module.
+        prefill_token: bytes that a forward takes for each prompt token.
+        max_sequences: see `NativeEngine`.
+        max_batch_tokens: see `NativeEngine`.
+    """
+
+    architecture: PretrainedConfig
+    key_bytes: int
+    value_bytes: int
+    logits: torch.dtype
+    copied_weights: int
+    prefill_token: float
+    max_sequences: int
+    max_batch_tokens: int
+
+
+def native_parts(demand: NativeDemand, batches: Sequence[GenerationBatch]) -> list[MemoryPart]:
+    """Parts of the native engine, for the largest of the batches."""
+    parts = []
+    if demand.copied_weights:
+        what = "a whole model of its own, in the type of the forwards"
+        lighter = ("rollout=vllm_server",)
+        parts.append(MemoryPart.always("engine weights", what, demand.copied_weights, lighter))
+    cache, work = max((_native_batch(demand, batch) for batch in batches), key=sum)
+    keys = ("rollout.max_batch_tokens", "rollout.max_sequences")
+    return [
+        *parts,
+        MemoryPart("key/value cache", "prompts once, completions at their longest", {"rollout": cache}, keys),
+        MemoryPart("sampling", "prefill of a batch of prompts, or logits of its completions", {"rollout": work}, keys),
+    ]
+
+
+def vllm_parts(fraction: float, device_bytes: int | None, *, sleeps: bool) -> list[MemoryPart]:
+    """Parts of an engine that takes a fraction of the device for weights, cache and graphs.
+
+    Args:
+        fraction: `gpu_memory_utilization`.
+        device_bytes: of the whole device; without it nothing can be said.
+        sleeps: whether it gives that memory back between rollouts.
+    """
+    if device_bytes is None:
+        return []
+    size, keys = int(fraction * device_bytes), ("rollout.gpu_memory_utilization",)
+    if sleeps:
+        return [MemoryPart("engine", "vLLM's weights and cache, while awake", {"rollout": size, "handover": size}, keys)]
+    return [MemoryPart.always("engine", "vLLM's weights and cache", size, keys)]
+
+
+def _native_batch(demand: NativeDemand, batch: GenerationBatch) -> tuple[int, int]:
+    """(cache, work) in bytes for one batch."""
+    text = demand.architecture.get_text_config()
+    heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    prompts = batch.admitted(demand.max_sequences, demand.max_batch_tokens)
+    rows = prompts * (1 if batch.sampling.temperature == 0 else batch.sampling.n)
+    tokens = prompts * batch.prompt_tokens + rows * batch.sampling.max_new_tokens
+    layer = tokens * kv_heads * size * (demand.key_bytes + demand.value_bytes)
+    prefill = int(prompts * batch.prompt_tokens * demand.prefill_token)
+    scores = rows * heads * max(batch.prompt_tokens, batch.sampling.max_new_tokens) * _SCORE_BYTES
+    decode = scores + _sampling_bytes(rows, text.vocab_size, demand.logits, batch.sampling)
+    return text.num_hidden_layers * layer, max(prefill, decode)
+
+
+def _sampling_bytes(rows: int, vocabulary: int, dtype: torch.dtype, params: SamplingParams) -> int:
+    """Logits [R, V] and all that choosing a token makes of them."""
+    with FakeTensorMode(), LiveBytes() as memory:
+        logits = torch.zeros(rows, vocabulary, dtype=dtype)
+        sample_tokens(logits, torch.zeros(rows, dtype=torch.float64), params)
+    return memory.peak

@@ -1,0 +1,296 @@
+"""Will it fit? A composed training config to predicted memory, before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from hydra.utils import get_class, instantiate
+from lightning.pytorch.strategies import ModelParallelStrategy
+from omegaconf import DictConfig
+from transformers import PretrainedConfig
+
+from src.models.activations import ModelTraits, RowMemory, RowShape, head_memory, row_memory
+from src.models.architecture import ParameterCounts, count_parameters, empty_model, load_architecture
+from src.models.loading import PolicyConfig
+from src.models.memory import Placement, RowDemand, TrainingDemand, policy_parts
+from src.models.memory_plan import Capacity, MemoryPart, MemoryPlan
+from src.rollout.engine import SamplingParams
+from src.rollout.memory import GenerationBatch, NativeDemand, native_parts, vllm_parts
+from src.utils.capacity import device_capacity, host_capacity, resident_bytes
+from src.utils.config_checks import ConfigError
+
+GIB = 1 << 30
+_CUDA_RUNTIME = GIB  # context, kernels and cuBLAS workspaces; a usual figure, not measured here
+_NCCL = GIB // 2  # channels of several ranks; likewise
+
+
+class MemoryPlanError(ConfigError):
+    """The predicted memory is more than there is: names the largest parts, and the keys to change."""
+
+
+def plan_memory(config: DictConfig) -> MemoryPlan:
+    """Predict the memory of each rank of a training run from its config and its policy's architecture.
+
+    Args:
+        config: composed, as `src/train.py` gets it. `preflight.device_gib`, if given, stands for the device's memory.
+
+    Raises:
+        OSError: no architecture for `policy.hub_id`.
+        FileNotFoundError: no folder, package or config.json where `policy` says.
+        ConfigError: a value that memory cannot be planned for.
+    """
+    policy: PolicyConfig = instantiate(config.policy)
+    place, on_node = _placement(config.trainer)
+    architecture = load_architecture(policy)
+    stored = _dtype(policy, architecture, str(config.trainer.precision))
+    traits = _traits(policy, stored, place, str(config.trainer.precision))
+    counts = count_parameters(empty_model(architecture, stored, policy.lora, trust=policy.trust_remote_code))
+
+    per_rank = -(-config.data.prompts_per_step // place.ranks)
+    samples = "loss" in config.algorithm
+    completions = config.sampling.n if samples else 1
+    group = (config.data.max_prompt_tokens, completions, config.sampling.max_new_tokens)
+    in_minibatch = min(per_rank, max(1, -(-config.updates.prompts_per_minibatch // place.ranks)))
+    rows = longest_rows(config.updates.max_row_tokens, in_minibatch, *group)
+    scored = longest_rows(config.updates.max_row_tokens, per_rank, *group)
+    row = _row_demand(architecture, traits, counts, policy, place, rows, scored)
+
+    parts = [MemoryPart.always("runtime", *_runtime(place))]
+    copies, engine = _engine_parts(config, architecture, policy, traits, counts, place, per_rank if samples else 0)
+    demand = TrainingDemand(
+        counts=counts,
+        weight_bytes=stored.itemsize,
+        trained_bytes=4 if policy.lora is not None else stored.itemsize,
+        compute_bytes=traits.weights.itemsize,
+        row=row,
+        warm_start=_warm_start(config, architecture, traits, counts, policy, place),
+        reference=samples and config.algorithm.loss.kl_coef > 0,
+        copies_weights=copies,
+    )
+    device, host = policy_parts(demand, place)
+    host = [replace(part, bytes={phase: size * on_node for phase, size in part.bytes.items()}) for part in host]
+    longest = max(rows, key=lambda shape: shape.tokens)
+    given = config.get("preflight", {}).get("device_gib")
+    return MemoryPlan(
+        parts=(*parts, *device, *engine),
+        capacity=_given(given) if given else device_capacity(place.cuda, on_node),
+        host_parts=tuple(host),
+        host_capacity=host_capacity() if host else Capacity(None, ""),
+        assumptions=(
+            f"{place.ranks} rank{'s' if place.ranks > 1 else ''} on {'GPUs' if place.cuda else 'the CPU'}, "
+            f"{'sharded' if place.sharded else 'a whole policy each'}, precision {config.trainer.precision}, "
+            f"weights {str(stored).removeprefix('torch.')}",
+            f"rows of up to {longest.tokens} tokens: prompts of {group[0]}, {group[1]} completions of {group[2]}",
+        ),
+    )
+
+
+def check_memory(plan: MemoryPlan) -> None:
+    """Refuse a plan that does not fit.
+
+    Raises:
+        MemoryPlanError: what is predicted, what there is, the largest parts, and what to change, by effect.
+    """
+    if plan.fits:
+        return
+    phase = plan.peak_phase
+    needed, capacity, parts = plan.peak, plan.capacity, plan.largest()
+    where = f"a device in the phase '{phase}'"
+    if capacity.bytes is None or needed <= capacity.bytes:
+        needed, capacity, where = plan.host, plan.host_capacity, "the host for offloaded shards"
+        parts = list(plan.host_parts)
+    named = ", ".join(f"{part.name} {max(part.bytes.get(phase, 0), 0) / GIB:.1f}" for part in parts)
+    raise MemoryPlanError(
+        f"memory: expected at most {(capacity.bytes or 0) / GIB:.1f} GiB ({capacity.source}), predicted "
+        f"{needed / GIB:.1f} GiB on {where}: {named} GiB. Change, by effect: {'; '.join(plan.changes())}. "
+        "dry_run=true shows the whole plan; preflight.action=warn goes on all the same."
+    )
+
+
+def longest_rows(
+    budget: int, groups: int, prompt: int, completions: int, completion: int
+) -> tuple[RowShape, ...]:
+    """The packed rows that can take most memory: one of most tokens, and one of most prompts.
+
+    A group that is longer than the budget has a row of its own. Many long prompts with short completions take fewer
+    tokens but more keys, since each completion meets its prompt's.
+
+    >>> [(row.groups, row.prompt, row.completion, row.tokens) for row in longest_rows(2048, 2, 1024, 4, 192)]
+    [(1, 1024, 192, 1788), (2, 1020, 2, 2048)]
+    >>> [(row.groups, row.prompt, row.completion, row.tokens) for row in longest_rows(16384, 2, 100, 4, 51)]
+    [(2, 100, 51, 600)]
+
+    Args:
+        budget: `updates.max_row_tokens`.
+        groups: most groups that there are to pack.
+        prompt: tokens of the longest prompt.
+        completions: of each prompt.
+        completion: tokens of the longest completion.
+    """
+    whole = RowShape(1, prompt, completions, completion)
+    if whole.tokens * groups <= budget:
+        return (replace(whole, groups=groups),)
+    many = min(groups, max(-(-budget // whole.tokens), budget // (prompt + completions)))
+    size = budget // many
+    short = max(2, 1 + -(-(size - prompt) // completions))
+    crowded = RowShape(many, size - completions * (short - 1), completions, short)
+    if crowded.prompt < 1:
+        return (whole,)
+    return (whole, crowded)
+
+
+def _row_demand(
+    architecture: PretrainedConfig,
+    traits: ModelTraits,
+    counts: ParameterCounts,
+    policy: PolicyConfig,
+    place: Placement,
+    rows: tuple[RowShape, ...],
+    scored: tuple[RowShape, ...] = (),
+) -> RowDemand:
+    """What the most demanding of several rows takes; `scored` are those of scoring, which packs more groups."""
+
+    def size(memory: RowMemory) -> int:
+        return counts.layers * memory.kept_layer + memory.kept_rest + memory.working
+
+    traced = {row: row_memory(architecture, traits, row) for row in rows}
+    memory = max(traced.values(), key=size)
+    longer = max(row.tokens for row in (*rows, *scored)) / max(row.tokens for row in rows)
+    memory = replace(memory, forward=int(memory.forward * max(1.0, longer)))
+    text = architecture.get_text_config()
+    dtype = torch.float32 if place.cuda else traits.weights  # a GPU multiplies half-precision matrices without copies
+    forward, backward = head_memory(
+        text.vocab_size, text.hidden_size, dtype, policy.head_chunk, trained=counts.head_trained
+    )
+    tokens = max(row.scored for row in rows)
+    inputs = 2 * tokens * text.hidden_size * traits.weights.itemsize  # the scored hidden states, and their gradient
+    return RowDemand(memory, forward + inputs // 2, backward + inputs)
+
+
+def _warm_start(
+    config: DictConfig,
+    architecture: PretrainedConfig,
+    traits: ModelTraits,
+    counts: ParameterCounts,
+    policy: PolicyConfig,
+    place: Placement,
+) -> RowDemand | None:
+    stage = config.get("warm_start")
+    if stage is None or config.get("ckpt_path") is not None:
+        return None
+    target = min(config.sampling.max_new_tokens, stage.max_tokens // 2)
+    row = RowShape(stage.batch_size, stage.max_tokens - target + 1, 1, target)
+    return _row_demand(architecture, traits, counts, policy, place, (row,))
+
+
+def _engine_parts(
+    config: DictConfig,
+    architecture: PretrainedConfig,
+    policy: PolicyConfig,
+    traits: ModelTraits,
+    counts: ParameterCounts,
+    place: Placement,
+    prompts: int,
+) -> tuple[bool, list[MemoryPart]]:
+    """Whether the engine is given weights, and its parts; `prompts` a rank are sampled for in a rollout step."""
+    rollout = config.rollout
+    target = str(rollout.get("_target_", ""))
+    if "vllm_server" in target:
+        return True, []
+    if "vllm" in target:
+        memory = device_capacity(place.cuda, 1) if place.cuda else Capacity(None, "")
+        given = config.get("preflight", {}).get("device_gib")
+        size = _given(given).bytes if given else memory.bytes
+        sleeps = bool(rollout.get("sleep", False)) and place.cuda
+        return True, vllm_parts(float(rollout.gpu_memory_utilization), size, sleeps=sleeps)
+    owns = place.sharded if rollout.get("owns_model") is None else bool(rollout.owns_model)
+    dtype = traits.autocast or traits.weights if owns else traits.weights
+    engine = replace(traits, weights=dtype, lora=None) if owns else traits
+    keys_stay_wide = traits.autocast is not None and engine.weights == torch.float32  # rotated in float32
+    prompt = RowShape(1, config.data.max_prompt_tokens, 1, 1)
+    plain = counts.total if policy.lora is None else counts.total - counts.trained
+    demand = NativeDemand(
+        architecture=architecture,
+        key_bytes=4 if keys_stay_wide else dtype.itemsize,
+        value_bytes=2 if keys_stay_wide else dtype.itemsize,
+        logits=traits.autocast or dtype,
+        copied_weights=plain * dtype.itemsize if owns else 0,
+        prefill_token=row_memory(architecture, engine, prompt).forward / prompt.tokens,
+        max_sequences=rollout.max_sequences,
+        max_batch_tokens=rollout.max_batch_tokens,
+    )
+    return owns, native_parts(demand, _batches(config, prompts))
+
+
+def _batches(config: DictConfig, prompts: int) -> list[GenerationBatch]:
+    """What is generated: rollouts, greedy validation, and benchmarks, whose prompts count as long as the longest."""
+    sampling: SamplingParams = instantiate(config.sampling)
+    greedy, longest = replace(sampling, n=1, temperature=0.0), config.data.max_prompt_tokens
+    batches = [GenerationBatch(config.data.val_batch_size, longest, greedy)]
+    if prompts:
+        batches.append(GenerationBatch(prompts, longest, sampling))
+    benchmark = config.callbacks.get("benchmark")
+    if config.get("benchmark") and benchmark is not None:
+        answers = replace(greedy, max_new_tokens=benchmark.max_new_tokens)
+        batches.append(GenerationBatch(benchmark.batch_size, longest, answers))
+    return batches
+
+
+def _placement(trainer: DictConfig) -> tuple[Placement, int]:
+    """How the policy lies on ranks, and the ranks of one node."""
+    accelerator = str(trainer.get("accelerator", "auto"))
+    cuda = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
+    on_node = _devices(trainer.get("devices", 1), torch.cuda.device_count() if cuda else 1)
+    ranks = on_node * int(trainer.get("num_nodes", 1))
+    strategy: Any = trainer.get("strategy", "auto")
+    if not isinstance(strategy, Mapping):
+        return Placement(ranks, cuda, buckets=ranks > 1), on_node
+    if issubclass(get_class(strategy["_target_"]), ModelParallelStrategy):
+        offload, reshard = strategy.get("cpu_offload", False), strategy.get("reshard_after_forward", True)
+        return Placement(ranks, cuda, sharded=True, cpu_offload=bool(offload), reshard=bool(reshard)), on_node
+    return Placement(ranks, cuda, buckets=ranks > 1 and not strategy.get("gradient_as_bucket_view", False)), on_node
+
+
+def _devices(devices: Any, found: int) -> int:
+    """Processes on a node, from Lightning's `devices`."""
+    if isinstance(devices, int) and devices > 0:
+        return devices
+    if devices in (-1, "-1", "auto"):
+        return max(1, found)
+    if isinstance(devices, str):
+        return len(devices.split(",")) if "," in devices else int(devices)
+    return len(devices)
+
+
+def _dtype(policy: PolicyConfig, architecture: PretrainedConfig, precision: str) -> torch.dtype:
+    """Of the weights as they are stored."""
+    if precision.endswith("-true") and precision != "32-true":
+        return torch.bfloat16 if precision.startswith("bf16") else torch.float16
+    if policy.dtype == "auto":
+        return architecture.dtype or torch.float32
+    return getattr(torch, policy.dtype)  # type: ignore[no-any-return]
+
+
+def _traits(policy: PolicyConfig, stored: torch.dtype, place: Placement, precision: str) -> ModelTraits:
+    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
+    return ModelTraits(
+        weights=mixed if mixed is not None and place.sharded else stored,
+        autocast=mixed,
+        attention=policy.attention,
+        checkpointing=policy.gradient_checkpointing,
+        lora=policy.lora,
+        trust_remote_code=policy.trust_remote_code,
+    )
+
+
+def _runtime(place: Placement) -> tuple[str, int]:
+    if place.cuda:
+        return "CUDA context, libraries, NCCL: usual figures, not measured", _CUDA_RUNTIME + (place.ranks > 1) * _NCCL
+    return "this process as it is now: Python and its libraries", resident_bytes()
+
+
+def _given(gib: float) -> Capacity:
+    return Capacity(int(gib * GIB), "preflight.device_gib")
