@@ -76,9 +76,11 @@ class PrefixCache:
         if len(kept) < len(self.prompt_lengths):
             self.prompt_lengths = [self.prompt_lengths[i] for i in kept.tolist()]
             width = max(self.prompt_lengths)
-            self._prompt = {i: (k[kept, :, :width], v[kept, :, :width]) for i, (k, v) in self._prompt.items()}
+            for i, (k, v) in self._prompt.items():
+                self._prompt[i] = k[kept, :, :width], v[kept, :, :width]
             self._padding = None if self._padding is None else self._padding[kept, :, :, :width]
-        self._own = {i: (k[rows], v[rows]) for i, (k, v) in self._own.items()}
+        for i, (k, v) in self._own.items():  # one at a time: two whole caches might not fit
+            self._own[i] = k[rows], v[rows]
 
     def _prefill(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if query.shape[0] != 1 or query.shape[2] != sum(self.prompt_lengths):
