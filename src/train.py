@@ -15,6 +15,7 @@ rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 
 import lightning as L  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
+from lightning.pytorch.utilities import rank_zero_only  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from src.callbacks.benchmark import BenchmarkCallback  # noqa: E402
@@ -48,7 +49,10 @@ def train(config: DictConfig) -> dict[str, float]:
     """
     check_config(config)
     folder = Path(config.paths.output_dir)
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    if rank_zero_only.rank == 0:
+        OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    else:
+        logging.getLogger("src").setLevel(logging.ERROR)  # what all ranks would say, one says
     started = time.monotonic()
     L.seed_everything(config.seed, workers=True)
 

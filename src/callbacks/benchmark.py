@@ -19,6 +19,7 @@ from src.evaluation.benchmark import Benchmark, EvalReport, Ranks, Record, prepa
 from src.evaluation.generation import EngineGenerate, context_of
 from src.evaluation.records import RecordStore
 from src.evaluation.samples import Subset
+from src.rollout.engine import RolloutEngine
 
 if TYPE_CHECKING:
     from src.models.policy_module import PolicyModule
@@ -111,7 +112,7 @@ class BenchmarkCallback(RolloutCallback):
         scores: dict[str, float] = {}
         for benchmark in self._benchmarks:
             started = time.monotonic()
-            report = benchmark.run(generate, subset=self._subset, ranks=ranks_of(trainer))
+            report = benchmark.run(generate, subset=self._subset, ranks=ranks_of(trainer, module.engine))
             scores |= {f"{report.name}/{key}": value for key, value in report.scores.items()}
             scores[f"{report.name}/seconds"] = time.monotonic() - started
             if trainer.is_global_zero:
@@ -134,11 +135,17 @@ class BenchmarkCallback(RolloutCallback):
             RecordStore(path).rewrite(report.records)
 
 
-def ranks_of(trainer: Trainer) -> Ranks:
-    """How the trainer's ranks share out samples."""
+def ranks_of(trainer: Trainer, engine: RolloutEngine) -> Ranks:
+    """How the trainer's ranks share out samples: ranks that are one engine together answer the same ones."""
     if trainer.world_size == 1:
         return Ranks()
-    return Ranks(trainer.global_rank, trainer.world_size, gathered)
+    together = engine.ranks_per_engine
+    speaks = trainer.global_rank % together == 0  # the others' records are copies
+    return Ranks(
+        trainer.global_rank // together,
+        trainer.world_size // together,
+        lambda records: gathered(records if speaks else []),
+    )
 
 
 def gathered(records: list[Record]) -> list[Record]:

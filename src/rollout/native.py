@@ -283,7 +283,8 @@ def _empty_model(source: EngineSource, device: str | torch.device | None) -> Pre
             architecture, dtype=source.dtype, trust_remote_code=source.trust_remote_code
         )
     where = device or torch.accelerator.current_accelerator() or "cpu"
-    fill_empty(model, torch.device(where))
+    with torch.inference_mode(False):  # validation, where the first use may be, makes tensors that take no updates
+        fill_empty(model, torch.device(where))
     return cast(PreTrainedModel, model.eval().requires_grad_(False))
 
 

@@ -15,7 +15,7 @@ from src.algorithm.experience import PromptGroup
 from src.rollout.engine import Completion, SamplingParams
 
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
-_HALF_TOLERANCE = 0.1
+_HALF_TOLERANCE = 0.25
 
 
 class EngineMismatchError(RuntimeError):
@@ -50,8 +50,8 @@ def check_gap(gap: float, rollout_step: int, dtype: torch.dtype, tolerance: floa
         gap: largest |engine - trainer| log-probability of the probe's tokens, in nats.
         rollout_step: rollout steps done.
         dtype: of the trainer's forwards.
-        tolerance: largest gap to accept; None: 1e-4 in float32 (5e-7 was measured), 0.1 in half precision (2e-3 to
-            6e-3 on a small model; it grows with depth).
+        tolerance: largest gap to accept; None: 1e-4 in float32 (4e-6 was measured), 0.25 in half precision (0.02 on
+            the tiny policy; it grows with depth. A forgotten head gives 0.5 and more).
 
     Raises:
         EngineMismatchError: the gap is larger, or not a number.

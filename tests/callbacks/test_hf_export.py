@@ -26,7 +26,7 @@ STEPS = (
     "reward._target_=tests.models.even_reward.EvenReward",
     "sampling.n=4",
 )
-LORA = ("+policy.lora._target_=src.models.lora.LoraSettings", "+policy.lora.rank=2", "+policy.lora.alpha=4")
+LORA = ("policy/lora=default", "policy.lora.rank=2", "policy.lora.alpha=4")
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from src.models.reference import FrozenStart
 from src.train import train
 from tests.conftest import SMALL, train_config
 
-LORA = "+policy.lora={_target_: src.models.lora.LoraSettings, rank: 4, alpha: 8}"
+LORA = ("policy/lora=default", "policy.lora.rank=4", "policy.lora.alpha=8")
 KL = (
     *SMALL,
     "algorithm=rest_kl",
@@ -56,7 +56,7 @@ def test_adapters_need_no_second_model(random_policy):
     assert sum(buffer.numel() for buffer in FrozenStart(policy).buffers()) == adapters < 0.2 * whole
 
 
-@pytest.mark.parametrize("lora", [(), (LORA,)])
+@pytest.mark.parametrize("lora", [(), LORA])
 def test_resumed_runs_keep_their_reference(lora, random_policy, tmp_path):
     """One step, then another from its checkpoint: the divergence is from the very start, as without a break."""
 

@@ -1,0 +1,74 @@
+"""The probe: an engine that computes with other weights than the policy's stops the run."""
+
+import pytest
+import torch
+
+from src.rollout import native
+from src.rollout.engine import Completion, SamplingParams
+from src.rollout.probe import EngineMismatchError, check_gap, probe_group, probe_params
+from src.train import train
+from tests.conftest import SMALL, train_config
+
+COPY = (
+    *SMALL,
+    "rollout.owns_model=true",
+    "updates.rollout_steps=2",
+    "trainer.val_check_interval=2",
+    "reward._target_=tests.models.even_reward.EvenReward",
+    "sampling.n=4",
+    "optimizer.learning_rate=1.0e-2",
+    "optimizer.warmup_steps=0",
+)
+
+
+def test_tolerance_by_type():
+    check_gap(9e-5, 3, torch.float32)
+    check_gap(0.2, 3, torch.bfloat16)
+    check_gap(0.2, 3, torch.float32, tolerance=0.3)
+    for gap, dtype in ((2e-4, torch.float32), (0.3, torch.bfloat16), (float("nan"), torch.float32)):
+        with pytest.raises(EngineMismatchError, match=r"rollout step 3: .*lm_head.*updates\.probe_tolerance"):
+            check_gap(gap, 3, dtype)
+
+
+def test_a_probe_is_greedy_and_its_group_is_the_completion():
+    params = probe_params(SamplingParams(n=8, temperature=0.7, top_p=0.9, top_k=5, max_new_tokens=64), 16)
+    assert (params.n, params.temperature, params.top_p, params.top_k, params.max_new_tokens) == (1, 0.0, 1.0, 0, 16)
+    logprobs = torch.tensor([-0.5, -0.25])
+    group = probe_group(torch.tensor([1, 2, 3]), Completion(torch.tensor([7, 8]), logprobs, "length", 4))
+    assert group.token_ids.tolist() == [7, 8] and torch.equal(group.rollout_logprobs, logprobs)
+    assert group.lengths.tolist() == [2]
+
+
+def test_a_copy_that_follows_passes_and_its_gap_is_logged(random_policy, tmp_path):
+    metrics = train(train_config(tmp_path, *COPY, f"policy.path={random_policy}"))
+    assert "val/exact_match" in metrics
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert text.count('"engine/gap"') == 2
+
+
+def _skips(model, named_tensors):
+    """Takes the first weights and no later ones."""
+    if not hasattr(model, "taken"):
+        model.taken = True
+        COPY_WEIGHTS(model, named_tensors)
+
+
+def _leaves_the_head_out(model, named_tensors):
+    """A part of the update does not arrive."""
+    first = not hasattr(model, "taken")
+    model.taken = True
+    kept = model.lm_head.weight.clone()
+    COPY_WEIGHTS(model, named_tensors)
+    if not first:
+        with torch.no_grad():
+            model.lm_head.weight.copy_(kept)
+
+
+COPY_WEIGHTS = native._copy_weights
+
+
+@pytest.mark.parametrize("broken", [_skips, _leaves_the_head_out])
+def test_a_copy_that_does_not_follow_stops_the_run(broken, random_policy, tmp_path, monkeypatch):
+    monkeypatch.setattr(native, "_copy_weights", broken)
+    with pytest.raises(EngineMismatchError, match="rollout step 1: .* differ from the trainer's"):
+        train(train_config(tmp_path, *COPY, f"policy.path={random_policy}"))
