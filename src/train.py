@@ -49,7 +49,7 @@ def train(config: DictConfig) -> dict[str, float]:
     """
     check_config(config)
     folder = Path(config.paths.output_dir)
-    if rank_zero_only.rank == 0:
+    if getattr(rank_zero_only, "rank", 0) == 0:
         OmegaConf.save(config, folder / "config.yaml", resolve=True)
     else:
         logging.getLogger("src").setLevel(logging.ERROR)  # what all ranks would say, one says

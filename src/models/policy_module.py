@@ -10,11 +10,11 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -29,36 +29,21 @@ from src.algorithm.region_weights import token_weights
 from src.callbacks.base import RolloutCallback, RolloutStep
 from src.data.rendering import RenderedPrompt
 from src.models.deferred import WeightSource
-from src.models.lora import merged_named_tensors
 from src.models.optimizers import OptimizerSettings, build_optimizer
 from src.models.policy import Policy, TokenScores
+from src.models.resuming import ResumableModule
+from src.models.sampling_module import GroupScores, SamplingModule
 from src.models.settings import AlgorithmSettings, SupervisedSettings, UpdateSettings
 from src.models.sharding import place_policy, reshard
-from src.models.validation import ValidatingModule
 from src.rollout.collect import Collector, ScoredGroup
 from src.rollout.engine import RolloutEngine, SamplingParams
-from src.rollout.probe import check_gap, probe_group, probe_params
 
 
 class NonFiniteError(FloatingPointError):
     """Loss or gradient is NaN or infinite; no weight has been changed by it."""
 
 
-class GroupScores(NamedTuple):
-    """What the policy says about a group's N sampled tokens before the update; all float32 [N].
-
-    Attributes:
-        logprobs: the trainer's.
-        entropies: in nats.
-        moments: squared norms of the last layer's gradients; None unless asked for.
-    """
-
-    logprobs: Tensor
-    entropies: Tensor
-    moments: Tensor | None = None
-
-
-class PolicyModule(ValidatingModule):
+class PolicyModule(SamplingModule, ResumableModule):
     """Trains a policy on weighted prompt groups; subclasses say where these come from and what the loss is.
 
     Args:
@@ -89,21 +74,12 @@ class PolicyModule(ValidatingModule):
         seed: int = 0,
         weights: WeightSource | None = None,
     ) -> None:
-        super().__init__(engine, collector, sampling, seed)
+        super().__init__(policy.train(), engine, collector, sampling, update, seed)
         self.automatic_optimization = False
-        self.policy = policy.train()
         self.algorithm = algorithm
-        self.update = update
-        self.rollout_step = 0
         self.region_factors = algorithm.weighting.factors_at(algorithm.weighting.factors, 0.0)
         self._optimizer_settings = optimizer
         self.weights = weights
-        self._engine_gap: float | None = None
-
-    @property
-    def progress(self) -> float:
-        """Fraction of the run's rollout steps that is done, in [0, 1]."""
-        return self.rollout_step / self.update.rollout_steps
 
     @property
     def temperature(self) -> float:
@@ -141,7 +117,7 @@ class PolicyModule(ValidatingModule):
 
     @torch.no_grad()
     def _score(
-        self, groups: list[PromptGroup], moments: bool = False, temperature: float | None = None
+        self, groups: list[PromptGroup], *, moments: bool = False, temperature: float | None = None
     ) -> list[GroupScores]:
         """What the policy says about each group's tokens, before the update."""
         temperature = self.temperature if temperature is None else temperature
@@ -179,8 +155,8 @@ class PolicyModule(ValidatingModule):
             "time/update": updated_at - scored_at,
             "time/sync": time.monotonic() - updated_at,
         }
-        if self._engine_gap is not None:
-            step.metrics["engine/gap"] = self._engine_gap
+        if self.engine_gap is not None:
+            step.metrics["engine/gap"] = self.engine_gap
         for callback in self._rollout_callbacks():
             callback.on_rollout_step_end(self.trainer, self, step)
         self._log_step(step.metrics)
@@ -270,29 +246,6 @@ class PolicyModule(ValidatingModule):
         model = self.trainer.model
         return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
-    def _sync_engine(self) -> None:
-        """Hand the weights to the engine, and see that it computes with them."""
-        reshard(self.policy)
-        self.engine.update_weights(merged_named_tensors(self.policy.model), self.rollout_step)
-        if self.engine.copies_weights and self.update.probe_tokens:
-            self._probe_engine()
-
-    def _probe_engine(self) -> None:
-        """Compare greedy log-probabilities of one fixed prompt with the trainer's; see `rollout.probe`."""
-        prompt = self.trainer.datamodule.probe_prompt.prompt_ids.cpu()  # type: ignore[attr-defined]
-        ((completion,),) = self.engine.generate([prompt], probe_params(self.sampling, self.update.probe_tokens), [0])
-        group = probe_group(prompt, completion).to(self.device)
-        with self.trainer.precision_plugin.forward_context():
-            (scores,) = self._score([group], temperature=1.0)
-        gap = (scores.logprobs - group.rollout_logprobs).abs().max()
-        self._engine_gap = float(self.trainer.strategy.reduce(gap, reduce_op="max"))
-        check_gap(self._engine_gap, self.rollout_step, self._compute_dtype(), self.update.probe_tolerance)
-
-    def _compute_dtype(self) -> torch.dtype:
-        """In which the policy's forwards run."""
-        halved = str(self.trainer.precision).startswith("bf16")
-        return torch.bfloat16 if halved else next(self.policy.parameters()).dtype
-
     # Metrics
 
     def _completion_metrics(self, scored: Sequence[ScoredGroup]) -> dict[str, list[float]]:
@@ -369,56 +322,6 @@ class PolicyModule(ValidatingModule):
 
     def _prompts_per_step(self) -> int:
         return int(self.trainer.datamodule.prompts_per_step)  # type: ignore[attr-defined]
-
-    def on_train_start(self) -> None:
-        """The engine starts from the policy's weights, which a checkpoint may have just set."""
-        self._sync_engine()
-
-    def on_train_end(self) -> None:
-        """Nothing is sampled after training."""
-        self.engine.close()
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """What training changes: with adapters, only these; the frozen base comes from where the policy came from."""
-        state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        for name in self._frozen():
-            state.pop(name, None)
-        return state
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take such a state; names that are frozen may be missing."""
-        result = super().load_state_dict(state_dict, strict=False, assign=assign)
-        frozen = set(self._frozen())
-        missing = [name for name in result.missing_keys if name not in frozen]
-        if strict and (missing or result.unexpected_keys):
-            raise ValueError(
-                f"ckpt_path: the checkpoint does not fit this policy: missing {missing[:3] or 'nothing'}, unexpected "
-                f"{result.unexpected_keys[:3] or 'nothing'}. Resume with the policy and policy.lora of its run."
-            )
-        return result
-
-    def _frozen(self) -> list[str]:
-        names = self.policy.named_parameters(remove_duplicate=False)
-        return [f"policy.{name}" for name, parameter in names if not parameter.requires_grad]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the rollout step."""
-        checkpoint["rollout_step"] = self.rollout_step
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue at the next rollout step."""
-        if "rollout_step" not in checkpoint:
-            raise ValueError(
-                "ckpt_path: expected a checkpoint of a training run with the key 'rollout_step', found none. To start "
-                "from a model's weights use policy.path."
-            )
-        done = int(checkpoint["rollout_step"])
-        if done >= self.update.rollout_steps:
-            raise ValueError(
-                "ckpt_path: this run is finished, expected fewer than updates.rollout_steps="
-                f"{self.update.rollout_steps} rollout steps done, found {done}. To go on, raise updates.rollout_steps."
-            )
-        self.rollout_step = done
 
 
 def _whole(norm: Tensor) -> float:
