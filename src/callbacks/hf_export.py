@@ -139,7 +139,7 @@ class HFExport(RolloutCallback):
     def _export_dtype(self, trainer: Trainer, own: torch.dtype) -> torch.dtype:
         if self._dtype == "auto":
             return torch.bfloat16 if str(trainer.precision).startswith("bf16") else own
-        return own if self._dtype is None else getattr(torch, self._dtype)  # type: ignore[no-any-return]
+        return own if self._dtype is None else getattr(torch, self._dtype)
 
     def _facts(self, trainer: Trainer, module: PolicyModule, dtype: torch.dtype) -> CardFacts:
         config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(self._config_path)))

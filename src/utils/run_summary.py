@@ -11,6 +11,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
+
 _PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "vllm", "bfcl-eval")
 
 
@@ -21,8 +23,12 @@ def write_summary(folder: Path, **values: Any) -> None:
 
 
 def command_line(*more: str) -> str:
-    """The command that runs, as a shell takes it, with further arguments."""
-    return shlex.join(["python", f"src/{Path(sys.argv[0]).name}", *sys.argv[1:], *more])
+    """The command that runs, as a shell takes it, with further arguments; for a job of a submitit sweep, its own."""
+    script, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+    if script == "_submit.py":
+        job = HydraConfig.get()
+        script, arguments = f"{job.job.name}.py", list(job.overrides.task)
+    return shlex.join(["python", f"src/{script}", *arguments, *more])
 
 
 def versions() -> dict[str, str]:

@@ -10,9 +10,12 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src.models.exporting import ExportError
+from src.models.lora import merged_named_tensors
 from src.models.resolving import load_source, resolve_model
 from src.train import train
-from tests.conftest import SMALL, eval_config, train_config
+from tests.conftest import ROOT, SMALL, eval_config, train_config
+from tests.distributed.runs import SCRIPTED
+from tests.distributed.runs import run as run_training
 
 STEPS = (
     *SMALL,
@@ -132,6 +135,22 @@ def test_a_resumed_run_replaces_its_exports_and_another_run_may_not(run, tmp_pat
 def test_impossible_settings(tmp_path, override, message):
     with pytest.raises(Exception, match=message):
         train(train_config(tmp_path, *STEPS, f"callbacks.hf_export.{override}"))
+
+
+@pytest.mark.slow
+def test_two_ranks_of_shards_export_what_their_checkpoint_holds(tmp_path):
+    """Two FSDP2 processes with adapters; the folder of shards that they leave is read by one."""
+    steps = (*SCRIPTED, *LORA, "callbacks=hf_export", "trainer=fsdp_cpu", "updates.rollout_steps=1",
+             "data.train.num_train=50", "optimizer.learning_rate=0.05", "optimizer.warmup_steps=0")  # fmt: skip
+    run_training(tmp_path, *steps)
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "exported/final").state_dict()
+    assert (tmp_path / "checkpoints/last.ckpt").is_dir()
+    trained = load_source(resolve_model(eval_config(Path("unused"), f"model={tmp_path}", "checkpoint=last"))).model
+    merged = dict(merged_named_tensors(trained))
+    assert all(torch.equal(tensor, merged[name]) for name, tensor in exported.items())
+    base = load_file(ROOT / "src/models/tiny/model.safetensors")
+    assert not torch.equal(base["model.layers.0.mlp.up_proj.weight"], merged["model.layers.0.mlp.up_proj.weight"])
+    assert "1 rollout steps (2 optimizer steps)" in (tmp_path / "exported/final/README.md").read_text()
 
 
 def test_it_joins_other_callbacks(tmp_path):
