@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import rootutils
 rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 
 import lightning as L  # noqa: E402
+from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
 from lightning.pytorch.utilities import rank_zero_only  # noqa: E402
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
@@ -34,6 +36,7 @@ from src.protocol.token_bytes import TokenBytes  # noqa: E402
 from src.rollout.collect import Collector  # noqa: E402
 from src.utils.config_checks import check_config, check_model  # noqa: E402
 from src.utils.instantiating import instantiate_callbacks, instantiate_loggers  # noqa: E402
+from src.utils.launching import check_launch  # noqa: E402
 from src.utils.run_summary import write_summary  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -168,6 +171,7 @@ def _report(start: dict[str, float], final: dict[str, float], folder: Path) -> N
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train.yaml")
 def main(config: DictConfig) -> float | None:
     """Command line; returns the metric that a sweep optimises."""
+    check_launch(os.environ, HydraConfig.get().overrides.hydra)
     metrics = train(config)
     if config.optimized_metric is None:
         return None

@@ -144,6 +144,7 @@ class PolicyModule(SamplingModule, ResumableModule):
         """
         for callback in self._rollout_callbacks():
             callback.on_rollout(self.trainer, self, step)
+        self.engine.rest()
         step.groups = [self._weigh(group) for group in step.groups]
         scored_at = time.monotonic()
         step.metrics |= self._update(step.groups, step.minibatches)

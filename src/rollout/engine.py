@@ -127,6 +127,10 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def rest(self) -> None:
+        """Sampling is over until the next `update_weights`: the trainer may have what memory the engine can spare."""
+        ...
+
     def close(self) -> None:
         """Give back processes, memory and connections; the engine is not used after."""
         ...

@@ -155,6 +155,9 @@ class NativeEngine:
             _copy_weights(self.model, named_tensors)
         self._weights_version = version
 
+    def rest(self) -> None:
+        """Nothing to spare: the cache lives as long as `generate`."""
+
     def close(self) -> None:
         """Let go of the model."""
         self._model = None

@@ -1,0 +1,40 @@
+"""The whole training loop with vLLM: it samples from the weights that are trained, and a run stops where it does not."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.distributed.runs import SCRIPTED, run, steps
+
+pytestmark = pytest.mark.vllm
+
+REAL = (
+    *(setting for setting in SCRIPTED if not setting.startswith("rollout.")),
+    "rollout=vllm",
+    "updates.rollout_steps=3",
+    "trainer.val_check_interval=3",
+    "data.prompts_per_step=5",
+    "updates.prompts_per_minibatch=5",
+)
+
+
+@pytest.mark.parametrize("trainer", ["cpu", "fsdp_cpu"])
+def test_engine_and_trainer_agree_after_every_update(trainer: str, random_policy: Path, tmp_path: Path) -> None:
+    """One rank, and two that share the policy and have an engine each."""
+    run(tmp_path, *REAL, f"policy.path={random_policy}", f"trainer={trainer}", "validate_at_start=true")
+    found = steps(tmp_path)
+    assert [step["rollout_step"] for step in found] == [0, 1, 2]
+    for step in found:
+        assert step["engine/gap"] <= 1e-5
+        assert step["train/sampler_gap_max"] <= 1e-5
+        assert step["train/grad_norm"] > 1e-3  # weights moved between these
+    events = [json.loads(line)["event"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert events == ["validation", *["rollout_step"] * 3, "validation"]
+
+
+@pytest.mark.parametrize(("engine", "when"), [("without_head", 0), ("stale", 1)])
+def test_an_engine_that_does_not_follow_is_caught(engine: str, when: int, random_policy: Path, tmp_path: Path) -> None:
+    settings = (*REAL, f"policy.path={random_policy}", "trainer=cpu", f"rollout._target_=tests.vllm.broken.{engine}")
+    output = run(tmp_path, *settings, expect_failure=True)
+    assert f"EngineMismatchError: rollout step {when}: the rollout engine's log-probabilities differ" in output
