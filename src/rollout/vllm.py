@@ -109,7 +109,7 @@ class VllmEngine:
         self._arguments = dict(arguments)
         self._llm: Any = None
         self._peers: dist.ProcessGroup | None = None
-        self._weights_version = 0
+        self._weights_version = -1
         self._has_weights = arguments["load_format"] != "dummy"
         self._asleep = False
         self._owns_group = False
@@ -126,7 +126,7 @@ class VllmEngine:
 
     @property
     def weights_version(self) -> int:
-        """Version given with the last `update_weights`; 0 before the first."""
+        """Version given with the last `update_weights`; -1 before the first."""
         return self._weights_version
 
     def generate(
@@ -188,7 +188,7 @@ class VllmEngine:
         llm = self._engine()
         self._has_weights = False
         remaining = iter(named_tensors)
-        with process_state_kept():
+        with process_state_kept(), torch.inference_mode(False):  # what validation makes would take no later update
             if self._asleep:
                 llm.wake_up(tags=["weights"])
             llm.collective_rpc("reload_weights", kwargs={"weights_iterator": remaining})
@@ -240,7 +240,7 @@ class VllmEngine:
                 # the trainer's processes and devices; vLLM's default would put every rank's engine on device 0
                 arguments["distributed_executor_backend"] = "external_launcher"
             self._join_peers()
-            with process_state_kept(), place:
+            with process_state_kept(), place, torch.inference_mode(False):
                 self._llm = LLM(**arguments)
         return self._llm
 
