@@ -22,53 +22,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 
-from src.algorithm.packing import GroupLayout, PackedRow
 from src.models.architecture import empty_model
 from src.models.head import token_logprobs_and_entropies
 from src.models.lora import LoraSettings
 from src.models.policy import Policy
-
+from src.models.row_shape import RowShape
 
 _LAYERS = 2  # enough to see what one more adds
-
-
-@dataclass(frozen=True, slots=True)
-class RowShape:
-    """A packed row of equal groups.
-
-    Attributes:
-        groups: prompt groups in the row.
-        prompt: P, tokens of each prompt.
-        completions: G, completions of each prompt.
-        completion: T, sampled tokens of each completion.
-    """
-
-    groups: int
-    prompt: int
-    completions: int
-    completion: int
-
-    @property
-    def tokens(self) -> int:
-        """L, input positions.
-
-        >>> RowShape(groups=2, prompt=10, completions=3, completion=5).tokens
-        44
-        """
-        return self.groups * (self.prompt + self.completions * (self.completion - 1))
-
-    @property
-    def scored(self) -> int:
-        """N, tokens that get a log-probability."""
-        return self.groups * self.completions * self.completion
-
-    def row(self) -> PackedRow:
-        """Such a row, of zeros."""
-        size = self.tokens // self.groups
-        lengths = (self.completion,) * self.completions
-        layouts = tuple(GroupLayout(size * i, self.prompt, lengths) for i in range(self.groups))
-        inputs, scored = torch.zeros(self.tokens, dtype=torch.long), torch.zeros(self.scored, dtype=torch.long)
-        return PackedRow(inputs, inputs, scored, scored, layouts)
 
 
 @dataclass(frozen=True, slots=True)

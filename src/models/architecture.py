@@ -82,7 +82,9 @@ def load_architecture(config: PolicyConfig) -> PretrainedConfig:
         if (folder / "config.json").is_file():
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         if config.gguf_file is None or not (folder / config.gguf_file).is_file():
-            raise FileNotFoundError(f"policy: '{folder}' has neither config.json nor the GGUF file of policy.gguf_file.")
+            raise FileNotFoundError(
+                f"policy: '{folder}' has neither config.json nor the GGUF file of policy.gguf_file."
+            )
         with _silent():  # dequantising, which does not happen here, would be announced
             return AutoConfig.from_pretrained(folder, gguf_file=config.gguf_file)
     hub_id = str(config.hub_id)
@@ -130,7 +132,8 @@ def count_parameters(model: PreTrainedModel) -> ParameterCounts:
     layers = lists[0]
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    head = cast(nn.Parameter, model.get_output_embeddings().weight)
+    embedding = cast(nn.Parameter, model.get_input_embeddings().weight)
     return ParameterCounts(
         total=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in trained),

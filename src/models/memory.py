@@ -6,13 +6,15 @@ with (`models.activations` has traced it); the head; the temporaries of optimize
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from src.models.activations import RowMemory
 from src.models.architecture import ParameterCounts
-from src.models.memory_plan import MemoryPart, Phase
+from src.models.memory_plan import PHASES, MemoryPart, Phase
 
 _FLOAT = 4  # bytes; FSDP2 reduces gradients in float32
+_HEAP_HOLES = 0.3  # of what a phase allocates; measured with glibc on SmolLM2-135M, tests/benchmarks/memory.py
 _GATHERED_LAYERS = 3  # FSDP2: one in use, one fetched ahead, and the buffer that it arrives in
 
 
@@ -201,6 +203,17 @@ def _temporaries(demand: TrainingDemand, place: Placement) -> list[MemoryPart]:
         whole = counts.largest * (demand.weight_bytes + demand.compute_bytes)
         parts.append(MemoryPart("tensor handed over", "the largest, gathered and converted", {"handover": whole}))
     return parts
+
+
+def heap_holes(parts: Iterable[MemoryPart]) -> MemoryPart:
+    """What the C library's heap does not give back between tensors of different sizes, on the CPU.
+
+    Traced bytes are exact where every tensor has pages of its own (MALLOC_MMAP_THRESHOLD_=131072, which takes half as
+    long again); otherwise the resident set is larger by a share of what comes and goes.
+    """
+    passing = [part for part in parts if set(part.bytes) != set(PHASES)]
+    sizes = {phase: int(_HEAP_HOLES * sum(part.bytes.get(phase, 0) for part in passing)) for phase in PHASES}
+    return MemoryPart("heap", f"holes between freed tensors, {_HEAP_HOLES:.0%} of what comes and goes", sizes)
 
 
 def in_words(count: int) -> str:

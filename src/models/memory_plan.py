@@ -84,7 +84,7 @@ class MemoryPlan:
     def phases(self) -> dict[Phase, int]:
         """Bytes of each phase, in order; the warm start only where there is one."""
         totals = {phase: sum(part.bytes.get(phase, 0) for part in self.parts) for phase in PHASES}
-        if not any(set(part.bytes) == {"warm start"} for part in self.parts):
+        if not any(set(part.bytes) == {"warm start"} for part in self.parts):  # the stage's own batch
             del totals["warm start"]
         return totals
 

@@ -1,4 +1,4 @@
-"""Predicted memory of a rollout engine: numbers in, parts out. Pure; the native engine's budgets are `native`'s own."""
+"""Predicted memory of a rollout engine: numbers in, parts out. Pure; admits prompts as `native` does."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 
 from src.models.activations import LiveBytes
-from src.models.memory_plan import MemoryPart
+from src.models.memory_plan import MemoryPart, Phase
 from src.rollout.engine import SamplingParams
 from src.rollout.sampling import sample_tokens
 
 _SCORE_BYTES = 16  # of a query-key pair in decoding: scores, exponentials, shares and their conversion
+_AT_REST = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,20 +80,29 @@ def native_parts(demand: NativeDemand, batches: Sequence[GenerationBatch]) -> li
     ]
 
 
-def vllm_parts(fraction: float, device_bytes: int | None, *, sleeps: bool) -> list[MemoryPart]:
-    """Parts of an engine that takes a fraction of the device for weights, cache and graphs.
+def vllm_parts(
+    *, cuda: bool, sleeps: bool, fraction: float, device_bytes: int | None, weights: int, cache: int | None
+) -> list[MemoryPart]:
+    """Parts of vLLM in the trainer's process.
 
     Args:
-        fraction: `gpu_memory_utilization`.
-        device_bytes: of the whole device; without it nothing can be said.
-        sleeps: whether it gives that memory back between rollouts.
+        cuda: whether it runs on a GPU.
+        sleeps: whether it gives weights and cache back between rollouts.
+        fraction: `rollout.gpu_memory_utilization`, of weights, cache and activations together.
+        device_bytes: of the whole device; without it a fraction of it is not known either.
+        weights: bytes of its weights.
+        cache: bytes of its key/value cache where these are given in place of the fraction.
     """
-    if device_bytes is None:
-        return []
-    size, keys = int(fraction * device_bytes), ("rollout.gpu_memory_utilization",)
+    what, keys = "vLLM's weights and cache", ("rollout.kv_cache_gib",)
+    size = weights + (cache or 0)
+    if cache is None:
+        what, keys = f"vLLM: {fraction:.0%} of the device", ("rollout.gpu_memory_utilization",)
+        size = int(fraction * (device_bytes or 0))
+    rest = [MemoryPart.always("engine at rest", "vLLM's graphs and buffers: a usual figure, not measured", _AT_REST)]
     if sleeps:
-        return [MemoryPart("engine", "vLLM's weights and cache, while awake", {"rollout": size, "handover": size}, keys)]
-    return [MemoryPart.always("engine", "vLLM's weights and cache", size, keys)]
+        awake: dict[Phase, int] = {"rollout": size, "handover": size}
+        return [*rest, MemoryPart("engine", f"{what}, asleep during the update", awake, keys)]
+    return [*(rest if cuda else []), MemoryPart.always("engine", what, size, keys)]
 
 
 def _native_batch(demand: NativeDemand, batch: GenerationBatch) -> tuple[int, int]:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
-from hydra.utils import get_class, instantiate
-from lightning.pytorch.strategies import ModelParallelStrategy
+from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
-from src.models.activations import ModelTraits, RowMemory, RowShape, head_memory, row_memory
+from src.models.activations import ModelTraits, RowMemory, head_memory, row_memory
 from src.models.architecture import ParameterCounts, count_parameters, empty_model, load_architecture
 from src.models.loading import PolicyConfig
-from src.models.memory import Placement, RowDemand, TrainingDemand, policy_parts
+from src.models.memory import Placement, RowDemand, TrainingDemand, heap_holes, policy_parts
 from src.models.memory_plan import Capacity, MemoryPart, MemoryPlan
+from src.models.row_shape import RowShape, longest_rows
 from src.rollout.engine import SamplingParams
 from src.rollout.memory import GenerationBatch, NativeDemand, native_parts, vllm_parts
 from src.utils.capacity import device_capacity, host_capacity, resident_bytes
 from src.utils.config_checks import ConfigError
+from src.utils.placement import model_traits, placement, stored_dtype
 
 GIB = 1 << 30
 _CUDA_RUNTIME = GIB  # context, kernels and cuBLAS workspaces; a usual figure, not measured here
@@ -43,10 +42,10 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
         ConfigError: a value that memory cannot be planned for.
     """
     policy: PolicyConfig = instantiate(config.policy)
-    place, on_node = _placement(config.trainer)
+    place, on_node = placement(config.trainer)
     architecture = load_architecture(policy)
-    stored = _dtype(policy, architecture, str(config.trainer.precision))
-    traits = _traits(policy, stored, place, str(config.trainer.precision))
+    stored = stored_dtype(policy, architecture, str(config.trainer.precision))
+    traits = model_traits(policy, stored, place, str(config.trainer.precision))
     counts = count_parameters(empty_model(architecture, stored, policy.lora, trust=policy.trust_remote_code))
 
     per_rank = -(-config.data.prompts_per_step // place.ranks)
@@ -71,12 +70,14 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
         copies_weights=copies,
     )
     device, host = policy_parts(demand, place)
+    parts += [*device, *engine]
+    if not place.cuda:
+        parts.append(heap_holes(parts))
     host = [replace(part, bytes={phase: size * on_node for phase, size in part.bytes.items()}) for part in host]
     longest = max(rows, key=lambda shape: shape.tokens)
-    given = config.get("preflight", {}).get("device_gib")
     return MemoryPlan(
-        parts=(*parts, *device, *engine),
-        capacity=_given(given) if given else device_capacity(place.cuda, on_node),
+        parts=tuple(parts),
+        capacity=_capacity(config, place, on_node),
         host_parts=tuple(host),
         host_capacity=host_capacity() if host else Capacity(None, ""),
         assumptions=(
@@ -108,38 +109,6 @@ def check_memory(plan: MemoryPlan) -> None:
         f"{needed / GIB:.1f} GiB on {where}: {named} GiB. Change, by effect: {'; '.join(plan.changes())}. "
         "dry_run=true shows the whole plan; preflight.action=warn goes on all the same."
     )
-
-
-def longest_rows(
-    budget: int, groups: int, prompt: int, completions: int, completion: int
-) -> tuple[RowShape, ...]:
-    """The packed rows that can take most memory: one of most tokens, and one of most prompts.
-
-    A group that is longer than the budget has a row of its own. Many long prompts with short completions take fewer
-    tokens but more keys, since each completion meets its prompt's.
-
-    >>> [(row.groups, row.prompt, row.completion, row.tokens) for row in longest_rows(2048, 2, 1024, 4, 192)]
-    [(1, 1024, 192, 1788), (2, 1020, 2, 2048)]
-    >>> [(row.groups, row.prompt, row.completion, row.tokens) for row in longest_rows(16384, 2, 100, 4, 51)]
-    [(2, 100, 51, 600)]
-
-    Args:
-        budget: `updates.max_row_tokens`.
-        groups: most groups that there are to pack.
-        prompt: tokens of the longest prompt.
-        completions: of each prompt.
-        completion: tokens of the longest completion.
-    """
-    whole = RowShape(1, prompt, completions, completion)
-    if whole.tokens * groups <= budget:
-        return (replace(whole, groups=groups),)
-    many = min(groups, max(-(-budget // whole.tokens), budget // (prompt + completions)))
-    size = budget // many
-    short = max(2, 1 + -(-(size - prompt) // completions))
-    crowded = RowShape(many, size - completions * (short - 1), completions, short)
-    if crowded.prompt < 1:
-        return (whole,)
-    return (whole, crowded)
 
 
 def _row_demand(
@@ -198,20 +167,27 @@ def _engine_parts(
     """Whether the engine is given weights, and its parts; `prompts` a rank are sampled for in a rollout step."""
     rollout = config.rollout
     target = str(rollout.get("_target_", ""))
+    plain = counts.total if policy.lora is None else counts.total - counts.trained
+    computed = traits.autocast or traits.weights
     if "vllm_server" in target:
-        return True, []
+        file = min(plain * computed.itemsize, int(float(rollout.shard_gib) * GIB))
+        what = "gathered on the CPU before it is written"
+        return True, [] if place.cuda else [MemoryPart("file of weights", what, {"handover": file})]
     if "vllm" in target:
-        memory = device_capacity(place.cuda, 1) if place.cuda else Capacity(None, "")
-        given = config.get("preflight", {}).get("device_gib")
-        size = _given(given).bytes if given else memory.bytes
-        sleeps = bool(rollout.get("sleep", False)) and place.cuda
-        return True, vllm_parts(float(rollout.gpu_memory_utilization), size, sleeps=sleeps)
+        cache = rollout.get("kv_cache_gib") or (None if place.cuda else 1)
+        return True, vllm_parts(
+            cuda=place.cuda,
+            sleeps=place.cuda and rollout.get("sleep") is not False,
+            fraction=float(rollout.gpu_memory_utilization),
+            device_bytes=_capacity(config, place, 1).bytes,
+            weights=plain * computed.itemsize // rollout.tensor_parallel_size,
+            cache=None if cache is None else int(cache * GIB),
+        )
     owns = place.sharded if rollout.get("owns_model") is None else bool(rollout.owns_model)
-    dtype = traits.autocast or traits.weights if owns else traits.weights
+    dtype = computed if owns else traits.weights
     engine = replace(traits, weights=dtype, lora=None) if owns else traits
     keys_stay_wide = traits.autocast is not None and engine.weights == torch.float32  # rotated in float32
     prompt = RowShape(1, config.data.max_prompt_tokens, 1, 1)
-    plain = counts.total if policy.lora is None else counts.total - counts.trained
     demand = NativeDemand(
         architecture=architecture,
         key_bytes=4 if keys_stay_wide else dtype.itemsize,
@@ -239,58 +215,13 @@ def _batches(config: DictConfig, prompts: int) -> list[GenerationBatch]:
     return batches
 
 
-def _placement(trainer: DictConfig) -> tuple[Placement, int]:
-    """How the policy lies on ranks, and the ranks of one node."""
-    accelerator = str(trainer.get("accelerator", "auto"))
-    cuda = accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available())
-    on_node = _devices(trainer.get("devices", 1), torch.cuda.device_count() if cuda else 1)
-    ranks = on_node * int(trainer.get("num_nodes", 1))
-    strategy: Any = trainer.get("strategy", "auto")
-    if not isinstance(strategy, Mapping):
-        return Placement(ranks, cuda, buckets=ranks > 1), on_node
-    if issubclass(get_class(strategy["_target_"]), ModelParallelStrategy):
-        offload, reshard = strategy.get("cpu_offload", False), strategy.get("reshard_after_forward", True)
-        return Placement(ranks, cuda, sharded=True, cpu_offload=bool(offload), reshard=bool(reshard)), on_node
-    return Placement(ranks, cuda, buckets=ranks > 1 and not strategy.get("gradient_as_bucket_view", False)), on_node
-
-
-def _devices(devices: Any, found: int) -> int:
-    """Processes on a node, from Lightning's `devices`."""
-    if isinstance(devices, int) and devices > 0:
-        return devices
-    if devices in (-1, "-1", "auto"):
-        return max(1, found)
-    if isinstance(devices, str):
-        return len(devices.split(",")) if "," in devices else int(devices)
-    return len(devices)
-
-
-def _dtype(policy: PolicyConfig, architecture: PretrainedConfig, precision: str) -> torch.dtype:
-    """Of the weights as they are stored."""
-    if precision.endswith("-true") and precision != "32-true":
-        return torch.bfloat16 if precision.startswith("bf16") else torch.float16
-    if policy.dtype == "auto":
-        return architecture.dtype or torch.float32
-    return getattr(torch, policy.dtype)  # type: ignore[no-any-return]
-
-
-def _traits(policy: PolicyConfig, stored: torch.dtype, place: Placement, precision: str) -> ModelTraits:
-    mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
-    return ModelTraits(
-        weights=mixed if mixed is not None and place.sharded else stored,
-        autocast=mixed,
-        attention=policy.attention,
-        checkpointing=policy.gradient_checkpointing,
-        lora=policy.lora,
-        trust_remote_code=policy.trust_remote_code,
-    )
-
-
 def _runtime(place: Placement) -> tuple[str, int]:
     if place.cuda:
         return "CUDA context, libraries, NCCL: usual figures, not measured", _CUDA_RUNTIME + (place.ranks > 1) * _NCCL
     return "this process as it is now: Python and its libraries", resident_bytes()
 
 
-def _given(gib: float) -> Capacity:
-    return Capacity(int(gib * GIB), "preflight.device_gib")
+def _capacity(config: DictConfig, place: Placement, on_node: int) -> Capacity:
+    """Of a device: as given, or of this machine's."""
+    given = config.get("preflight", {}).get("device_gib")
+    return device_capacity(place.cuda, on_node) if given is None else Capacity(int(given * GIB), "preflight.device_gib")

@@ -1,0 +1,59 @@
+"""The native engine's predicted cache against the one that it makes."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from src.models.architecture import load_architecture
+from src.models.loading import PolicyConfig, load_model
+from src.rollout.engine import SamplingParams
+from src.rollout.memory import GenerationBatch, NativeDemand, native_parts, vllm_parts
+from src.rollout.native import NativeEngine
+from src.rollout.prefix_cache import PrefixCache
+
+
+@pytest.mark.parametrize(("sequences", "tokens"), [(256, 10_000), (7, 10_000), (256, 300), (1, 1)])
+def test_as_many_prompts_are_admitted_as_by_the_engine(random_policy, sequences, tokens):
+    sampling = SamplingParams(n=3, max_new_tokens=20)
+    engine = NativeEngine(
+        load_model(PolicyConfig(path=random_policy)), max_sequences=sequences, max_batch_tokens=tokens
+    )
+    chunk = next(engine._chunks([50] * 9, sampling))
+    assert GenerationBatch(9, 50, sampling).admitted(sequences, tokens) == len(chunk)
+
+
+def test_the_cache_is_as_large_as_predicted(random_policy, monkeypatch):
+    caches: list[PrefixCache] = []
+    monkeypatch.setattr("src.rollout.native.PrefixCache", lambda *args: caches.append(PrefixCache(*args)) or caches[-1])
+    settings = PolicyConfig(path=random_policy, dtype="float32")
+    sampling = SamplingParams(n=3, max_new_tokens=100)
+    NativeEngine(load_model(settings)).generate([torch.arange(50)] * 2, sampling, [0, 1])
+    (cache,) = caches
+
+    def size(stored: dict[int, tuple[Tensor, Tensor]]) -> int:
+        return sum(x.nbytes for pair in stored.values() for x in pair)
+
+    demand = NativeDemand(load_architecture(settings), 4, 4, torch.float32, 0, 0.0, 256, 131_072)
+    parts = {part.name: part.bytes for part in native_parts(demand, [GenerationBatch(2, 50, sampling)])}
+    assert parts["key/value cache"] == {"rollout": size(cache._prompt) + size(cache._own)}
+    vocabulary = load_architecture(settings).vocab_size
+    assert parts["sampling"]["rollout"] > 6 * vocabulary * (4 + 4 + 8)  # scaled, log-probabilities, cumulative
+
+
+def test_a_copy_and_vllm():
+    architecture = load_architecture(PolicyConfig(hub_id="Qwen/Qwen3-8B"))
+    demand = NativeDemand(architecture, 2, 2, torch.bfloat16, 1000, 0.0, 256, 131_072)
+    long = GenerationBatch(512, 2048, SamplingParams(n=8, max_new_tokens=2048))
+    parts = {part.name: part for part in native_parts(demand, [long])}
+    assert parts["engine weights"].most == 1000
+    # 7 prompts with their 8 completions are the most that 131,072 tokens hold; 36 layers, 8 heads of 128, k and v
+    assert parts["key/value cache"].most == 7 * (2048 + 8 * 2048) * 36 * 2 * 8 * 128 * 2
+
+
+def test_vllm_takes_its_fraction_and_sleeps_without_it():
+    given = {"cuda": True, "fraction": 0.4, "device_bytes": 1000, "weights": 30, "cache": None}
+    rest, awake = vllm_parts(sleeps=True, **given)
+    assert awake.bytes == {"rollout": 400, "handover": 400} and rest.bytes["step"] > 0
+    assert vllm_parts(sleeps=False, **given)[1].bytes["step"] == 400
+    (on_cpu,) = vllm_parts(sleeps=False, **{**given, "cuda": False, "cache": 7})
+    assert on_cpu.bytes["step"] == 37
