@@ -202,7 +202,7 @@ class PolicyModule(SamplingModule, ResumableModule):
         counts = LossCounts(*self._sum_over_ranks(local).tolist())
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         metrics = LossMetrics()
-        optimizer.zero_grad()
+        optimizer.zero_grad()  # a warm start leaves some
         rows = self._rows(minibatch)
         for number, indices in enumerate(rows):
             row = [minibatch[index] for index in indices]
@@ -223,6 +223,7 @@ class PolicyModule(SamplingModule, ResumableModule):
                 "this minibatch. Lower optimizer.learning_rate or look at the last rollouts in rollouts.jsonl."
             )
         optimizer.step()
+        optimizer.zero_grad()  # their memory is free while the next completions are sampled
         self.lr_schedulers().step()  # type: ignore[union-attr]
         return loss, norm, metrics
 
