@@ -37,6 +37,8 @@ from src.rollout.collect import Collector  # noqa: E402
 from src.utils.config_checks import check_config, check_model  # noqa: E402
 from src.utils.instantiating import instantiate_callbacks, instantiate_loggers  # noqa: E402
 from src.utils.launching import check_launch  # noqa: E402
+from src.utils.memory_table import show_plan  # noqa: E402
+from src.utils.preflight import MemoryPlanError, check_memory, plan_memory  # noqa: E402
 from src.utils.run_summary import write_summary  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ def train(config: DictConfig) -> dict[str, float]:
         DataError: a record of the corpus cannot be used.
     """
     check_config(config)
+    if not preflight(config):
+        return {}
     folder = Path(config.paths.output_dir)
     if getattr(rank_zero_only, "rank", 0) == 0:
         OmegaConf.save(config, folder / "config.yaml", resolve=True)
@@ -107,6 +111,25 @@ def train(config: DictConfig) -> dict[str, float]:
         )
         _report(start, final, folder)
     return final
+
+
+def preflight(config: DictConfig) -> bool:
+    """Hold the predicted memory against what there is, before anything is loaded; False if that was all there is to do.
+
+    Raises:
+        MemoryPlanError: it will not fit, and `preflight.action` is `error`.
+    """
+    if config.dry_run:
+        show_plan(plan_memory(config))
+        return False
+    if config.preflight.action != "off":
+        try:
+            check_memory(plan_memory(config))
+        except MemoryPlanError as error:
+            if config.preflight.action == "error":
+                raise
+            log.warning("%s", error)
+    return True
 
 
 def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRenderer) -> PolicyModule:
@@ -173,7 +196,7 @@ def main(config: DictConfig) -> float | None:
     """Command line; returns the metric that a sweep optimises."""
     check_launch(os.environ, HydraConfig.get().overrides.hydra)
     metrics = train(config)
-    if config.optimized_metric is None:
+    if config.optimized_metric is None or config.dry_run:
         return None
     if config.optimized_metric not in metrics:
         raise ValueError(f"optimized_metric: expected one of {sorted(metrics)}, found '{config.optimized_metric}'.")

@@ -80,5 +80,6 @@ SMALL = (
     "callbacks.rollout_log.every_n_steps=1",
     "benchmark=[]",
     "logger=csv",
+    "preflight.action=off",
 )
 """Overrides that make any experiment a matter of seconds."""

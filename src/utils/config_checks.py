@@ -22,6 +22,9 @@ def check_config(config: DictConfig) -> None:
     """
     if missing := sorted(OmegaConf.missing_keys(config)):
         raise ConfigError(f"no value for {', '.join(missing)}: give them on the command line, e.g. {missing[0]}=…")
+    actions = ("error", "warn", "off")
+    if config.preflight.action not in actions:
+        raise ConfigError(f"preflight.action: expected one of {actions}, found '{config.preflight.action}'.")
     prompts, minibatch = config.data.prompts_per_step, config.updates.prompts_per_minibatch
     if prompts % minibatch:
         raise ConfigError(
