@@ -1,4 +1,4 @@
-"""The whole training loop with vLLM: it samples from the weights that are trained, and a run stops where it does not."""
+"""The whole training loop with vLLM: it samples from the weights that are trained, or the run stops."""
 
 import json
 from pathlib import Path
