@@ -79,7 +79,7 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
         parts=tuple(parts),
         capacity=_capacity(config, place, on_node),
         host_parts=tuple(host),
-        host_capacity=host_capacity() if host else Capacity(None, ""),
+        host_capacity=_host_capacity(config) if host else Capacity(None, ""),
         assumptions=(
             f"{place.ranks} rank{'s' if place.ranks > 1 else ''} on {'GPUs' if place.cuda else 'the CPU'}, "
             f"{'sharded' if place.sharded else 'a whole policy each'}, precision {config.trainer.precision}, "
@@ -225,3 +225,10 @@ def _capacity(config: DictConfig, place: Placement, on_node: int) -> Capacity:
     """Of a device: as given, or of this machine's."""
     given = config.get("preflight", {}).get("device_gib")
     return device_capacity(place.cuda, on_node) if given is None else Capacity(int(given * GIB), "preflight.device_gib")
+
+
+def _host_capacity(config: DictConfig) -> Capacity:
+    """Of this node, unless the plan is for another machine."""
+    if config.get("preflight", {}).get("device_gib") is None:
+        return host_capacity()
+    return Capacity(None, "planned for another machine")
