@@ -107,7 +107,7 @@ def completion(
     return Completion(
         token_ids=torch.tensor(token_ids, dtype=torch.long),
         logprobs=torch.tensor(logprobs, dtype=torch.float32),
-        finish_reason=finish_reason,
+        finish_reason="stop" if finish_reason == "stop" else "length",
         weights_version=weights_version,
     )
 

@@ -66,8 +66,7 @@ def vllm_server_engine(
         f"--logprobs-mode {logprobs_mode} --load-format dummy",
     )
     folder = WeightsFolder(Path(weights_dir).resolve(), source.dtype, shard_bytes=int(shard_gib * 2**30))
-    expected = {"dtype": str(source.dtype), "logprobs_mode": logprobs_mode}
-    return VllmServerEngine(source, client, folder, expected=expected, max_connections=max_connections)
+    return VllmServerEngine(source, client, folder, logprobs_mode=logprobs_mode, max_connections=max_connections)
 
 
 class VllmServerEngine:
@@ -77,7 +76,7 @@ class VllmServerEngine:
         source: what the server must serve.
         client: of the server.
         folder: through which the weights go.
-        expected: settings that the server must have been started with, as vLLM names and prints them.
+        logprobs_mode: what the server must give.
         max_connections: prompts under way at once.
     """
 
@@ -87,13 +86,13 @@ class VllmServerEngine:
         client: ServerClient,
         folder: WeightsFolder,
         *,
-        expected: Mapping[str, str],
+        logprobs_mode: LogprobsMode,
         max_connections: int,
     ) -> None:
         self._source = source
         self._client = client
         self._folder = folder
-        self._expected = dict(expected)
+        self._logprobs_mode = logprobs_mode
         self._max_connections = max_connections
         self._max_model_len: int | None = None
         self._weights: Path | None = None
@@ -134,9 +133,8 @@ class VllmServerEngine:
         """
         if self._weights is None:
             raise RuntimeError("generate: the vLLM server has no weights of this run. Call update_weights first.")
-        weights, limit = self._weights, self._context()
-        mode = self._expected["logprobs_mode"]
-        check_request(prompts, params, seeds, logprobs_mode=mode, max_model_len=limit)
+        weights = self._weights
+        check_request(prompts, params, seeds, logprobs_mode=self._logprobs_mode, max_model_len=self._context())
         answers: dict[int, list[Completion]] = {}
 
         def ask() -> None:
@@ -208,7 +206,8 @@ class VllmServerEngine:
     def _check_server(self) -> None:
         """See that the server has the policy's architecture and type, and the right log-probabilities."""
         served = self._client.get("/server_info", config_format="json")["vllm_config"]["model_config"]
-        for name, expected in self._expected.items():
+        settings = {"dtype": str(self._source.dtype), "logprobs_mode": self._logprobs_mode}
+        for name, expected in settings.items():
             if served[name] != expected:
                 raise ServerError(
                     f"rollout.url {self._client.url}: expected a server with {name} {expected}, found {served[name]}. "
