@@ -107,6 +107,10 @@ def policy_parts(demand: TrainingDemand, place: Placement) -> tuple[list[MemoryP
     return [part for part in parts if part.most], [part for part in states if part.most and place.on_host]
 
 
+_UPDATE: tuple[Phase, ...] = ("warm start", "head", "layers", "embeddings", "step")
+"""Phases in which there are gradients."""
+
+
 def _states(demand: TrainingDemand, place: Placement) -> list[MemoryPart]:
     """What lives through the whole run."""
     counts, keys = demand.counts, place.keys
@@ -116,7 +120,7 @@ def _states(demand: TrainingDemand, place: Placement) -> list[MemoryPart]:
     adapters = "" if counts.trained == counts.total else f", {in_words(counts.trained)} of them trained"
     parts = [
         MemoryPart.always("weights", f"{in_words(counts.total)}{adapters}{of}", weights * place.share, keys),
-        MemoryPart.always("gradients", f"kept until the next minibatch{of}", trained * place.share, keys),
+        MemoryPart("gradients", f"from backward to step{of}", dict.fromkeys(_UPDATE, int(trained * place.share)), keys),
         MemoryPart.always("optimizer", f"Adam's two moments{of}", 2 * trained * place.share, keys),
     ]
     if demand.reference:
@@ -211,7 +215,7 @@ def heap_holes(parts: Iterable[MemoryPart]) -> MemoryPart:
     Traced bytes are exact where every tensor has pages of its own (MALLOC_MMAP_THRESHOLD_=131072, which takes half as
     long again); otherwise the resident set is larger by a share of what comes and goes.
     """
-    passing = [part for part in parts if set(part.bytes) != set(PHASES)]
+    passing = [part for part in parts if set(part.bytes) not in (set(PHASES), set(_UPDATE))]
     sizes = {phase: int(_HEAP_HOLES * sum(part.bytes.get(phase, 0) for part in passing)) for phase in PHASES}
     return MemoryPart("heap", f"holes between freed tensors, {_HEAP_HOLES:.0%} of what comes and goes", sizes)
 

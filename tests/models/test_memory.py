@@ -30,15 +30,16 @@ def _bytes(plan, name):
 
 def test_one_process_in_float32():
     plan = _plan()
-    states = 4 * 4 * 1604  # weights, gradients, two moments
+    held = 3 * 4 * 1604  # weights, two moments
+    states = held + 4 * 1604  # and gradients, from backward to step
     assert plan.phases == {
-        "rollout": states,
-        "scoring": states + 60,  # the head's forward is more than a layer's
+        "rollout": held,
+        "scoring": held + 60,  # the head's forward is more than a layer's
         "head": states + 507 + 90,
         "layers": states + 507 + 30,
         "embeddings": states + 300 * 4,
         "step": states + 2 * 300 * 4,  # one tensor at a time on the CPU
-        "handover": states,
+        "handover": held,
     }
     assert plan.peak_phase == "step" and plan.peak == 28064
 
@@ -53,7 +54,7 @@ def test_adapters_keep_the_frozen_weights_in_their_type():
     counts = replace(COUNTS, total=1700, trained=96, layer=109, layer_trained=9, head_trained=False,
                      embedding_trained=False, largest_trained=4)  # fmt: skip
     plan = _plan(TrainingDemand(counts, weight_bytes=2, trained_bytes=4, compute_bytes=2, row=ROW))
-    assert plan.phases["rollout"] == 1604 * 2 + 96 * 4 * 4
+    assert plan.phases["rollout"] == 1604 * 2 + 96 * 4 * 3
     assert "embedding gradient" not in {part.name for part in plan.parts}
 
 
@@ -80,12 +81,12 @@ def test_offloaded_shards_are_the_hosts():
     plan = _plan(place=Placement(ranks=4, cuda=True, sharded=True, cpu_offload=True))
     assert plan.host == 4 * 1604 and plan.phases["rollout"] == 0
     on_cpu = _plan(place=Placement(ranks=4, sharded=True, cpu_offload=True))  # host and device are one
-    assert on_cpu.host == 0 and on_cpu.phases["rollout"] == 4 * 1604
+    assert on_cpu.host == 0 and on_cpu.phases["rollout"] == 3 * 1604 and on_cpu.phases["step"] >= 4 * 1604
 
 
 def test_reference_buckets_and_warm_start_add_themselves():
     plan = _plan(replace(DEMAND, reference=True, warm_start=replace(ROW, head_backward=20)), Placement(2, buckets=True))
-    assert plan.phases["rollout"] == 6 * 4 * 1604
+    assert plan.phases["rollout"] == 5 * 4 * 1604
     assert plan.phases["warm start"] == 6 * 4 * 1604 + 507 + 30
     assert "warm start" not in _plan().phases
 

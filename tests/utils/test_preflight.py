@@ -55,7 +55,7 @@ def test_what_does_not_fit_says_what_to_change():
     assert "expected at most 80.0 GiB (preflight.device_gib), predicted" in message
     assert "optimizer 61.0" in message and "weights 30.5" in message
     changes = message.partition("Change, by effect: ")[2]
-    assert changes.startswith("trainer=fsdp on several devices; policy.lora; ")
+    assert changes.startswith("trainer=fsdp on several devices; policy.lora")
 
 
 def test_more_ranks_adapters_and_offload_take_less():
