@@ -11,6 +11,8 @@ import httpx
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 _CONNECT_S = 10.0
+_IDLE_S = 2.0
+"""Connections are not kept longer; the server closes them after 5 s."""
 
 
 class ServerError(RuntimeError):
@@ -40,7 +42,7 @@ class ServerClient:
         self._http = httpx.Client(
             base_url=self.url,
             timeout=httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
-            limits=httpx.Limits(max_connections=max_connections),
+            limits=httpx.Limits(max_connections=max_connections, keepalive_expiry=_IDLE_S),
             trust_env=False,  # a proxy for the outside world does not know the cluster's hosts
         )
 

@@ -239,7 +239,8 @@ class VllmServerEngine:
         except ServerError as error:
             raise ServerError(
                 f"{error} The server could not load {weights}. It must see that folder under the same path, and serve "
-                f"the architecture of {self._source.folder}; its own log says more."
+                f"the architecture of {self._source.folder}; its own log says more. Restart it first: vLLM keeps parts "
+                "of a load that failed."
             ) from error
         # what runs now started from other weights, and will be asked again
         if not post("/reset_prefix_cache", reset_running_requests="true")["success"]:
