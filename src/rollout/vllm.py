@@ -149,7 +149,6 @@ class VllmEngine:
         if not self._has_weights:
             raise RuntimeError("generate: the vLLM engine has no weights. Call update_weights first.")
         llm = self._engine()
-        own = [(tuple(prompt.tolist()), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         check_request(
             prompts,
             params,
@@ -157,6 +156,7 @@ class VllmEngine:
             logprobs_mode=self._arguments["logprobs_mode"],
             max_model_len=llm.model_config.max_model_len,
         )
+        own = [(tuple(prompt.tolist()), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         requests = self._all_requests(own, params)
         if not requests:
             return []
