@@ -32,9 +32,9 @@ def corpus(tmp_path_factory) -> Path:
 
 def _overrides(name: str, corpus: Path, policy: Path) -> list[str]:
     overrides = [f"experiment={name}", *SMALL, f"policy.path={policy}", "policy.dtype=float32"]
-    if name in PUBLISHED:  # eight GPUs with vLLM otherwise
-        overrides += ["trainer=default", "trainer.precision=bf16-mixed", "rollout=native"]
     config = train_config(Path(), f"experiment={name}")
+    if "strategy" in config.trainer:  # all GPUs, with vLLM
+        overrides += ["trainer=default", "trainer.precision=bf16-mixed", "rollout=native"]
     if "rlla" in config.data.train.get("_target_", ""):
         overrides += [f"data.path={corpus}", "data.train.val_share=0.25"]
     return overrides
