@@ -11,6 +11,7 @@ import httpx
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 10.0
 _CONNECT_S = 10.0
+_ATTEMPTS = 3
 _IDLE_S = 2.0
 """Connections are not kept longer; the server closes them after 5 s."""
 
@@ -64,29 +65,37 @@ class ServerClient:
         self._http.close()
 
     def _send(self, method: str, path: str, **content: Any) -> Any:
-        try:
-            response = self._http.request(method, path, **content)
-            dying = response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and not self._healthy()
-        except httpx.TransportError as error:
-            raise ServerLostError(
-                f"rollout.url {self.url}: {method} {path} got no answer ({type(error).__name__}: {error})."
-            ) from error
-        if dying:
-            raise ServerLostError(
-                f"rollout.url {self.url}: {method} {path} was answered with {response.status_code}, and the server's "
-                "engine is not healthy."
-            )
+        what = f"rollout.url {self.url}: {method} {path}"
+        response = self._response(what, method, path, content)
+        if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and not self._healthy():
+            raise ServerLostError(f"{what} was answered with {response.status_code}, and the server's engine is dead.")
         self.last_answer = time.monotonic()
         if response.is_success:
             return response.json() if response.content else None
         reason = response.text.strip()[:1000]
         raise ServerError(
-            f"rollout.url {self.url}: {method} {path} was answered with {response.status_code}: {reason} "
-            f"Start the server with: {self.start_command}"
+            f"{what} was answered with {response.status_code}: {reason} Start the server with: {self.start_command}"
         )
 
+    def _response(self, what: str, method: str, path: str, content: dict[str, Any]) -> httpx.Response:
+        """An answer of any status. vLLM may break a connection off where it fails, and live on."""
+        broken: httpx.TransportError | None = None
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._http.request(method, path, **content)
+            except httpx.TransportError as error:
+                broken = error
+                if isinstance(error, httpx.TimeoutException | httpx.ConnectError) or not self._healthy():
+                    raise ServerLostError(f"{what} got no answer ({type(error).__name__}: {error}).") from error
+        raise ServerError(
+            f"{what} was broken off {_ATTEMPTS} times ({broken}), but the server lives; its own log says why."
+        ) from broken
+
     def _healthy(self) -> bool:
-        return self._http.get("/health").is_success
+        try:
+            return self._http.get("/health").is_success
+        except httpx.TransportError:
+            return False
 
 
 class Patience:

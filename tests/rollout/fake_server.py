@@ -19,6 +19,8 @@ class FakeServer(ThreadingHTTPServer):
         self.settings["max_model_len"] = 64
         self.loaded: list[str] = []
         self.requests = 0
+        self.broken: tuple[str, int] = ("", 0)
+        """A path, and how many of the next requests to it are broken off without an answer."""
         self.lose_weights_at: int | None = None
         """Number of the generate request before which a restart happens; -1: every time."""
         threading.Thread(target=self.serve_forever, daemon=True).start()
@@ -32,6 +34,8 @@ class FakeServer(ThreadingHTTPServer):
         self.server_close()
 
     def answer(self, path: str, body: dict[str, Any]) -> Any:
+        if path == "/health":
+            return {}
         if path == "/server_info":
             return {"vllm_config": {"model_config": self.settings}}
         if path == "/weight_info":
@@ -74,7 +78,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(json.loads(content) if content else {})
 
     def _answer(self, body: dict[str, Any]) -> None:
-        found = self.server.answer(self.path.partition("?")[0], body)
+        path = self.path.partition("?")[0]
+        breaking, left = self.server.broken
+        if path == breaking and left > 0:
+            self.server.broken = (breaking, left - 1)
+            self.close_connection = True
+            return
+        found = self.server.answer(path, body)
         content = json.dumps(found if found is not None else {"error": "no such path"}).encode()
         self.send_response(200 if found is not None else 404)
         self.send_header("Content-Length", str(len(content)))

@@ -98,6 +98,18 @@ def test_a_server_that_is_gone(tmp_path: Path) -> None:
     assert engine.weights_version == -1
 
 
+def test_a_connection_that_breaks_is_tried_again_and_a_server_that_always_breaks_it_is_an_error(
+    server: FakeServer, tmp_path: Path
+) -> None:
+    engine = connect(server.url, tmp_path)
+    server.broken = ("/collective_rpc", 2)
+    engine.update_weights(WEIGHTS, 0)
+    server.broken = ("/collective_rpc", 10)
+    with pytest.raises(ServerError, match=r"was broken off 3 times .* but the server lives.*could not load"):
+        engine.update_weights(WEIGHTS, 1)
+    assert engine.weights_version == 0
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

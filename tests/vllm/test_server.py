@@ -119,7 +119,7 @@ def test_a_server_that_is_gone_ends_the_run_with_what_to_do(
     server.wait()
     engine.update_weights(merged_named_tensors(model), 0)
     other = [(name, tensor.repeat(2)) for name, tensor in merged_named_tensors(model) if tensor.ndim == 1]
-    with pytest.raises(ServerError, match=r"answered with 500.*serve the architecture of"):
+    with pytest.raises(ServerError, match="serve the architecture of"):
         engine.update_weights(other, 1)
     server.kill()
     with pytest.raises(ServerLostError, match=r"Tried \d+ times.*timeout_s=3.*VLLM_SERVER_DEV_MODE=1 vllm serve"):
