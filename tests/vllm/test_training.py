@@ -1,11 +1,14 @@
 """The whole training loop with vLLM: it samples from the weights that are trained, or the run stops."""
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.distributed.runs import SCRIPTED, run, steps
+from tests.vllm.server import VllmServer
 
 pytestmark = pytest.mark.vllm
 
@@ -39,3 +42,31 @@ def test_an_engine_that_does_not_follow_is_caught(engine: str, when: int, random
     settings = (*REAL, f"policy.path={random_policy}", "trainer=cpu", f"rollout._target_=tests.vllm.broken.{engine}")
     output = run(tmp_path, *settings, expect_failure=True)
     assert f"EngineMismatchError: rollout step {when}: the rollout engine's log-probabilities differ" in output
+
+
+@pytest.mark.slow
+def test_training_outlives_its_server(random_policy: Path, tmp_path: Path) -> None:
+    """The server is killed between two rollout steps and started again with random weights; it gets those of the run."""
+    training = tmp_path / "run"
+    server = VllmServer(random_policy, tmp_path / "server.txt")
+
+    def strike() -> None:
+        while not (training / "metrics.jsonl").is_file():
+            time.sleep(0.1)
+        server.kill()
+        server.start(wait=False)
+
+    thread = threading.Thread(target=strike, daemon=True)
+    try:
+        server.start()
+        thread.start()
+        settings = (*(setting for setting in REAL if not setting.startswith("rollout")), "rollout=vllm_server")
+        run(training, *settings, f"policy.path={random_policy}", "trainer=cpu", f"rollout.url={server.url}")
+        thread.join()
+    finally:
+        server.kill()
+    found = steps(training)
+    assert [step["rollout_step"] for step in found] == [0, 1, 2]
+    for step in found:
+        assert step["engine/gap"] <= 1e-5
+        assert step["train/sampler_gap_max"] <= 1e-5
