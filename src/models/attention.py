@@ -1,9 +1,10 @@
 """Attention for packed rows, registered with transformers under the name `packed_rows`; no model is patched.
 
-`AttentionPlan` holds the gathers of a row, made once a forward, and reaches the attention function as the forward
+`AttentionPlan` says how a row is cut up. It is made once a forward and reaches the attention function as the forward
 keyword `packed_plan`, which gradient checkpointing replays. Without that keyword (generation, ordinary batches) the
-function is transformers' own SDPA. Nothing of size [L, L] is built: prompts are causal among themselves, and a
-completion's queries meet the keys of its prompt and of itself.
+function is transformers' own SDPA. On the CPU the row is computed tile by tile (`models.attention_tiles`), on CUDA by
+FlexAttention (`models.attention_flex`): nothing of size [L, L] is built and no key is copied. What neither can do
+(dropout, head sizes and precisions that the kernels lack, other devices) goes group by group through SDPA with a mask.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from src.models.attention_plan import AttentionPlan, CausalBlock, CompletionBlock
+from src.models.attention_flex import flex_attend, flex_supports
+from src.models.attention_plan import AttentionPlan
+from src.models.attention_tiles import tiled_attend
 
 PACKED_ATTENTION = "packed_rows"
 """Name under which transformers finds the attention function of packed rows."""
@@ -55,10 +57,17 @@ def packed_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return out, None
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, heads, D]
-    outputs = [_attend_causal(block, q, k, v, dropout, scaling) for block in packed_plan.causal]
-    outputs += [_attend_completions(block, q, k, v, dropout, scaling) for block in packed_plan.completions]
-    return torch.cat(outputs).index_select(0, packed_plan.order)[None], None
+    query, key, value = _autocast(query, key, value)
+    if dropout > 0:
+        out = _attend_by_group(module, query, key, value, packed_plan, dropout, scaling)
+    elif query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, heads, D]
+        out = tiled_attend(q, k, v, packed_plan.tiles, scaling)[None]
+    elif flex_supports(query, value):
+        out = flex_attend(query, key, value, packed_plan.block_mask, scaling).transpose(1, 2)
+    else:
+        out = _attend_by_group(module, query, key, value, packed_plan, dropout, scaling)
+    return out, None
 
 
 def check_attention_support(config: PretrainedConfig, attention: str) -> None:
@@ -99,48 +108,29 @@ def sliding_window(config: PretrainedConfig) -> int | None:
     return int(window)
 
 
-def _attend_causal(
-    block: CausalBlock, q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In the precision that autocast gives SDPA: rotary embeddings leave queries and keys in float32."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
+
+
+def _attend_by_group(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    dropout: float,
+    scale: float | None,
 ) -> Tensor:
-    """Outputs [S*W, H, D] of a causal block."""
-    q, k, v = (_take(x, block.index).transpose(1, 2) for x in (q, k, v))  # [S, heads, W, D]
-    out = F.scaled_dot_product_attention(
-        q, k, v, is_causal=True, dropout_p=dropout, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-    )
-    return out.transpose(1, 2).flatten(0, 1)
-
-
-def _attend_completions(
-    block: CompletionBlock, q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None
-) -> Tensor:
-    """Outputs [B*G*T, H, D] of a completion block.
-
-    Query heads that share a key head are folded into the query axis, so that grouped-query attention with a mask
-    needs neither repeated keys nor a kernel that knows about groups.
-    """
-    heads, kv_heads, size = q.shape[1], k.shape[1], q.shape[2]
-    rows, width = block.own_index.shape
-    shared = heads // kv_heads
-    q = _take(q, block.own_index).view(rows, width, kv_heads, shared, size)
-    q = q.permute(0, 2, 3, 1, 4).reshape(rows, kv_heads, shared * width, size)
-    k, v = (_join(x, block) for x in (k, v))
-    out = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=block.mask.repeat(1, 1, shared, 1), dropout_p=dropout, scale=scaling
-    )
-    out = out.view(rows, kv_heads, shared, width, -1).permute(0, 3, 1, 2, 4)
-    return out.reshape(rows * width, heads, -1)
-
-
-def _join(x: Tensor, block: CompletionBlock) -> Tensor:
-    """Keys or values [B*G, H_kv, P+T, D] of each completion: its prompt's, then its own."""
-    groups, rows = len(block.prompt_index), len(block.own_index)
-    prompt = _take(x, block.prompt_index)[:, None].expand(-1, rows // groups, -1, -1, -1).flatten(0, 1)
-    return torch.cat([prompt, _take(x, block.own_index)], dim=1).transpose(1, 2)
-
-
-def _take(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of x [L, heads, D] at index [S, W]: [S, W, heads, D]."""
-    return x.index_select(0, index.flatten()).view(*index.shape, *x.shape[1:])
+    """Outputs [1, L, H, D], each group by SDPA with its own mask."""
+    outputs = []
+    for start, length, mask in plan.group_masks:
+        q, k, v = (x.narrow(2, start, length) for x in (query, key, value))
+        outputs.append(sdpa_attention_forward(module, q, k, v, mask, dropout=dropout, scaling=scale)[0])
+    return torch.cat(outputs, dim=1)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention_forward)
