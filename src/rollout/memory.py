@@ -1,4 +1,4 @@
-"""Predicted memory of a rollout engine: numbers in, parts out. Pure; admits prompts as `native` does."""
+"""Predicted memory of a rollout engine: numbers in, parts out. Pure."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from transformers import PretrainedConfig
 
 from src.models.activations import LiveBytes
 from src.models.memory_plan import MemoryPart, Phase
+from src.rollout.admission import Room, room_for
 from src.rollout.engine import SamplingParams
 from src.rollout.sampling import sample_tokens
 
@@ -32,11 +33,16 @@ class GenerationBatch:
     prompt_tokens: int
     sampling: SamplingParams
 
-    def admitted(self, max_sequences: int, max_batch_tokens: int) -> int:
-        """Prompts that decode together under the engine's budgets, as `NativeEngine` admits them; at least one."""
-        n = 1 if self.sampling.temperature == 0 else self.sampling.n
-        size = self.prompt_tokens + n * self.sampling.max_new_tokens
-        return max(1, min(self.prompts, max_sequences // n, max_batch_tokens // size))
+    def room(self, max_sequences: int, max_batch_tokens: int) -> Room:
+        """What the native engine's cache has place for under its budgets."""
+        return room_for(
+            self.prompts,
+            self.prompt_tokens,
+            1 if self.sampling.temperature == 0 else self.sampling.n,
+            self.sampling.max_new_tokens,
+            max_sequences=max_sequences,
+            max_batch_tokens=max_batch_tokens,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,13 +117,13 @@ def _native_batch(demand: NativeDemand, batch: GenerationBatch) -> tuple[int, in
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    prompts = batch.admitted(demand.max_sequences, demand.max_batch_tokens)
-    rows = prompts * (1 if batch.sampling.temperature == 0 else batch.sampling.n)
-    tokens = prompts * batch.prompt_tokens + rows * batch.sampling.max_new_tokens
+    room = batch.room(demand.max_sequences, demand.max_batch_tokens)
+    tokens = room.slots * batch.prompt_tokens + room.rows * max(batch.sampling.max_new_tokens - 1, 1)
     layer = tokens * kv_heads * size * (demand.key_bytes + demand.value_bytes)
-    prefill = int(prompts * batch.prompt_tokens * demand.prefill_token)
-    scores = rows * heads * max(batch.prompt_tokens, batch.sampling.max_new_tokens) * _SCORE_BYTES
-    decode = scores + _sampling_bytes(rows, text.vocab_size, demand.logits, batch.sampling)
+    n = 1 if batch.sampling.temperature == 0 else batch.sampling.n
+    prefill = int(room.rows // n * batch.prompt_tokens * demand.prefill_token)
+    scores = room.rows * heads * max(batch.prompt_tokens, batch.sampling.max_new_tokens) * _SCORE_BYTES
+    decode = scores + _sampling_bytes(room.rows, text.vocab_size, demand.logits, batch.sampling)
     return text.num_hidden_layers * layer, max(prefill, decode)
 
 

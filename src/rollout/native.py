@@ -10,19 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
-from src.models.deferred import fill_empty, on_meta
+from src.rollout.admission import room_for
+from src.rollout.batching import ContinuousBatch
+from src.rollout.decoding import ExactStep, forward_for, prefill
 from src.rollout.engine import Completion, EngineSource, SamplingParams
+from src.rollout.own_model import copy_weights, empty_model
 from src.rollout.prefix_cache import PREFIX_ATTENTION, PrefixCache
-from src.rollout.sampling import prompt_noise, sample_tokens
-
-COMPACT_BELOW = 0.8
-"""Finished rows are dropped once the live ones are fewer than this share, so that copying the cache stays cheap."""
 
 
 def native_engine(
@@ -54,7 +54,7 @@ def native_engine(
     sizes = {"max_sequences": max_sequences, "max_batch_tokens": max_batch_tokens}
     if not owns:
         return NativeEngine(source.model, owns_model=False, **sizes)
-    return NativeEngine(lambda: _empty_model(source, device), owns_model=True, **sizes)
+    return NativeEngine(lambda: empty_model(source, device), owns_model=True, **sizes)
 
 
 class NativeEngine:
@@ -132,13 +132,29 @@ class NativeEngine:
         """
         model = self.model
         _check(model, prompts, params, seeds)
+        if not prompts:
+            return []
         decoded = replace(params, n=1) if params.temperature == 0 else params
-        completions: dict[int, list[Completion]] = {}
+        room = partial(
+            room_for,
+            n=decoded.n,
+            max_new_tokens=decoded.max_new_tokens,
+            max_sequences=self._max_sequences,
+            max_batch_tokens=self._max_batch_tokens,
+        )
         with torch.no_grad(), _sampling_mode(model):
-            for chunk in self._chunks([len(p) for p in prompts], decoded):
-                sampled = self._sample([prompts[i] for i in chunk], decoded, [seeds[i] for i in chunk])
-                completions.update(zip(chunk, sampled, strict=True))
-        return [completions[i] * (params.n // decoded.n) for i in range(len(prompts))]
+            batch = ContinuousBatch(
+                prefill=partial(prefill, model),
+                step=ExactStep(forward_for(model)),
+                cache_for=lambda size: PrefixCache(size, decoded.max_new_tokens),
+                room_for=room,
+                prompts=prompts,
+                params=decoded,
+                seeds=seeds,
+                device=model.device,
+            )
+            groups = self._collect(*batch.run(), decoded)
+        return [group * (params.n // decoded.n) for group in groups]
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Take new weights and stamp what is sampled next with `version`.
@@ -152,7 +168,7 @@ class NativeEngine:
                 not given. The version stays as it was; some weights may have been written.
         """
         if self._owns_model:
-            _copy_weights(self.model, named_tensors)
+            copy_weights(self.model, named_tensors)
         self._weights_version = version
 
     def rest(self) -> None:
@@ -162,72 +178,9 @@ class NativeEngine:
         """Let go of the model."""
         self._model = None
 
-    def _chunks(self, lengths: list[int], params: SamplingParams) -> Iterator[list[int]]:
-        """Prompt indices, longest first (memory runs out at once or never), in chunks within the budget."""
-        chunk: list[int] = []
-        longest = 0
-        for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-            sequences = (len(chunk) + 1) * params.n
-            tokens = (len(chunk) + 1) * max(longest, lengths[i]) + sequences * params.max_new_tokens
-            if chunk and (sequences > self._max_sequences or tokens > self._max_batch_tokens):
-                yield chunk
-                chunk, longest = [], 0
-            chunk.append(i)
-            longest = max(longest, lengths[i])
-        if chunk:
-            yield chunk
-
-    def _sample(
-        self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
-    ) -> list[list[Completion]]:
-        model, device = self.model, self.model.device
-        lengths = torch.tensor([len(p) for p in prompts])
-        cache = PrefixCache(lengths.tolist(), params.n, params.max_new_tokens)
-        stop_ids = torch.tensor(params.stop_token_ids, dtype=torch.long, device=device)
-        noise = None
-        if params.temperature > 0:
-            noise = torch.cat([prompt_noise(s, params.n, params.max_new_tokens) for s in seeds]).to(device)
-
-        # [S, T] of all completions, S = prompts x n; -1 where nothing was sampled
-        count = len(prompts) * params.n
-        tokens = torch.full((count, params.max_new_tokens), -1, device=device)
-        logprobs = torch.zeros(count, params.max_new_tokens, device=device)
-
-        prefill = model(
-            input_ids=torch.cat(list(prompts)).to(device)[None],
-            position_ids=torch.cat([torch.arange(len(p), device=device) for p in prompts])[None],
-            logits_to_keep=lengths.cumsum(0).to(device) - 1,
-            use_cache=False,
-            prefix_cache=cache,
-        )
-        logits = prefill.logits[0].repeat_interleave(params.n, dim=0)
-
-        # what each present row [R] is: a completion, of a prompt in the cache, at a position, live or finished
-        rows = torch.arange(count, device=device)
-        groups = rows // params.n
-        positions = lengths.to(device)[groups, None]
-        live = torch.ones(count, dtype=torch.bool, device=device)
-        for step in range(params.max_new_tokens):
-            chosen, scores = sample_tokens(logits, None if noise is None else noise[rows, step], params)
-            tokens[rows, step], logprobs[rows, step] = chosen, scores
-            live &= ~torch.isin(chosen, stop_ids)
-            remaining = int(live.sum())
-            if remaining == 0 or step + 1 == params.max_new_tokens:
-                break
-            if remaining < COMPACT_BELOW * len(rows):
-                kept = live.nonzero().squeeze(-1)
-                cache.keep_rows(kept, groups[kept])
-                groups = torch.unique_consecutive(groups[kept], return_inverse=True)[1]
-                rows, positions, live, chosen = rows[kept], positions[kept], live[kept], chosen[kept]
-            logits = model(
-                input_ids=chosen[:, None], position_ids=positions + step, use_cache=False, prefix_cache=cache
-            ).logits[:, -1]
-            cache.length += 1
-        return self._collect(tokens.cpu(), logprobs.cpu(), stop_ids.cpu(), params.n)
-
-    def _collect(self, tokens: Tensor, logprobs: Tensor, stop_ids: Tensor, n: int) -> list[list[Completion]]:
+    def _collect(self, tokens: Tensor, logprobs: Tensor, params: SamplingParams) -> list[list[Completion]]:
         """Cut each row of tokens [S, T] after its first stop token; consecutive n rows are one prompt's."""
-        is_stop = torch.isin(tokens, stop_ids)
+        is_stop = torch.isin(tokens, torch.tensor(params.stop_token_ids, dtype=torch.long))
         stopped = is_stop.any(dim=-1)
         ends = torch.where(stopped, is_stop.int().argmax(dim=-1) + 1, tokens.shape[1]).tolist()
         completions = [
@@ -239,7 +192,7 @@ class NativeEngine:
             )
             for i, (end, stop) in enumerate(zip(ends, stopped.tolist(), strict=True))
         ]
-        return [completions[i : i + n] for i in range(0, len(completions), n)]
+        return [completions[i : i + params.n] for i in range(0, len(completions), params.n)]
 
 
 def _check(model: PreTrainedModel, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]) -> None:
@@ -276,44 +229,3 @@ def _sampling_mode(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(attention)
         for module in training:
             module.training = True
-
-
-def _empty_model(source: EngineSource, device: str | torch.device | None) -> PreTrainedModel:
-    """The architecture on a device, its weights still to come; buffers (rotary frequencies) are computed."""
-    architecture = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
-    with on_meta():
-        model = AutoModelForCausalLM.from_config(
-            architecture, dtype=source.dtype, trust_remote_code=source.trust_remote_code
-        )
-    where = device or torch.accelerator.current_accelerator() or "cpu"
-    with torch.inference_mode(False):  # validation, where the first use may be, makes tensors that take no updates
-        fill_empty(model, torch.device(where))
-    return cast(PreTrainedModel, model.eval().requires_grad_(False))
-
-
-def _copy_weights(model: PreTrainedModel, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
-    state = model.state_dict()
-    written: dict[int, str] = {}
-    with torch.no_grad():
-        for name, tensor in named_tensors:
-            target = state.get(name)
-            if target is None:
-                raise ValueError(
-                    f"update_weights: unexpected name '{name}'; {type(model).__name__} has no such weight."
-                )
-            if target.shape != tensor.shape:
-                raise ValueError(
-                    f"update_weights: '{name}': expected shape {tuple(target.shape)}, found {tuple(tensor.shape)}."
-                )
-            tied = written.get(target.data_ptr())
-            if tied is None:
-                target.copy_(tensor)
-                written[target.data_ptr()] = name
-            elif not torch.equal(target, tensor.to(target)):
-                raise ValueError(f"update_weights: '{name}' and '{tied}' are tied in the engine, but differ here.")
-    missing = [name for name, target in state.items() if target.data_ptr() not in written]
-    if missing:
-        raise ValueError(
-            f"update_weights: expected all {len(state)} weights, {len(missing)} were missing: "
-            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}."
-        )

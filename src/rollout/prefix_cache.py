@@ -1,16 +1,21 @@
 """Key/value cache of prompt groups: a prompt's keys are stored once and shared by all its completions.
 
-It plugs into any transformers model that looks its attention function up by name. The function keeps keys and values
-itself, so the model builds no mask, concatenates nothing and repeats no key head:
+Storage is allocated once: prompts [slots, H_kv, width, D] and completions [rows, H_kv, columns, D], a layer. It plugs
+into any transformers model that looks its attention function up by name; the model builds no mask, concatenates nothing
+and repeats no key head:
 
 - prefill: the prompts lie end to end in one row [1, sum P_i], and each attends to itself only. No padding.
 - decode: one row a completion, [R, 1]. A group's queries meet the prompt's keys in one product, each completion's query
   meets its own keys in another, and the two partial softmaxes are merged by their log-sum-exp.
+
+A step writes the same column for all completions, and columns are used in turn: a completion that has fed s tokens owns
+the last s of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,30 +23,50 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AttentionInterface
 
+from src.rollout.admission import Room
+from src.rollout.partial_attention import merge, partial_attention
+from src.rollout.step_layout import StepLayout
+
 PREFIX_ATTENTION = "rollout_prefix"
-GROWTH = 64
+Pair = tuple[Tensor, Tensor]
 
 
 class PrefixCache:
-    """Keys and values of B prompts, and of the completions that are being decoded from them.
+    """Keys and values of prompts, and of the completions that are being decoded from them.
 
     Args:
-        prompt_lengths: tokens of each prompt.
-        n: completions a prompt.
-        max_new_tokens: most tokens that a completion's cache will ever hold.
+        room: how many prompts and completions it holds.
+        max_new_tokens: longest completion; its last token is never fed back.
+        zeroed: fill new storage with zeros, for steps that read what was never written (it is masked, but must be
+            finite).
     """
 
-    def __init__(self, prompt_lengths: Sequence[int], n: int, max_new_tokens: int) -> None:
-        self.prompt_lengths = list(prompt_lengths)
-        self.max_new_tokens = max_new_tokens
-        self.length = 0
-        """Tokens decoded so far; the token of the running step is written at this index."""
-        self._prompt: dict[int, tuple[Tensor, Tensor]] = {}
-        self._own: dict[int, tuple[Tensor, Tensor]] = {}
-        self._rows = len(self.prompt_lengths) * n
-        self._width = n
-        self._slots: Tensor | None = None
-        self._padding: Tensor | None = None
+    def __init__(self, room: Room, max_new_tokens: int, *, zeroed: bool = False) -> None:
+        self.room = room
+        self.columns = max(max_new_tokens - 1, 1)
+        self.lengths: list[int] = []
+        """Tokens of the prompt in each used slot."""
+        self.layout: StepLayout | None = None
+        """Of the step that runs."""
+        self._zeroed = zeroed
+        self._arriving: list[int] = []
+        self._prompt: dict[int, Pair] = {}
+        self._own: dict[int, Pair] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the storage."""
+        return sum(x.nbytes for stored in (self._prompt, self._own) for pair in stored.values() for x in pair)
+
+    @contextmanager
+    def prefilling(self, lengths: Sequence[int]) -> Iterator[None]:
+        """The forward inside brings prompts of these lengths, end to end; they take the next slots."""
+        self._arriving = list(lengths)
+        try:
+            yield
+            self.lengths += self._arriving
+        finally:
+            self._arriving = []
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Store the new keys and values of `layer` and attend.
@@ -55,123 +80,119 @@ class PrefixCache:
 
         Returns:
             [1, sum P_i, H, D] or [R, 1, H, D].
+
+        Raises:
+            ValueError: rows or tokens are not those that were announced.
         """
-        if layer not in self._prompt:
+        if self._arriving:
             return self._prefill(layer, query, key, value, scale)
         return self._decode(layer, query, key, value, scale)
 
-    def keep_rows(self, rows: Tensor, groups: Tensor) -> None:
-        """Drop completions, and prompts that none of the kept completions belongs to.
+    def move_rows(self, to: Tensor, source: Tensor, used: int) -> None:
+        """Copy the first `used` columns of rows `source` [M] to rows `to` [M]."""
+        if len(to):
+            for x in _tensors(self._own):
+                x[to, :, :used] = x[source, :, :used]
 
-        Args:
-            rows: int64 [R'], ascending, the kept rows among the present ones.
-            groups: int64 [R'], ascending, the present prompt index of each kept row.
+    def move_slots(self, to: Tensor, source: Tensor, kept: int) -> None:
+        """Copy prompts from slots `source` [M] to slots `to` [M], and forget those from slot `kept` on."""
+        if len(to):
+            width = max(self.lengths)
+            for x in _tensors(self._prompt):
+                x[to, :, :width] = x[source, :, :width]
+        for target, origin in zip(to.tolist(), source.tolist(), strict=True):
+            self.lengths[target] = self.lengths[origin]
+        del self.lengths[kept:]
+
+    def clear_rows(self, start: int, stop: int, used: int) -> None:
+        """Zero the columns in use of rows that start late: theirs begin after these, which are masked."""
+        for x in _tensors(self._own):
+            x[start:stop, :, :used] = 0
+
+    def resize(self, room: Room, rows: int, used: int) -> None:
+        """Other sizes; prompts, and `used` columns of the first `rows` completions, stay.
+
+        One layer at a time: two whole caches might not fit.
         """
-        kept, group = torch.unique_consecutive(groups, return_inverse=True)
-        starts = torch.searchsorted(group, torch.arange(len(kept), device=group.device))
-        rank = torch.arange(len(group), device=group.device) - starts[group]
-        self._rows, self._width = len(rows), int(rank.max()) + 1
-        full = self._rows == len(kept) * self._width
-        self._slots = None if full else group * self._width + rank
-        if len(kept) < len(self.prompt_lengths):
-            self.prompt_lengths = [self.prompt_lengths[i] for i in kept.tolist()]
-            width = max(self.prompt_lengths)
-            for i, (k, v) in self._prompt.items():
-                self._prompt[i] = k[kept, :, :width], v[kept, :, :width]
-            self._padding = None if self._padding is None else self._padding[kept, :, :, :width]
-        for i, (k, v) in self._own.items():  # one at a time: two whole caches might not fit
-            self._own[i] = k[rows], v[rows]
+        slots, width = len(self.lengths), max(self.lengths, default=0)
+        self.room = room
+        for layer in list(self._prompt):
+            prompts, own = self._prompt.pop(layer), self._own.pop(layer)
+            self._allocate(layer, *prompts)
+            for new, old in zip(self._prompt[layer], prompts, strict=True):
+                new[:slots, :, :width] = old[:slots, :, :width]
+            for new, old in zip(self._own[layer], own, strict=True):
+                new[:rows, :, :used] = old[:rows, :, :used]
+
+    def _allocate(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Storage for a layer with heads and types of key and value [..., H_kv, ..., D]."""
+        make = torch.zeros if self._zeroed else torch.empty
+
+        def pair(count: int, width: int) -> Pair:
+            shapes = ((count, x.shape[1], width, x.shape[3]) for x in (key, value))
+            made = [make(s, dtype=x.dtype, device=x.device) for s, x in zip(shapes, (key, value), strict=True)]
+            return made[0], made[1]
+
+        self._prompt[layer] = pair(self.room.slots, self.room.width)
+        self._own[layer] = pair(self.room.rows, self.columns)
 
     def _prefill(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        if query.shape[0] != 1 or query.shape[2] != sum(self.prompt_lengths):
+        if query.shape[0] != 1 or query.shape[2] != sum(self._arriving):
             raise ValueError(
-                f"PrefixCache: expected one row of {sum(self.prompt_lengths)} prompt tokens, "
+                f"PrefixCache: expected one row of {sum(self._arriving)} prompt tokens, "
                 f"found {query.shape[0]} of {query.shape[2]}."
             )
-        batch, heads, longest = len(self.prompt_lengths), key.shape[1], max(self.prompt_lengths)
-        stored_key = key.new_zeros(batch, heads, longest, key.shape[-1])
-        stored_value = value.new_zeros(batch, heads, longest, value.shape[-1])
+        if layer not in self._prompt:
+            self._allocate(layer, key, value)
+        stored_key, stored_value = self._prompt[layer]
         outputs = []
-        parts = zip(*(x.split(self.prompt_lengths, dim=2) for x in (query, key, value)), strict=True)
-        for i, (q, k, v) in enumerate(parts):
-            stored_key[i, :, : k.shape[2]], stored_value[i, :, : v.shape[2]] = k[0], v[0]
+        parts = zip(*(x.split(self._arriving, dim=2) for x in (query, key, value)), strict=True)
+        for slot, (q, k, v) in enumerate(parts, start=len(self.lengths)):
+            for stored, new in ((stored_key, k), (stored_value, v)):
+                stored[slot, :, : new.shape[2]] = new[0]
+                stored[slot, :, new.shape[2] :] = 0  # read where a longer prompt is beside it, and masked
             gqa = q.shape[1] != k.shape[1]
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
             outputs.append(out.transpose(1, 2))
-        self._prompt[layer] = stored_key, stored_value
-        if self._padding is None and min(self.prompt_lengths) < longest:
-            lengths = torch.tensor(self.prompt_lengths, device=key.device)
-            beyond = torch.arange(longest, device=key.device) >= lengths[:, None]
-            self._padding = torch.zeros(beyond.shape, device=key.device).masked_fill(beyond, -torch.inf)[:, None, None]
         return torch.cat(outputs, dim=1)
 
     def _decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        if query.shape[0] != self._rows or query.shape[2] != 1:
-            raise ValueError(
-                f"PrefixCache: expected {self._rows} rows of 1 token, found {query.shape[0]} of {query.shape[2]}."
-            )
-        own_key, own_value = self._append(layer, key, value)
-        prompt_key, prompt_value = self._prompt[layer]
-        rows, heads, dim = query.shape[0], query.shape[1], query.shape[-1]
-        kv_heads = key.shape[1]
+        layout = self.layout
+        rows, heads, _, dim = query.shape
+        if layout is None or rows != layout.rows or query.shape[2] != 1:
+            expected = "no step" if layout is None else f"{layout.rows} rows of 1 token"
+            raise ValueError(f"PrefixCache: expected {expected}, found {rows} of {query.shape[2]}.")
+        kv_heads, grid = key.shape[1], layout.grid
         repeat = heads // kv_heads
-        queries = (query * scale).reshape(rows, kv_heads, repeat, dim)
+        own_key, own_value = (
+            _written(stored[:rows], new, layout)
+            for stored, new in zip(self._own[layer], (key, value), strict=True)
+        )
+        queries = query.reshape(rows, kv_heads, repeat, dim)
+        own = partial_attention(queries, own_key, own_value, layout.own_bias, scale)
 
-        own = _partial_attention(queries, own_key, own_value, None)
-
-        batch = prompt_key.shape[0]
-        grid = queries
-        if self._slots is not None:
-            grid = queries.new_zeros(batch * self._width, kv_heads, repeat, dim)
-            grid[self._slots] = queries
-        grid = grid.reshape(batch, self._width, kv_heads, repeat, dim).transpose(1, 2).flatten(2, 3)
-        shared = [
-            x.unflatten(2, (self._width, repeat)).transpose(1, 2).flatten(0, 1)
-            for x in _partial_attention(grid, prompt_key, prompt_value, self._padding)
-        ]
-        if self._slots is not None:
-            shared = [x[self._slots] for x in shared]
-
-        # softmax over two parts: each part's output weighted by its share of the total mass
-        share = torch.sigmoid(own[1] - shared[1])
-        output = torch.lerp(shared[0].float(), own[0].float(), share)
-        return output.to(value.dtype).reshape(rows, 1, heads, -1)
-
-    def _append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write the step's key and value [R, H_kv, 1, D]; return all of the completions' [R, H_kv, length + 1, D]."""
-        stored = self._own.get(layer)
-        if stored is None or stored[0].shape[2] <= self.length:
-            capacity = min(max(GROWTH, 2 * self.length), self.max_new_tokens)
-            grown = tuple(x.new_empty(self._rows, x.shape[1], capacity, x.shape[-1]) for x in (key, value))
-            if stored is not None:
-                for new, old in zip(grown, stored, strict=True):
-                    new[:, :, : self.length] = old[:, :, : self.length]
-            stored = grown[0], grown[1]
-            self._own[layer] = stored
-        stored[0][:, :, self.length] = key[:, :, 0]
-        stored[1][:, :, self.length] = value[:, :, 0]
-        return stored[0][:, :, : self.length + 1], stored[1][:, :, : self.length + 1]
+        # each prompt's keys once: [B, H_kv, W x repeat, D]
+        asked = queries if grid.members is None else queries[grid.members]
+        asked = asked.reshape(grid.slots, grid.width, kv_heads, repeat, dim).transpose(1, 2).flatten(2, 3)
+        prompt_key, prompt_value = (x[: grid.slots, :, : grid.prompt_width] for x in self._prompt[layer])
+        out, mass = partial_attention(asked, prompt_key, prompt_value, grid.prompt_bias, scale)
+        out, mass = (x.unflatten(2, (grid.width, repeat)).transpose(1, 2).flatten(0, 1) for x in (out, mass))
+        if grid.places is not None:
+            out, mass = out[grid.places], mass[grid.places]
+        return merge((out, mass), own).reshape(rows, 1, heads, -1)
 
 
-def _partial_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Softmax attention over some of the keys, with the log of its mass, by which parts are merged.
+def _tensors(stored: dict[int, Pair]) -> Iterator[Tensor]:
+    return (x for pair in stored.values() for x in pair)
 
-    Args:
-        query: [B, H, Q, D], scaled.
-        key: [B, H, K, D].
-        value: [B, H, K, D].
-        bias: float32, broadcast to [B, H, Q, K], or None.
 
-    Returns:
-        Output [B, H, Q, D] and float32 log-sum-exp of the scores [B, H, Q, 1].
-    """
-    scores = (query @ key.transpose(-1, -2)).float()
-    if bias is not None:
-        scores = scores + bias
-    peak = scores.amax(dim=-1, keepdim=True)
-    weights = (scores - peak).exp()
-    mass = weights.sum(dim=-1, keepdim=True)
-    return (weights / mass).to(value.dtype) @ value, peak + mass.log()
+def _written(stored: Tensor, new: Tensor, layout: StepLayout) -> Tensor:
+    """Write the step's keys [R, H_kv, 1, D] in their column; return all columns that are read."""
+    if isinstance(layout.column, int):
+        stored[:, :, layout.column] = new[:, :, 0]
+    else:
+        stored.index_copy_(2, layout.column, new)
+    return stored[:, :, : layout.width]
 
 
 def prefix_attention(

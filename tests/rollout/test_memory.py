@@ -1,8 +1,6 @@
 """The native engine's predicted cache against the one that it makes."""
 
-import pytest
 import torch
-from torch import Tensor
 
 from src.models.architecture import load_architecture
 from src.models.loading import PolicyConfig, load_model
@@ -12,30 +10,17 @@ from src.rollout.native import NativeEngine
 from src.rollout.prefix_cache import PrefixCache
 
 
-@pytest.mark.parametrize(("sequences", "tokens"), [(256, 10_000), (7, 10_000), (256, 300), (1, 1)])
-def test_as_many_prompts_are_admitted_as_by_the_engine(random_policy, sequences, tokens):
-    sampling = SamplingParams(n=3, max_new_tokens=20)
-    engine = NativeEngine(
-        load_model(PolicyConfig(path=random_policy)), max_sequences=sequences, max_batch_tokens=tokens
-    )
-    chunk = next(engine._chunks([50] * 9, sampling))
-    assert GenerationBatch(9, 50, sampling).admitted(sequences, tokens) == len(chunk)
-
-
 def test_the_cache_is_as_large_as_predicted(random_policy, monkeypatch):
     caches: list[PrefixCache] = []
-    monkeypatch.setattr("src.rollout.native.PrefixCache", lambda *args: caches.append(PrefixCache(*args)) or caches[-1])
+    monkeypatch.setattr("src.rollout.native.PrefixCache", lambda *args, **kw: caches.append(PrefixCache(*args, **kw)) or caches[-1])
     settings = PolicyConfig(path=random_policy, dtype="float32")
     sampling = SamplingParams(n=3, max_new_tokens=100)
     NativeEngine(load_model(settings)).generate([torch.arange(50)] * 2, sampling, [0, 1])
     (cache,) = caches
 
-    def size(stored: dict[int, tuple[Tensor, Tensor]]) -> int:
-        return sum(x.nbytes for pair in stored.values() for x in pair)
-
     demand = NativeDemand(load_architecture(settings), 4, 4, torch.float32, 0, 0.0, 256, 131_072)
     parts = {part.name: part.bytes for part in native_parts(demand, [GenerationBatch(2, 50, sampling)])}
-    assert parts["key/value cache"] == {"rollout": size(cache._prompt) + size(cache._own)}
+    assert parts["key/value cache"] == {"rollout": cache.nbytes}
     vocabulary = load_architecture(settings).vocab_size
     assert parts["sampling"]["rollout"] > 6 * vocabulary * (4 + 4 + 8)  # scaled, log-probabilities, cumulative
 
@@ -46,8 +31,9 @@ def test_a_copy_and_vllm():
     long = GenerationBatch(512, 2048, SamplingParams(n=8, max_new_tokens=2048))
     parts = {part.name: part for part in native_parts(demand, [long])}
     assert parts["engine weights"].most == 1000
-    # 7 prompts with their 8 completions are the most that 131,072 tokens hold; 36 layers, 8 heads of 128, k and v
-    assert parts["key/value cache"].most == 7 * (2048 + 8 * 2048) * 36 * 2 * 8 * 128 * 2
+    # 7 prompts with their 8 completions are the most that 131,072 tokens hold, and one prompt more; a completion's last
+    # token is not fed back; 36 layers, 8 heads of 128, k and v
+    assert parts["key/value cache"].most == (8 * 2048 + 7 * 8 * 2047) * 36 * 2 * 8 * 128 * 2
 
 
 def test_vllm_takes_its_fraction_and_sleeps_without_it():
