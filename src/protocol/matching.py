@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from src.data.dialogue import JsonValue, Message, ToolCall
 from src.protocol.types import ParsedResponse
 
+_SCALARS = frozenset({str, int, float, bool, type(None)})
+
 
 @dataclass(frozen=True, slots=True)
 class CallMatch:
@@ -41,6 +43,8 @@ def json_equal(a: JsonValue, b: JsonValue) -> bool:
     >>> json_equal({"a": 1, "b": [True]}, {"b": [True], "a": 1.0}), json_equal(True, 1), json_equal("1", 1)
     (True, False, False)
     """
+    if type(a) is type(b) and type(a) in _SCALARS:
+        return bool(a == b)
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, Mapping) and isinstance(b, Mapping):
@@ -56,9 +60,14 @@ def overlap(a: Iterable[str], b: Iterable[str]) -> float:
     >>> overlap(["f", "f"], ["f"]), overlap(["x", "y"], ["y", "z"]), overlap([], [])
     (0.5, 0.3333333333333333, 1.0)
     """
-    left, right = Counter(iter(a)), Counter(iter(b))  # iter: Counter reads a mapping's values as counts
-    union = (left | right).total()
-    return (left & right).total() / union if union else 1.0
+    left, right = list(a), list(b)
+    names, others = set(left), set(right)
+    if len(names) == len(left) and len(others) == len(right):
+        shared = len(names & others)
+    else:
+        shared = (Counter(left) & Counter(right)).total()
+    union = len(left) + len(right) - shared
+    return shared / union if union else 1.0
 
 
 def match_calls(predicted: Sequence[ToolCall], gold: Sequence[ToolCall]) -> list[CallMatch]:

@@ -7,16 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from src.protocol.parsing import parse_bytes
-from src.protocol.token_bytes import TokenBytes
+from src.protocol.token_bytes import DecodedBatch, TokenBytes
 from src.protocol.types import ParsedResponse, Region
 
-__all__ = ["DecodedCompletion", "TokenBytes", "read_completion", "token_regions"]
-
-
-_PAINT = [bytes([region]) for region in Region]
+__all__ = ["DecodedCompletion", "TokenBytes", "read_completion", "read_completions", "token_regions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,19 +36,32 @@ class DecodedCompletion:
 def read_completion(
     token_ids: Tensor, table: TokenBytes, stop_ids: Collection[int], prefix: str = ""
 ) -> DecodedCompletion:
-    """Decode, parse and tag one completion. Never raises on what was sampled.
+    """Decode, parse and tag one completion; see `read_completions`."""
+    return read_completions([token_ids], table, stop_ids, [prefix])[0]
+
+
+def read_completions(
+    token_ids: Sequence[Tensor], table: TokenBytes, stop_ids: Collection[int], prefixes: Sequence[str]
+) -> list[DecodedCompletion]:
+    """Decode, parse and tag completions, all at once. Never raises on what was sampled.
 
     Args:
-        token_ids: int64 [T], sampled ids; the first stop token and what follows it are not text.
+        token_ids: int64 [T_i] each, sampled ids; the first stop token and what follows it are not text.
         table: the bytes of each token.
         stop_ids: end-of-turn tokens.
-        prefix: the part of the response that the chat template wrote in the prompt, e.g. `<think>` and a line break.
+        prefixes: for each completion the part of the response that the chat template wrote in the prompt, e.g.
+            `<think>` and a line break.
     """
-    pieces = _text_pieces(token_ids, table, stop_ids)
-    sampled = b"".join(pieces)
-    parsed = parse_bytes(sampled, prefix=prefix.encode("utf-8", "surrogatepass"))
-    regions = _piece_regions(pieces, parsed, len(token_ids)).to(token_ids.device)
-    return DecodedCompletion(prefix + sampled.decode("utf-8", "replace"), parsed, regions)
+    if not token_ids:
+        return []
+    batch, lengths = _decode(token_ids, table, stop_ids)
+    parsed = [
+        parse_bytes(text, prefix=prefix.encode("utf-8", "surrogatepass"))
+        for text, prefix in zip(batch.texts, prefixes, strict=True)
+    ]
+    regions = torch.from_numpy(_region_of_tokens(batch.sizes, parsed)).to(token_ids[0].device).split(lengths)
+    texts = [prefix + text.decode("utf-8", "replace") for text, prefix in zip(batch.texts, prefixes, strict=True)]
+    return list(map(DecodedCompletion, texts, parsed, regions))
 
 
 def token_regions(token_ids: Tensor, parsed: ParsedResponse, table: TokenBytes, stop_ids: Collection[int]) -> Tensor:
@@ -77,33 +88,40 @@ def token_regions(token_ids: Tensor, parsed: ParsedResponse, table: TokenBytes, 
     >>> [Region(i).label for i in token_regions(ids, parse("<think>Hmm.</think>"), table, {4}).tolist()]
     ['format', 'reasoning', 'reasoning', 'format', 'format']
     """
-    return _piece_regions(_text_pieces(token_ids, table, stop_ids), parsed, len(token_ids)).to(token_ids.device)
-
-
-def _text_pieces(token_ids: Tensor, table: TokenBytes, stop_ids: Collection[int]) -> list[bytes]:
-    """The bytes of each token before the first stop token."""
-    ids: list[int] = token_ids.tolist()
-    for stop in stop_ids:
-        if stop in ids:
-            ids = ids[: ids.index(stop)]
-    return table.pieces(ids)
-
-
-def _piece_regions(pieces: Sequence[bytes], parsed: ParsedResponse, total: int) -> Tensor:
-    """Region of each of `total` tokens, of which the first have these bytes and the others are not text: int64."""
-    lengths = np.fromiter(map(len, pieces), np.int64, count=len(pieces))
-    ends = lengths.cumsum()
-    size = int(ends[-1]) if len(ends) else 0
+    batch, _ = _decode([token_ids], table, stop_ids)
+    size = len(batch.texts[0])
     if size != parsed.size:
         raise ValueError(
             f"token_regions: expected a response of {size} bytes, the tokens' own, found one of {parsed.size}. "
             "Parse table.decode(token_ids) without the stop token, or call read_completion."
         )
-    # One byte a region, and one more for tokens without bytes at the end of the text.
-    painted = (
-        b"".join([_PAINT[span.region] * (span.stop - span.start) for span in parsed.spans]) + _PAINT[Region.FORMAT]
-    )
-    regions = np.full(total, Region.FORMAT, dtype=np.int64)
-    found = np.frombuffer(painted, np.uint8)[ends - lengths]
-    regions[: len(pieces)] = np.where(lengths > 0, found, np.uint8(Region.FORMAT))
-    return torch.from_numpy(regions)
+    return torch.from_numpy(_region_of_tokens(batch.sizes, [parsed])).to(token_ids.device)
+
+
+def _decode(
+    token_ids: Sequence[Tensor], table: TokenBytes, stop_ids: Collection[int]
+) -> tuple[DecodedBatch, list[int]]:
+    """The bytes of completions, and how many tokens each has."""
+    lengths = list(map(len, token_ids))
+    return table.decode_batch(torch.cat(list(token_ids)).cpu().numpy(), lengths, stop_ids), lengths
+
+
+def _region_of_tokens(sizes: NDArray[np.int32], parsed: Sequence[ParsedResponse]) -> NDArray[np.int64]:
+    """Region of each token of responses laid end to end: that of its first byte; int64 [N].
+
+    Spans are few and tokens many, so what is looked up is the token that each span's end cuts off.
+
+    Args:
+        sizes: bytes of each token, [N]; a token without bytes is FORMAT.
+        parsed: the responses, of as many bytes together.
+    """
+    bases = np.cumsum([0, *(response.size for response in parsed)])[:-1]
+    stops = np.fromiter((span.stop for response in parsed for span in response.spans), np.int64)
+    labels = np.fromiter((span.region for response in parsed for span in response.spans), np.int64)
+    stops += np.repeat(bases, [len(response.spans) for response in parsed])
+    starts = np.cumsum(sizes, dtype=np.int64) - sizes
+    counts = np.diff(np.searchsorted(starts, stops), prepend=0)
+    regions = np.full(len(sizes), Region.FORMAT, dtype=np.int64)
+    regions[: counts.sum()] = np.repeat(labels, counts)
+    regions[sizes == 0] = Region.FORMAT
+    return regions

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -23,6 +25,27 @@ or drops those of the first token."""
 _METASPACE = "\u2581"
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _PROBE = ' <think> {"a": [1, "\u00e9 \u6f22 \U0001f327"]}\n\n  b </think>'
+
+
+class DecodedBatch(NamedTuple):
+    """The bytes of a batch of completions.
+
+    Attributes:
+        texts: of each completion, up to its first stop token.
+        sizes: int32 [N], bytes that each token adds to its text; 0 for stop tokens and what follows them.
+    """
+
+    texts: list[bytes]
+    sizes: NDArray[np.int32]
+
+
+class _Arrays(NamedTuple):
+    """A table as arrays, with one entry more, of no bytes, for ids that no token has."""
+
+    data: NDArray[np.uint8]  # all tokens end to end
+    starts: NDArray[np.int32]  # where in it each begins
+    sizes: NDArray[np.int32]
+    dropped: NDArray[np.int32]  # bytes that each loses where it begins a text
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +59,10 @@ class TokenBytes:
 
     tokens: tuple[bytes, ...]
     leading_space: LeadingSpace = "keep"
+    _arrays: _Arrays = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_arrays", _as_arrays(self.tokens, self.leading_space))
 
     @classmethod
     def from_tokenizer(cls, tokenizer: PreTrainedTokenizerBase) -> TokenBytes:
@@ -95,6 +122,42 @@ class TokenBytes:
             pieces[0] = pieces[0][1:] if self.leading_space == "drop_one" else pieces[0].lstrip(b" ")
         return pieces
 
+    def decode_batch(
+        self, token_ids: NDArray[np.int64], lengths: Sequence[int], stop_ids: Collection[int]
+    ) -> DecodedBatch:
+        """The bytes of many completions at once: of each what `pieces` has of its ids before the first stop token.
+
+        >>> table = TokenBytes((b" a", b"bc", b"<eos>"), leading_space="drop_one")
+        >>> batch = table.decode_batch(np.array([0, 1, 2, 0, 7, 0, 1]), lengths=[4, 0, 3], stop_ids=(2,))
+        >>> batch.texts, batch.sizes.tolist()
+        ([b'abc', b'', b' abc'], [1, 2, 0, 0, 0, 2, 2])
+
+        Args:
+            token_ids: int64 [N], ids of completion 0, then 1, …
+            lengths: tokens of each completion, summing to N.
+            stop_ids: end-of-turn tokens.
+        """
+        arrays, unknown = self._arrays, len(self.tokens)
+        stops = np.cumsum(lengths, dtype=np.int64)  # of completions, in tokens
+        starts = stops - lengths
+        known = token_ids
+        if len(token_ids) and (token_ids.max() >= unknown or token_ids.min() < 0):  # models pad their embeddings
+            known = np.where((token_ids >= 0) & (token_ids < unknown), token_ids, unknown)
+        sizes, begins = arrays.sizes[known], arrays.starts[known]
+        if self.leading_space != "keep":
+            first = starts[starts < stops]
+            dropped = arrays.dropped[known[first]]
+            sizes[first] -= dropped
+            begins[first] += dropped
+        _blank_after_stops(sizes, token_ids, starts, stops, stop_ids)
+        total = int(sizes.sum(dtype=np.int64))
+        ends = np.cumsum(sizes, dtype=np.int32 if total < 2**31 else np.int64)  # half the width is half the time
+        index = np.repeat(begins - (ends - sizes), sizes)
+        index += np.arange(total, dtype=index.dtype)
+        data = arrays.data.take(index).tobytes()
+        borders = np.concatenate([[0], ends])[stops].tolist()
+        return DecodedBatch([data[a:b] for a, b in zip([0, *borders], borders, strict=False)], sizes)
+
     def _check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         ids = tokenizer.encode(_PROBE, add_special_tokens=False)
         expected = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -104,6 +167,33 @@ class TokenBytes:
                 f"tokenizer {type(tokenizer).__name__}: expected tokens whose bytes read as it decodes a probe, "
                 f"{expected!r}, found {found!r}. Only plain byte-level and SentencePiece decoders are supported."
             )
+
+
+def _as_arrays(tokens: Sequence[bytes], leading_space: LeadingSpace) -> _Arrays:
+    sizes = np.fromiter(map(len, (*tokens, b"")), np.int32, count=len(tokens) + 1)
+    spaces = np.fromiter((len(token) - len(token.lstrip(b" ")) for token in (*tokens, b"")), np.int32)
+    dropped = {"keep": 0 * spaces, "drop_one": np.minimum(spaces, 1), "drop_all": spaces}[leading_space]
+    starts = np.cumsum(sizes, dtype=np.int32) - sizes
+    return _Arrays(np.frombuffer(b"".join(tokens), np.uint8), starts, sizes, dropped)
+
+
+def _blank_after_stops(
+    sizes: NDArray[np.int32],
+    token_ids: NDArray[np.int64],
+    starts: NDArray[np.int64],
+    stops: NDArray[np.int64],
+    stop_ids: Collection[int],
+) -> None:
+    """Set to 0 the sizes of the first stop token of each completion `[start, stop)` and of the tokens after it."""
+    is_stop = np.zeros(len(token_ids), dtype=bool)
+    for stop in stop_ids:
+        is_stop |= token_ids == stop
+    found = np.flatnonzero(is_stop)
+    if not len(found):
+        return
+    first = np.append(found, len(token_ids))[np.searchsorted(found, starts)]
+    for begin, end in zip(np.minimum(first, stops).tolist(), stops.tolist(), strict=True):
+        sizes[begin:end] = 0
 
 
 def _decoder_steps(decoder: Mapping[str, Any]) -> list[Mapping[str, Any]]:

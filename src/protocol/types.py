@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import NamedTuple
 
 from src.data.dialogue import ToolCall
 
@@ -28,8 +29,7 @@ class Region(IntEnum):
         return self.name.lower()
 
 
-@dataclass(frozen=True, slots=True)
-class Span:
+class Span(NamedTuple):
     """Bytes `[start, stop)` of the response and the region that they belong to."""
 
     start: int

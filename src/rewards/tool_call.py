@@ -20,6 +20,13 @@ from src.rewards.scaling import RewardRamps, RewardRanges, Scaling, ScoreRange, 
 NoCallRule = Literal["eq13", "published"]
 NameOverlap = Literal["multiset", "set"]
 
+_FIELDS = {
+    (True, True): ("think", "tool_call", "response"),
+    (True, False): ("think", "tool_call"),
+    (False, True): ("think", "response"),
+    (False, False): ("think",),
+}
+
 
 @dataclass(frozen=True, slots=True)
 class AccuracySums:
@@ -38,6 +45,12 @@ class AccuracySums:
     values: float
     calls: int
     gold_values: int
+
+    @classmethod
+    def full(cls, gold: Sequence[ToolCall]) -> AccuracySums:
+        """What an exact match has."""
+        values = sum([len(call.parameters) for call in gold])
+        return cls(1.0, float(len(gold)), float(values), len(gold), values)
 
     @property
     def score(self) -> float:
@@ -112,7 +125,7 @@ class RewardFunction(Protocol):
 
 def expected_fields(target: Message) -> tuple[str, ...]:
     """The fields that a response to `target` must have, in order. think is always one of them."""
-    return ("think", *(["tool_call"] if target.calls else []), *(["response"] if target.text else []))
+    return _FIELDS[bool(target.calls), bool(target.text)]
 
 
 def format_score(parsed: ParsedResponse, target: Message) -> float:
@@ -144,7 +157,8 @@ def score_parts(parsed: ParsedResponse, target: Message, names: NameOverlap = "m
     """All components of a response (Eq. 10-13). Calls that do not parse score 0."""
     score, exact = format_score(parsed, target), is_exact_match(parsed, target)
     if target.calls:
-        return RewardParts.build(score, accuracy_sums(parsed.calls or (), target.calls, names), exact)
+        sums = AccuracySums.full(target.calls) if exact else accuracy_sums(parsed.calls or (), target.calls, names)
+        return RewardParts.build(score, sums, exact)
     silent = float("tool_call" not in parsed.fields)
     return RewardParts(score, silent, silent, silent, silent, float(exact))
 
@@ -176,6 +190,7 @@ class ToolCallReward:
     format_range: Sequence[float] = (0.0, 1.0)
     ramps: Mapping[str, Sequence[float]] = field(default_factory=dict)
     _ramps: RewardRamps = field(init=False, repr=False)
+    _known: dict[tuple[int, float], RewardRanges] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         for key, options in (("scaling", Scaling), ("no_call", NoCallRule), ("names", NameOverlap)):
@@ -203,6 +218,15 @@ class ToolCallReward:
 
     def ranges(self, rollout_step: int, progress: float = 0.0) -> RewardRanges:
         """What the scores are worth at this moment."""
+        moment = (rollout_step, progress)
+        found = self._known.get(moment)
+        if found is None:
+            found = self._ranges(rollout_step, progress)
+            self._known.clear()  # all responses of a rollout step are scored at one moment
+            self._known[moment] = found
+        return found
+
+    def _ranges(self, rollout_step: int, progress: float) -> RewardRanges:
         if self.scaling == "scheduled":
             base = scheduled(self._ramps, rollout_step)
         else:

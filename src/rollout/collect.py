@@ -12,7 +12,7 @@ from torch import Tensor
 from src.algorithm.advantages import Estimator, group_advantages, zero_variance
 from src.algorithm.experience import PromptGroup
 from src.data.rendering import RenderedPrompt
-from src.protocol.regions import DecodedCompletion, read_completion
+from src.protocol.regions import DecodedCompletion, read_completions
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import Reward, RewardFunction
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
@@ -111,39 +111,51 @@ class Collector:
         """
         seeds = [prompt_seed(seed, rollout_step, prompt.example.id) for prompt in prompts]
         sampled = self._engine.generate([prompt.prompt_ids for prompt in prompts], params, seeds)
-        groups = []
-        for prompt, completions in zip(prompts, sampled, strict=True):
-            for completion in completions:
-                if completion.weights_version != rollout_step:
-                    raise StaleRolloutError(
-                        f"rollout step {rollout_step}: expected completions from weights version {rollout_step}, found "
-                        f"{completion.weights_version}. Call engine.update_weights after every update."
-                    )
-            groups.append(
-                ScoredGroup(prompt, tuple(self._score(prompt, c, rollout_step, progress) for c in completions))
-            )
-        return groups
+        for completion in (completion for completions in sampled for completion in completions):
+            if completion.weights_version != rollout_step:
+                raise StaleRolloutError(
+                    f"rollout step {rollout_step}: expected completions from weights version {rollout_step}, found "
+                    f"{completion.weights_version}. Call engine.update_weights after every update."
+                )
+        return self._score(prompts, sampled, rollout_step, progress)
 
     def demonstrate(
         self, prompts: Sequence[RenderedPrompt], targets: Sequence[Tensor], rollout_step: int, progress: float
     ) -> list[ScoredGroup]:
         """Groups of one completion each: the given target ids [T], scored as if they had been sampled."""
-        groups = []
-        for prompt, ids in zip(prompts, targets, strict=True):
-            completion = Completion(ids, torch.zeros(len(ids)), "stop", rollout_step)
-            groups.append(ScoredGroup(prompt, (self._score(prompt, completion, rollout_step, progress),)))
-        return groups
+        given = [[Completion(ids, torch.zeros(len(ids)), "stop", rollout_step)] for ids in targets]
+        return self._score(prompts, given, rollout_step, progress)
 
     def _score(
-        self, prompt: RenderedPrompt, completion: Completion, rollout_step: int, progress: float
-    ) -> ScoredCompletion:
-        decoded = read_completion(completion.token_ids, self.table, self._stop_ids, prompt.response_prefix)
-        if self._tagger is not None:
-            decoded = replace(decoded, regions=self._tagger(completion.token_ids))
-        reward = self._reward(
-            decoded.text, decoded.parsed, prompt.example.target, rollout_step=rollout_step, progress=progress
-        )
-        return ScoredCompletion(completion, decoded, reward)
+        self,
+        prompts: Sequence[RenderedPrompt],
+        sampled: Sequence[Sequence[Completion]],
+        rollout_step: int,
+        progress: float,
+    ) -> list[ScoredGroup]:
+        """A group of each prompt; the completions of all are read in one pass."""
+        token_ids = [completion.token_ids for completions in sampled for completion in completions]
+        pairs = list(zip(prompts, sampled, strict=True))
+        prefixes = [prompt.response_prefix for prompt, completions in pairs for _ in completions]
+        read = iter(self._tagged(read_completions(token_ids, self.table, self._stop_ids, prefixes), token_ids))
+        groups = []
+        for prompt, completions in pairs:
+            scored = []
+            for completion in completions:
+                decoded, target = next(read), prompt.example.target
+                reward = self._reward(
+                    decoded.text, decoded.parsed, target, rollout_step=rollout_step, progress=progress
+                )
+                scored.append(ScoredCompletion(completion, decoded, reward))
+            groups.append(ScoredGroup(prompt, tuple(scored)))
+        return groups
+
+    def _tagged(self, read: list[DecodedCompletion], token_ids: Sequence[Tensor]) -> list[DecodedCompletion]:
+        """With the regions of the collector's own tagger, if it has one."""
+        tagger = self._tagger
+        if tagger is None:
+            return read
+        return [replace(decoded, regions=tagger(ids)) for decoded, ids in zip(read, token_ids, strict=True)]
 
 
 def prompt_seed(seed: int, rollout_step: int, example_id: str) -> int:
