@@ -1,8 +1,9 @@
-"""Metrics of the policy loss that can be merged over rows and ranks."""
+"""What a loss of packed rows is, and its metrics, which can be merged over rows and ranks."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -34,3 +35,13 @@ class LossMetrics:
         tokens = max(float(self.sums["tokens"]), 1.0)
         means = {key: float(value) / tokens for key, value in self.sums.items() if key != "tokens"}
         return means | {key: float(value) for key, value in self.maxima.items()}
+
+
+class RowLoss(Protocol):
+    """A row's share of its minibatch's loss, as a sum over the row's N tokens."""
+
+    def __call__(self, logprobs: Tensor, entropies: Tensor, part: slice) -> Tensor:
+        """What the tokens `part` add, from their log-probabilities [n] and entropies [n]: a scalar with gradient."""
+
+    def metrics(self, logprobs: Tensor, entropies: Tensor) -> LossMetrics:
+        """Over all of the row's tokens, [N] each."""

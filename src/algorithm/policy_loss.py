@@ -89,12 +89,11 @@ class LossCounts(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class LossInputs:
-    """What the loss of one row needs: N sampled tokens of S sequences, in the order of the packed row.
+    """What the loss of one row needs beside the policy's scores: N sampled tokens of S sequences, in the row's order.
 
     Attributes:
-        logprobs: float32 [N], of the policy in training, with gradient.
-        entropies: float32 [N], with gradient if there is a bonus.
-        old_logprobs: float32 [N], the trainer's before this rollout step's updates.
+        old_logprobs: float32 [N], the trainer's before this rollout step's updates; None where those are the scores
+            themselves, because no update has come between: every ratio is 1 then.
         advantages: float32 [S].
         weights: float32 [N].
         lengths: int64 [S], summing to N.
@@ -102,9 +101,7 @@ class LossInputs:
         ref_logprobs: float32 [N], the frozen start's; None without a penalty.
     """
 
-    logprobs: Tensor
-    entropies: Tensor
-    old_logprobs: Tensor
+    old_logprobs: Tensor | None
     advantages: Tensor
     weights: Tensor
     lengths: Tensor
@@ -112,23 +109,25 @@ class LossInputs:
     ref_logprobs: Tensor | None = None
 
     @classmethod
-    def of(cls, groups: Sequence[PromptGroup], logprobs: Tensor, entropies: Tensor) -> LossInputs:
-        """Inputs of a row of groups that the policy has scored.
+    def of(cls, groups: Sequence[PromptGroup], *, first: bool = False) -> LossInputs:
+        """Inputs of a row of groups.
+
+        Args:
+            groups: of the row.
+            first: no update has come since they were sampled, so that they need no old_logprobs.
 
         Raises:
             ValueError: a group without old_logprobs, or only some groups with ref_logprobs.
         """
         old = [group.old_logprobs for group in groups if group.old_logprobs is not None]
         ref = [group.ref_logprobs for group in groups if group.ref_logprobs is not None]
-        if len(old) < len(groups) or len(ref) not in (0, len(groups)):
+        if (len(old) < len(groups) and not first) or len(ref) not in (0, len(groups)):
             raise ValueError(
                 f"policy_loss: expected old_logprobs on all {len(groups)} groups and ref_logprobs on all or none, "
                 f"found {len(old)} and {len(ref)}. Score the groups before the first update."
             )
         return cls(
-            logprobs=logprobs,
-            entropies=entropies,
-            old_logprobs=torch.cat(old),
+            old_logprobs=None if first else torch.cat(old),
             advantages=torch.cat([group.advantages for group in groups]),
             weights=torch.cat([group.weights for group in groups]),
             lengths=torch.cat([group.lengths for group in groups]),
@@ -137,15 +136,8 @@ class LossInputs:
         )
 
 
-class LossOutputs(NamedTuple):
-    """The row's share of the minibatch's loss, a float32 scalar with gradient, and its metrics."""
-
-    loss: Tensor
-    metrics: LossMetrics
-
-
-def policy_loss(inputs: LossInputs, config: PolicyLossConfig, counts: LossCounts) -> LossOutputs:
-    """Loss of a row (Eq. 19 and its variants).
+class PolicyLoss:
+    """A row's share of the minibatch's loss (Eq. 19 and its variants), as a sum over its tokens.
 
     With r = exp(logprob - old), A the sequence's advantage, w the token weight, T its sequence's length, and totals
     of the minibatch:
@@ -157,37 +149,86 @@ def policy_loss(inputs: LossInputs, config: PolicyLossConfig, counts: LossCounts
     The KL penalty and the entropy bonus are means of the same kind without token weights (`published`: over tokens).
     Log-ratios are held within ±20, so that a token that became impossible gives a finite loss.
 
+    Args:
+        inputs: of the row.
+        config: which loss.
+        counts: totals of the minibatch.
+
     Raises:
         ValueError: a penalty without ref_logprobs.
     """
-    if config.kl_coef > 0 and inputs.ref_logprobs is None:
-        raise ValueError(f"loss.kl_coef is {config.kl_coef}, but the groups carry no ref_logprobs; score them first.")
-    sequence = torch.repeat_interleave(torch.arange(len(inputs.lengths), device=inputs.lengths.device), inputs.lengths)
-    advantages = inputs.advantages[sequence]
-    ratio = _bounded(inputs.logprobs - inputs.old_logprobs).exp()
-    clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
-    surrogate = torch.minimum(ratio * advantages, clipped * advantages)
-    if config.dual_clip is not None:
-        surrogate = torch.where(advantages < 0, torch.maximum(surrogate, config.dual_clip * advantages), surrogate)
-    if config.importance_cap is not None:
-        correction = _bounded(inputs.old_logprobs - inputs.rollout_logprobs).exp().clamp(max=config.importance_cap)
-        surrogate = surrogate * correction.detach()
-    if config.aggregation == "published":
-        scale = torch.full_like(inputs.weights, 1 / max(counts.num_tokens, 1.0))
-        weighted = inputs.weights / (counts.weight_total or 1.0)
-    else:
-        sizes = inputs.lengths if config.max_length is None else torch.full_like(inputs.lengths, config.max_length)
-        scale = (1 / (sizes * counts.num_sequences))[sequence]
-        weighted = inputs.weights * scale
-    loss = -(weighted * surrogate).sum()
-    ref_kl = None
-    if inputs.ref_logprobs is not None:
-        ref_kl = _k3(inputs.ref_logprobs - inputs.logprobs)
-        if config.kl_coef > 0:
-            loss = loss + config.kl_coef * (scale * ref_kl).sum()
-    if config.entropy_coef != 0:
-        loss = loss - config.entropy_coef * (scale * inputs.entropies).sum()
-    return LossOutputs(loss, _metrics(inputs, config, ratio.detach(), advantages, ref_kl))
+
+    def __init__(self, inputs: LossInputs, config: PolicyLossConfig, counts: LossCounts) -> None:
+        if config.kl_coef > 0 and inputs.ref_logprobs is None:
+            raise ValueError(
+                f"loss.kl_coef is {config.kl_coef}, but the groups carry no ref_logprobs; score them first."
+            )
+        self._config = config
+        self._old, self._rollout, self._ref = inputs.old_logprobs, inputs.rollout_logprobs, inputs.ref_logprobs
+        self._advantages = inputs.advantages.repeat_interleave(inputs.lengths)  # [N], as all below
+        if config.aggregation == "published":
+            self._scale = torch.full_like(inputs.weights, 1 / max(counts.num_tokens, 1.0))
+            self._weights = inputs.weights / (counts.weight_total or 1.0)
+        else:
+            sizes = inputs.lengths if config.max_length is None else torch.full_like(inputs.lengths, config.max_length)
+            self._scale = (1 / (sizes * counts.num_sequences)).repeat_interleave(inputs.lengths)
+            self._weights = inputs.weights * self._scale
+
+    def __call__(self, logprobs: Tensor, entropies: Tensor, part: slice = slice(None)) -> Tensor:
+        """What some of the tokens add to the loss, a scalar with gradient.
+
+        Args:
+            logprobs: float32 [n], of the policy in training.
+            entropies: float32 [n].
+            part: which of the row's tokens they are.
+        """
+        config, advantages = self._config, self._advantages[part]
+        old = self._old_logprobs(logprobs, part)
+        ratio = _bounded(logprobs - old).exp()
+        clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+        surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+        if config.dual_clip is not None:
+            surrogate = torch.where(advantages < 0, torch.maximum(surrogate, config.dual_clip * advantages), surrogate)
+        if config.importance_cap is not None:
+            correction = _bounded(old - self._rollout[part]).exp().clamp(max=config.importance_cap)
+            surrogate = surrogate * correction.detach()
+        loss = -(self._weights[part] * surrogate).sum()
+        if config.kl_coef > 0 and self._ref is not None:
+            loss = loss + config.kl_coef * (self._scale[part] * _k3(self._ref[part] - logprobs)).sum()
+        if config.entropy_coef != 0:
+            loss = loss - config.entropy_coef * (self._scale[part] * entropies).sum()
+        return loss
+
+    @torch.no_grad()
+    def metrics(self, logprobs: Tensor, entropies: Tensor) -> LossMetrics:
+        """Sums and maxima over the row's tokens; see `LossMetrics`.
+
+        A token counts as clipped where the clip is in force: its ratio is out of range on the side that its advantage
+        pushes to.
+
+        Args:
+            logprobs: float32 [N].
+            entropies: float32 [N].
+        """
+        old = self._old_logprobs(logprobs, slice(None))
+        ratio = _bounded(logprobs - old).exp()
+        gap = (old - self._rollout).abs()
+        per_token = {
+            "entropy": entropies,
+            "clip_fraction_low": (ratio < 1 - self._config.clip_low) & (self._advantages < 0),
+            "clip_fraction_high": (ratio > 1 + self._config.clip_high) & (self._advantages > 0),
+            "approx_kl": _k3(logprobs - old),
+            "ratio": ratio,
+            "sampler_gap": gap,
+        }
+        if self._ref is not None:
+            per_token["ref_kl"] = _k3(self._ref - logprobs)
+        sums = {key: value.double().sum() for key, value in per_token.items()}
+        sums["tokens"] = torch.tensor(float(len(ratio)), dtype=torch.float64, device=ratio.device)
+        return LossMetrics(sums, {"ratio_max": ratio.max(), "sampler_gap_max": gap.max()})
+
+    def _old_logprobs(self, logprobs: Tensor, part: slice) -> Tensor:
+        return logprobs.detach() if self._old is None else self._old[part]
 
 
 def _bounded(log_ratio: Tensor) -> Tensor:
@@ -199,28 +240,3 @@ def _k3(log_ratio: Tensor) -> Tensor:
     """k3 estimate of KL(p || q) at a sample of p, from log q - log p: exp(x) - x - 1 >= 0."""
     x = _bounded(log_ratio)
     return x.exp() - x - 1
-
-
-@torch.no_grad()
-def _metrics(
-    inputs: LossInputs, config: PolicyLossConfig, ratio: Tensor, advantages: Tensor, ref_kl: Tensor | None
-) -> LossMetrics:
-    """Sums and maxima of a row; see `LossMetrics`.
-
-    A token counts as clipped where the clip is in force: its ratio is out of range on the side that its advantage
-    pushes to.
-    """
-    gap = (inputs.old_logprobs - inputs.rollout_logprobs).abs()
-    per_token = {
-        "entropy": inputs.entropies.detach(),
-        "clip_fraction_low": (ratio < 1 - config.clip_low) & (advantages < 0),
-        "clip_fraction_high": (ratio > 1 + config.clip_high) & (advantages > 0),
-        "approx_kl": _k3(inputs.logprobs.detach() - inputs.old_logprobs),
-        "ratio": ratio,
-        "sampler_gap": gap,
-    }
-    if ref_kl is not None:
-        per_token["ref_kl"] = ref_kl.detach()
-    sums = {key: value.double().sum() for key, value in per_token.items()}
-    sums["tokens"] = torch.tensor(float(len(ratio)), dtype=torch.float64, device=ratio.device)
-    return LossMetrics(sums, {"ratio_max": ratio.max(), "sampler_gap_max": gap.max()})

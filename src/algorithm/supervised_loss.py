@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from src.algorithm.loss_metrics import LossMetrics
 
-def supervised_loss(logprobs: Tensor, weights: Tensor, weight_total: float) -> Tensor:
+
+class SupervisedLoss:
     """Weighted mean negative log-likelihood: -Σ_t w_t log p_t / Σ w.
 
     The divisor is that of the whole minibatch, so the losses of its rows, on whichever rank and however packed, sum to
@@ -15,15 +18,30 @@ def supervised_loss(logprobs: Tensor, weights: Tensor, weight_total: float) -> T
     Example, log p = [-1, -2] with weights [3, 1] of 4 in all: (3 + 2) / 4 = 1.25.
 
     >>> import torch
-    >>> supervised_loss(torch.tensor([-1.0, -2.0]), torch.tensor([3.0, 1.0]), 4.0).item()
+    >>> loss = SupervisedLoss(torch.tensor([3.0, 1.0]), 4.0)
+    >>> loss(torch.tensor([-1.0, -2.0]), torch.zeros(2)).item()
     1.25
 
     Args:
-        logprobs: float [N], of the target tokens, with gradient.
         weights: float [N], at least 0.
         weight_total: the minibatch's sum of weights; 0 gives a loss of 0.
-
-    Returns:
-        A scalar.
     """
-    return -(logprobs * weights).sum() / (weight_total or 1.0)
+
+    def __init__(self, weights: Tensor, weight_total: float) -> None:
+        self._weights = weights / (weight_total or 1.0)
+
+    def __call__(self, logprobs: Tensor, entropies: Tensor, part: slice = slice(None)) -> Tensor:
+        """What some of the tokens add to the loss, a scalar with gradient.
+
+        Args:
+            logprobs: float [n], of the target tokens.
+            entropies: not used.
+            part: which of the row's tokens they are.
+        """
+        return -(logprobs * self._weights[part]).sum()
+
+    @torch.no_grad()
+    def metrics(self, logprobs: Tensor, entropies: Tensor) -> LossMetrics:
+        """Sums of entropies and of -log p over the row's N tokens."""
+        count = torch.tensor(float(len(logprobs)), dtype=torch.float64, device=logprobs.device)
+        return LossMetrics({"entropy": entropies.double().sum(), "nll": -logprobs.double().sum(), "tokens": count})

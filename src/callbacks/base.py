@@ -24,7 +24,8 @@ class RolloutStep:
         index: the rollout step, from 0.
         scored: prompts, completions and rewards.
         groups: the same as tensors; token weights are set between the two hooks.
-        entropies: for each group, float32 [N], entropy in nats at each sampled token, before the update.
+        entropies: for each group, float32 [N], entropy in nats at each sampled token, before the update. Empty in
+            `on_rollout` if no callback `needs_scores`: the update's first forward makes them.
         metrics: numbers to log, means over all ranks; callbacks add theirs.
         gradient_moments: for each group, float32 [N], `LastLayerGradients.second_moments` at each sampled token, before
             the update; None unless the weighting `needs_moments`.
@@ -34,7 +35,7 @@ class RolloutStep:
     index: int
     scored: Sequence[ScoredGroup]
     groups: list[PromptGroup]
-    entropies: list[Tensor]
+    entropies: list[Tensor] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)
     gradient_moments: list[Tensor] | None = None
     minibatches: Sequence[int] = ()
@@ -43,8 +44,12 @@ class RolloutStep:
 class RolloutCallback(Callback):
     """A Lightning callback that also sees inside a rollout step."""
 
+    def needs_scores(self, module: PolicyModule) -> bool:
+        """Whether `on_rollout` reads the step's entropies or old log-probabilities, at the price of a forward."""
+        return False
+
     def on_rollout(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
-        """After sampling, scoring and the old log-probabilities; before token weights and the first update."""
+        """After sampling and rewards; before token weights and the first update."""
 
     def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
         """After the last update, before `step.metrics` is logged."""

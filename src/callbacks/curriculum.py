@@ -46,6 +46,10 @@ class Curriculum(RolloutCallback):
         self._moments = torch.zeros(2, len(Region), dtype=torch.float64)  # second moment, tokens; both smoothed
         self._initial: RegionFactors | None = None
 
+    def needs_scores(self, module: PolicyModule) -> bool:
+        """While the start of the factors is measured."""
+        return self._initial is None and module.algorithm.weighting.initialiser != "fixed"
+
     def on_rollout(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
         """Set and log this step's factors."""
         weighting = module.algorithm.weighting

@@ -24,7 +24,7 @@ from src.algorithm.gradient_variance import (
 )
 from src.algorithm.packing import pack
 from src.callbacks.base import RolloutCallback, RolloutStep
-from src.models.head import LastLayerGradients
+from src.models.head_gradients import LastLayerGradients
 from src.protocol.types import Region
 
 if TYPE_CHECKING:

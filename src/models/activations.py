@@ -23,7 +23,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 
 from src.models.architecture import empty_model
-from src.models.head import token_logprobs_and_entropies
+from src.models.head import token_logprobs_and_entropies, token_loss
+from src.models.logits import block_tokens
 from src.models.lora import LoraSettings
 from src.models.policy import Policy
 from src.models.row_shape import RowShape
@@ -130,10 +131,12 @@ def row_memory(architecture: PretrainedConfig, traits: ModelTraits, shape: RowSh
     return RowMemory(kept_layer, kept - _LAYERS * kept_layer, working, forward)
 
 
-def head_memory(vocabulary: int, width: int, dtype: torch.dtype, chunk: int, *, trained: bool) -> tuple[int, int]:
-    """Bytes that the head takes above its inputs: (forward, backward).
+def head_memory(
+    vocabulary: int, width: int, dtype: torch.dtype, chunk: int, *, trained: bool, cuda: bool = False
+) -> tuple[int, int]:
+    """Bytes that the head takes above its inputs: (scoring, update).
 
-    Backward counts the gradient of the head's weight [V, d], in float32 while it is summed.
+    The update counts the gradient of the head's weight [V, d], in float32 while it is summed.
 
     Args:
         vocabulary: V.
@@ -141,18 +144,29 @@ def head_memory(vocabulary: int, width: int, dtype: torch.dtype, chunk: int, *, 
         dtype: of hidden states and weight.
         chunk: tokens whose logits exist at once.
         trained: whether the weight gets a gradient.
+        cuda: two more chunks, since there they do not share memory and go through the softmax as one block.
     """
+    traced = max(8, block_tokens(vocabulary))  # from there on memory grows evenly with the chunk
+    few, more = (_head_memory(vocabulary, width, dtype, tokens, trained) for tokens in (traced, 2 * traced))
+    extra = 2 * chunk * vocabulary * 4 if cuda else 0
+    scoring, update = (a + (chunk - traced) * (b - a) // traced + extra for a, b in zip(few, more, strict=True))
+    return scoring, update
+
+
+def _head_memory(vocabulary: int, width: int, dtype: torch.dtype, chunk: int, trained: bool) -> tuple[int, int]:
+    """`head_memory` of a small chunk, traced."""
     tokens = 3 * chunk  # enough for a chunk to meet what the one before it leaves behind
     with FakeTensorMode(), LiveBytes() as memory:
         hidden = torch.zeros(tokens, width, dtype=dtype, requires_grad=True)
         weight = torch.zeros(vocabulary, width, dtype=dtype, requires_grad=trained)
         targets = torch.zeros(tokens, dtype=torch.long)
         given = memory.peak = memory.live
-        logprobs, entropies = token_logprobs_and_entropies(hidden, weight, targets, temperature=0.5, chunk=chunk)
-        forward = memory.peak - given
+        with torch.no_grad():
+            token_logprobs_and_entropies(hidden, weight, targets, temperature=0.5, chunk=chunk)
+        scoring = memory.peak - given
         memory.peak = memory.live
-        (logprobs + entropies).sum().backward()
-        return forward, memory.peak - given
+        token_loss(hidden, weight, targets, lambda p, h, _: (p + h).sum(), temperature=0.5, chunk=chunk)[0].backward()
+        return scoring, memory.peak - given
 
 
 def _give_memory(model: nn.Module) -> None:

@@ -61,7 +61,7 @@ class PolicyConfig:
     trust_remote_code: bool = False
     attention: Literal["packed", "dense"] = "packed"
     gradient_checkpointing: bool = False
-    head_chunk: int = 512
+    head_chunk: int | None = None
     lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:

@@ -10,8 +10,10 @@ from transformers import PreTrainedModel
 
 from src.algorithm.packing import PackedRow
 from src.models.attention import PACKED_ATTENTION, check_attention_support, sliding_window
-from src.models.attention_plan import dense_mask, plan_attention
-from src.models.head import LastLayerGradients, last_layer_gradients, token_logprobs_and_entropies
+from src.models.attention_mask import dense_mask
+from src.models.attention_plan import plan_attention
+from src.models.head import TokenLoss, token_logprobs_and_entropies, token_loss
+from src.models.head_gradients import LastLayerGradients, last_layer_gradients
 
 
 class TokenScores(NamedTuple):
@@ -23,11 +25,13 @@ class TokenScores(NamedTuple):
         logprobs: float32 [N], log-probability of the token.
         entropies: float32 [N], entropy in nats of the distribution that it is drawn from.
         last_layer: what the head's gradient is like at each token; None unless asked for.
+        loss: a scalar, the only one with gradient where a loss was given; None without.
     """
 
     logprobs: Tensor
     entropies: Tensor
     last_layer: LastLayerGradients | None = None
+    loss: Tensor | None = None
 
 
 class Policy(nn.Module):
@@ -42,7 +46,7 @@ class Policy(nn.Module):
         attention: `packed` (our attention function) or `dense` (SDPA with an [L, L] mask: the reference, and for
             models that refuse custom functions).
         gradient_checkpointing: recompute each decoder layer in backward.
-        head_chunk: tokens whose logits exist at once.
+        head_chunk: tokens whose logits exist at once; None: as many as `models.logits.chunk_tokens` says.
 
     Raises:
         ValueError: the model cannot run on packed rows, or scales its logits in a way that the head does not know.
@@ -54,7 +58,7 @@ class Policy(nn.Module):
         *,
         attention: Literal["packed", "dense"] = "packed",
         gradient_checkpointing: bool = False,
-        head_chunk: int = 512,
+        head_chunk: int | None = None,
     ) -> None:
         super().__init__()
         check_attention_support(model.config, attention)
@@ -89,13 +93,20 @@ class Policy(nn.Module):
         return cast(nn.Module, getattr(self.model, self.model.base_model_prefix))
 
     def forward(
-        self, row: PackedRow, *, temperature: float = 1.0, last_layer: Literal["moments", "gram"] | None = None
+        self,
+        row: PackedRow,
+        *,
+        temperature: float = 1.0,
+        loss: TokenLoss | None = None,
+        last_layer: Literal["moments", "gram"] | None = None,
     ) -> TokenScores:
         """Log-probability and entropy of the row's N sampled tokens.
 
         Args:
             row: on the policy's device.
             temperature: the sampler's; divides the logits.
+            loss: a sum over tokens, whose gradient is made in the same pass over the logits (`models.head.token_loss`);
+                log-probabilities and entropies then carry none.
             last_layer: measure the head's gradients too, their size (`moments`, nearly free) or also their inner
                 products (`gram`, [N, N]). Only under `torch.no_grad()`. They belong to the forward because FSDP
                 gathers the head's weight there. A head that is frozen (LoRA) or tied to the embeddings is measured as
@@ -115,6 +126,9 @@ class Policy(nn.Module):
         settings: dict[str, Any] = {"temperature": temperature, "bias": head.bias, "chunk": self.head_chunk}
         if last_layer is not None:
             return TokenScores(*last_layer_gradients(*inputs, **settings, gram=last_layer == "gram"))
+        if loss is not None:
+            total, logprobs, entropies = token_loss(*inputs, loss, **settings)
+            return TokenScores(logprobs, entropies, loss=total)
         return TokenScores(*token_logprobs_and_entropies(*inputs, **settings))
 
     def _hidden_states(self, row: PackedRow) -> Tensor:

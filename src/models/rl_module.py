@@ -1,7 +1,8 @@
 """The LightningModule of ResT, GRPO and their kin: the order of the parts of a rollout step, and nothing else.
 
-One `training_step`: sample, reward, score with the trainer, weigh tokens, then minibatches of clipped optimizer steps,
-then the weights go to the engine. What is not particular to policy gradients is in `policy_module`.
+One `training_step`: sample, reward, score with the trainer (the first minibatch is scored by its update), weigh tokens,
+then minibatches of clipped optimizer steps, then the weights go to the engine. What is not particular to policy
+gradients is in `policy_module`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import torch
 
 from src.algorithm.advantages import zero_variance
 from src.algorithm.experience import PromptGroup
-from src.algorithm.policy_loss import LossCounts, LossInputs, LossOutputs, policy_loss
+from src.algorithm.loss_metrics import RowLoss
+from src.algorithm.policy_loss import LossCounts, LossInputs, PolicyLoss
 from src.callbacks.base import RolloutStep
 from src.data.rendering import RenderedPrompt
-from src.models.policy import TokenScores
-from src.models.policy_module import GroupScores, PolicyModule
+from src.models.policy_module import PolicyModule
 from src.models.reference import FrozenStart
+from src.models.sampling_module import GroupScores
 from src.models.settings import AlgorithmSettings
 from src.rollout.collect import ScoredGroup
 
@@ -46,13 +48,11 @@ class RLModule(PolicyModule):
         prompts, minibatches = self._share(batch)
         scored, resampled = self._sample(prompts)
         sampled = time.monotonic()
-        groups, scores = self._scored_groups(scored)
+        groups, scores = self._scored_groups(scored, minibatches)
         metrics = {**self._rollout_metrics(scored, groups, resampled), "time/rollout": sampled - started}
-        step = RolloutStep(
-            self.rollout_step, scored, groups, [s.entropies for s in scores], metrics, minibatches=minibatches
-        )
+        step = RolloutStep(self.rollout_step, scored, groups, metrics=metrics, minibatches=minibatches)
         step.gradient_moments = [s.moments for s in scores if s.moments is not None] or None
-        self._learn(step, sampled)
+        self._learn(step, scores, sampled)
 
     def _sample(self, prompts: Sequence[RenderedPrompt]) -> tuple[list[ScoredGroup], int]:
         """A scored group for each prompt, and how many of them replace one that taught nothing.
@@ -79,20 +79,30 @@ class RLModule(PolicyModule):
     def _collect(self, prompts: Sequence[RenderedPrompt]) -> list[ScoredGroup]:
         return self.collector.collect(prompts, self.sampling, self.seed, self.rollout_step, self.progress)
 
-    def _scored_groups(self, scored: Sequence[ScoredGroup]) -> tuple[list[PromptGroup], list[GroupScores]]:
-        """The groups with the trainer's and, if the loss wants them, the reference's log-probabilities."""
+    def _scored_groups(
+        self, scored: Sequence[ScoredGroup], minibatches: Sequence[int]
+    ) -> tuple[list[PromptGroup], list[GroupScores]]:
+        """The groups with the log-probabilities that the loss wants of the trainer and of the reference, and scores.
+
+        There are no scores of the first groups if their minibatch's update can make them.
+        """
         estimator, delta = self.algorithm.estimator, self.algorithm.advantage_delta
         groups = [group.to_experience(estimator, delta).to(self.device) for group in scored]
-        scores = self._score(groups, moments=self.algorithm.weighting.needs_moments)
-        groups = [replace(group, old_logprobs=s.logprobs) for group, s in zip(groups, scores, strict=True)]
+        if self.algorithm.weighting.needs_moments:
+            scores = self._score(groups, moments=True)
+        else:
+            scores = self._score_later(groups, minibatches, all_of_them=self._needs_scores())
+        start = len(groups) - len(scores)
+        for index, known in enumerate(scores, start):
+            groups[index] = replace(groups[index], old_logprobs=known.logprobs)
         if self.reference is not None:
             with self.reference.in_place_of(self.policy):
                 frozen = self._score(groups)
             groups = [replace(group, ref_logprobs=s.logprobs) for group, s in zip(groups, frozen, strict=True)]
         return groups, scores
 
-    def _loss(self, groups: list[PromptGroup], scores: TokenScores, counts: LossCounts) -> LossOutputs:
-        return policy_loss(LossInputs.of(groups, scores.logprobs, scores.entropies), self.algorithm.loss, counts)
+    def _loss(self, groups: list[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
+        return PolicyLoss(LossInputs.of(groups, first=first), self.algorithm.loss, counts)
 
     def _rollout_metrics(
         self, scored: Sequence[ScoredGroup], groups: Sequence[PromptGroup], resampled: int

@@ -11,6 +11,7 @@ from src.algorithm.region_weights import RegionWeighting
 from src.utils.checks import check_fields
 
 RegionTagger = Literal["sampled", "published"]
+OldLogprobs = Literal["update", "score"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,8 @@ class UpdateSettings:
         passes: times that each rollout step's groups are gone through.
         max_row_tokens: longest packed row; bounds the memory of a forward.
         gradient_clip: largest gradient norm.
+        old_logprobs: where the policy's log-probabilities before the update come from: `update`, for the first
+            minibatch from its own forward and for the others from a scoring pass; `score`, that pass for all.
         probe_tokens: tokens by which an engine with weights of its own is compared with the policy after every update;
             0: it is trusted.
         probe_tolerance: largest difference of their log-probabilities, in nats; None: by the type (`rollout.probe`).
@@ -80,6 +83,7 @@ class UpdateSettings:
     passes: int = 1
     max_row_tokens: int = 16384
     gradient_clip: float = 1.0
+    old_logprobs: OldLogprobs = "update"
     probe_tokens: int = 16
     probe_tolerance: float | None = None
 
@@ -88,6 +92,7 @@ class UpdateSettings:
         rules = [(name, getattr(self, name) >= 1, "at least 1") for name in positive]
         rules += [
             ("gradient_clip", self.gradient_clip > 0, "more than 0"),
+            ("old_logprobs", self.old_logprobs in get_args(OldLogprobs), f"one of {get_args(OldLogprobs)}"),
             ("probe_tokens", self.probe_tokens >= 0, "at least 0"),
             ("probe_tolerance", self.probe_tolerance is None or self.probe_tolerance > 0, "null or more than 0"),
         ]

@@ -13,12 +13,11 @@ from typing import Any
 import torch
 
 from src.algorithm.experience import PromptGroup
-from src.algorithm.loss_metrics import LossMetrics
-from src.algorithm.policy_loss import LossCounts, LossOutputs
-from src.algorithm.supervised_loss import supervised_loss
+from src.algorithm.loss_metrics import RowLoss
+from src.algorithm.policy_loss import LossCounts
+from src.algorithm.supervised_loss import SupervisedLoss
 from src.callbacks.base import RolloutStep
 from src.data.rendering import PromptRenderer, RenderedPrompt
-from src.models.policy import TokenScores
 from src.models.policy_module import PolicyModule
 from src.models.settings import SupervisedSettings
 
@@ -50,16 +49,10 @@ class SFTModule(PolicyModule):
         targets = [self._renderer.render_target(prompt.example) for prompt in prompts]
         scored = self.collector.demonstrate(prompts, targets, self.rollout_step, self.progress)
         groups = [group.to_experience("grpo", 0.0).to(self.device) for group in scored]
-        entropies = [scores.entropies for scores in self._score(groups)]
+        scores = self._score_later(groups, minibatches, all_of_them=self._needs_scores())
         metrics = self._means(self._completion_metrics(scored))
-        step = RolloutStep(self.rollout_step, scored, groups, entropies, metrics, minibatches=minibatches)
-        self._learn(step, started)
+        step = RolloutStep(self.rollout_step, scored, groups, metrics=metrics, minibatches=minibatches)
+        self._learn(step, scores, started)
 
-    def _loss(self, groups: list[PromptGroup], scores: TokenScores, counts: LossCounts) -> LossOutputs:
-        weights = torch.cat([group.weights for group in groups])
-        sums = {
-            "entropy": scores.entropies.detach().double().sum(),
-            "nll": -scores.logprobs.detach().double().sum(),
-            "tokens": torch.tensor(float(len(weights)), dtype=torch.float64, device=weights.device),
-        }
-        return LossOutputs(supervised_loss(scores.logprobs, weights, counts.weight_total), LossMetrics(sums))
+    def _loss(self, groups: list[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
+        return SupervisedLoss(torch.cat([group.weights for group in groups]), counts.weight_total)

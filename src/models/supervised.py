@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning import LightningModule
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from src.algorithm.packing import pack_sequences
+from src.algorithm.supervised_loss import SupervisedLoss
 from src.data.dialogue import TurnExample
 from src.data.rendering import PromptRenderer
 from src.models.deferred import WeightSource
@@ -106,14 +107,12 @@ def supervised_loss(policy: Policy, batch: Sequence[SupervisedPair], prompt_weig
     """
     device = next(policy.parameters()).device
     if prompt_weight == 0:
-        row = pack_sequences(batch).to(device)
-        return -policy(row).logprobs.mean()
-    whole = [torch.cat(pair) for pair in batch]
-    row = pack_sequences([(ids[:1], ids[1:]) for ids in whole]).to(device)
-    weights = torch.cat(
-        [
-            torch.cat([torch.full((len(prompt) - 1,), prompt_weight), torch.ones(len(target))])
-            for prompt, target in batch
-        ]
-    ).to(device)
-    return -(policy(row).logprobs * weights).sum() / weights.sum()
+        row = pack_sequences(batch)
+        weights = torch.ones(len(row.targets))
+    else:
+        whole = [torch.cat(pair) for pair in batch]
+        row = pack_sequences([(ids[:1], ids[1:]) for ids in whole])
+        parts = [(torch.full((len(prompt) - 1,), prompt_weight), torch.ones(len(target))) for prompt, target in batch]
+        weights = torch.cat([part for pair in parts for part in pair])
+    loss = SupervisedLoss(weights.to(device), float(weights.sum()))
+    return cast(Tensor, policy(row.to(device), loss=loss).loss)

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 from src.models.activations import ModelTraits, RowMemory, head_memory, row_memory
 from src.models.architecture import ParameterCounts, count_parameters, empty_model, load_architecture
 from src.models.loading import PolicyConfig
+from src.models.logits import chunk_tokens
 from src.models.memory import Placement, RowDemand, TrainingDemand, heap_holes, policy_parts
 from src.models.memory_plan import Capacity, MemoryPart, MemoryPlan
 from src.models.row_shape import RowShape, longest_rows
@@ -131,8 +132,9 @@ def _row_demand(
     memory = replace(memory, forward=int(memory.forward * max(1.0, longer)))
     text = architecture.get_text_config()
     dtype = torch.float32 if place.cuda else traits.weights  # a GPU multiplies half-precision matrices without copies
+    chunk = policy.head_chunk or chunk_tokens(text.vocab_size, "cuda" if place.cuda else "cpu")
     forward, backward = head_memory(
-        text.vocab_size, text.hidden_size, dtype, policy.head_chunk, trained=counts.head_trained
+        text.vocab_size, text.hidden_size, dtype, chunk, trained=counts.head_trained, cuda=place.cuda
     )
     tokens = max(row.scored for row in rows)
     inputs = 2 * tokens * text.hidden_size * traits.weights.itemsize  # the scored hidden states, and their gradient

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from torch import Tensor
 
 from src.algorithm.advantages import group_advantages
 from src.algorithm.experience import PromptGroup
-from src.algorithm.policy_loss import LossCounts, LossInputs, PolicyLossConfig, policy_loss
+from src.algorithm.loss_metrics import LossMetrics
+from src.algorithm.policy_loss import LossCounts, LossInputs, PolicyLoss, PolicyLossConfig
 from src.algorithm.region_weights import RegionFactors, RegionWeighting, token_weights
 from src.protocol.types import Region
 
@@ -60,13 +63,26 @@ def scores(groups: list[PromptGroup], seed: int = 9) -> tuple[Tensor, Tensor]:
     return logprobs.requires_grad_(), torch.rand(len(old), generator=generator).requires_grad_()
 
 
-def formula(inputs: LossInputs, config: PolicyLossConfig) -> Tensor:
+class Outputs(NamedTuple):
+    loss: Tensor
+    metrics: LossMetrics
+
+
+def policy_loss(
+    groups: Sequence[PromptGroup], logprobs: Tensor, entropies: Tensor, config: PolicyLossConfig, counts: LossCounts
+) -> Outputs:
+    """Loss and metrics of a whole row at once."""
+    loss = PolicyLoss(LossInputs.of(groups), config, counts)
+    return Outputs(loss(logprobs, entropies), loss.metrics(logprobs.detach(), entropies.detach()))
+
+
+def formula(inputs: LossInputs, logprobs: Tensor, entropies: Tensor, config: PolicyLossConfig) -> Tensor:
     """The same loss written sequence by sequence, as in the paper."""
     starts = [0, *torch.cumsum(inputs.lengths, 0).tolist()]
     total = torch.zeros(())
     for index, advantage in enumerate(inputs.advantages):
         part = slice(starts[index], starts[index + 1])
-        ratio = torch.exp(inputs.logprobs[part] - inputs.old_logprobs[part])
+        ratio = torch.exp(logprobs[part] - inputs.old_logprobs[part])
         clipped = torch.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
         term = torch.min(ratio * advantage, clipped * advantage)
         if config.dual_clip is not None and advantage < 0:
@@ -75,11 +91,11 @@ def formula(inputs: LossInputs, config: PolicyLossConfig) -> Tensor:
             correction = torch.exp(inputs.old_logprobs[part] - inputs.rollout_logprobs[part])
             term = term * torch.clip(correction, max=config.importance_cap)
         weighted = (inputs.weights[part] * term).sum()
-        difference = inputs.ref_logprobs[part] - inputs.logprobs[part]
-        extra = config.kl_coef * (difference.exp() - difference - 1) - config.entropy_coef * inputs.entropies[part]
+        difference = inputs.ref_logprobs[part] - logprobs[part]
+        extra = config.kl_coef * (difference.exp() - difference - 1) - config.entropy_coef * entropies[part]
         size = {"sequence": len(ratio), "token_sum_constant": config.max_length, "published": 1}[config.aggregation]
         if config.aggregation == "published":
-            total = total - weighted / inputs.weights.sum() + extra.sum() / len(inputs.logprobs)
+            total = total - weighted / inputs.weights.sum() + extra.sum() / len(logprobs)
         else:
             total = total + (extra.sum() - weighted) / (size * len(inputs.advantages))
     return total
@@ -89,9 +105,8 @@ def formula(inputs: LossInputs, config: PolicyLossConfig) -> Tensor:
 def test_loss_and_gradient_agree_with_the_formula(config: PolicyLossConfig) -> None:
     groups = [random_group(0, [3, 7, 1]), random_group(1, [5, 2])]
     logprobs, entropies = scores(groups)
-    inputs = LossInputs.of(groups, logprobs, entropies)
-    found = policy_loss(inputs, config, LossCounts.of(groups)).loss
-    expected = formula(inputs, config)
+    found = policy_loss(groups, logprobs, entropies, config, LossCounts.of(groups)).loss
+    expected = formula(LossInputs.of(groups), logprobs, entropies, config)
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     wants = (logprobs, entropies) if config.entropy_coef else (logprobs,)
     torch.testing.assert_close(
@@ -106,13 +121,13 @@ def test_rows_sum_to_the_minibatch_however_it_is_split(config: PolicyLossConfig)
     logprobs, entropies = scores(groups)
     sizes = [len(group.token_ids) for group in groups]
     by_group = list(zip(groups, logprobs.split(sizes), entropies.split(sizes), strict=True))
-    whole = policy_loss(LossInputs.of(groups, logprobs, entropies), config, counts)
+    whole = policy_loss(groups, logprobs, entropies, config, counts)
     (gradient,) = torch.autograd.grad(whole.loss, logprobs, retain_graph=True)
     for rows in ([[0], [1], [2], [3]], [[3, 0], [2, 1]], [[1, 3, 2], [0]]):
         outputs = []
         for row in rows:
             chosen, lp, ent = zip(*(by_group[index] for index in row), strict=True)
-            outputs.append(policy_loss(LossInputs.of(chosen, torch.cat(lp), torch.cat(ent)), config, counts))
+            outputs.append(policy_loss(chosen, torch.cat(lp), torch.cat(ent), config, counts))
         total = torch.stack([output.loss for output in outputs]).sum()
         torch.testing.assert_close(total, whole.loss, atol=1e-6, rtol=0)
         (split_gradient,) = torch.autograd.grad(total, logprobs, retain_graph=True)
@@ -121,6 +136,35 @@ def test_rows_sum_to_the_minibatch_however_it_is_split(config: PolicyLossConfig)
         for output in outputs[1:]:
             metrics = metrics + output.metrics
         assert metrics.means() == pytest.approx(whole.metrics.means(), rel=1e-6)
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=lambda config: config.aggregation)
+def test_parts_of_a_row_sum_to_its_loss(config: PolicyLossConfig) -> None:
+    """By token, as the head asks for it: parts end inside of sequences."""
+    groups = [random_group(0, [3, 7, 1]), random_group(1, [5, 2])]
+    logprobs, entropies = scores(groups)
+    loss = PolicyLoss(LossInputs.of(groups), config, LossCounts.of(groups))
+    whole = loss(logprobs, entropies)
+    parts = [slice(0, 5), slice(5, 6), slice(6, 18)]
+    split = torch.stack([loss(logprobs[part], entropies[part], part) for part in parts]).sum()
+    torch.testing.assert_close(split, whole, atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        torch.autograd.grad(split, logprobs)[0], torch.autograd.grad(whole, logprobs)[0], atol=1e-8, rtol=0
+    )
+
+
+@pytest.mark.parametrize("config", VARIANTS, ids=lambda config: config.aggregation)
+def test_before_the_first_update_the_scores_are_the_old_log_probabilities(config: PolicyLossConfig) -> None:
+    groups = [random_group(0, [3, 7, 1]), random_group(1, [5, 2])]
+    counts = LossCounts.of(groups)
+    logprobs = torch.cat([group.old_logprobs for group in groups]).requires_grad_()
+    entropies = torch.rand(len(logprobs)).requires_grad_()
+    scored = policy_loss(groups, logprobs, entropies, config, counts)
+    loss = PolicyLoss(LossInputs.of([replace(g, old_logprobs=None) for g in groups], first=True), config, counts)
+    found = loss(logprobs, entropies)
+    assert torch.equal(found, scored.loss)
+    assert torch.equal(torch.autograd.grad(found, logprobs)[0], torch.autograd.grad(scored.loss, logprobs)[0])
+    assert loss.metrics(logprobs.detach(), entropies.detach()).means() == scored.metrics.means()
 
 
 def two_completions(progress: float) -> PromptGroup:
@@ -162,7 +206,7 @@ def test_two_completions_by_hand(progress: float, weights: list[float], expected
     assert group.weights.tolist() == pytest.approx(weights, abs=1e-6)
     logprobs = (torch.tensor([1.1, 1.5, 0.5, 1.5, 0.5]).log() - 1).requires_grad_()
     entropies = torch.tensor([0.1, 0.2, 0.3, 2.0, 0.5])
-    found = policy_loss(LossInputs.of([group], logprobs, entropies), PolicyLossConfig(), LossCounts.of([group]))
+    found = policy_loss([group], logprobs, entropies, PolicyLossConfig(), LossCounts.of([group]))
     assert found.loss.item() == pytest.approx(expected, abs=1e-6)
 
     # Clipped tokens (ratio 1.5 with A = 1, ratio 0.5 with A = -1) have no gradient; the others have -w r A / (2 T).
@@ -187,7 +231,7 @@ def test_published_aggregation_by_hand() -> None:
     group = replace(group, weights=raw)
     logprobs = torch.tensor([1.1, 1.5, 0.5, 1.5, 0.5]).log() - 1
     config = PolicyLossConfig(aggregation="published")
-    found = policy_loss(LossInputs.of([group], logprobs, torch.zeros(5)), config, LossCounts.of([group]))
+    found = policy_loss([group], logprobs, torch.zeros(5), config, LossCounts.of([group]))
     assert found.loss.item() == pytest.approx(-(1.045 + 1.44 + 0.4 - 0.024 - 0.76) / 3.916, abs=1e-6)
 
 
@@ -200,8 +244,8 @@ def test_dual_clip_bounds_the_loss_of_bad_completions_that_became_likely() -> No
         weights=torch.ones(4),
     )
     logprobs = torch.tensor([1.0, 2.0, 5.0, 5.0]).log() - 3
-    inputs = LossInputs.of([group], logprobs, torch.zeros(4))
-    loss = policy_loss(inputs, PolicyLossConfig(dual_clip=3.0), LossCounts.of([group])).loss
+    config = PolicyLossConfig(dual_clip=3.0)
+    loss = policy_loss([group], logprobs, torch.zeros(4), config, LossCounts.of([group])).loss
     assert loss.item() == pytest.approx((6 / 3 - 1.2) / 2, abs=1e-6)
 
 
@@ -209,9 +253,9 @@ def test_sampler_gap_and_its_truncated_correction() -> None:
     # old - rollout = ln 3 and -ln 2: correction min(3, 2) = 2 and 1/2. One token each, ratio 1, advantages 1 and 1.
     group = replace(random_group(0, [1, 1]), old_logprobs=torch.tensor([-1.0, -1.0]), advantages=torch.ones(2))
     group = replace(group, rollout_logprobs=torch.tensor([-1 - math.log(3), -1 + math.log(2)]), weights=torch.ones(2))
-    inputs = LossInputs.of([group], torch.tensor([-1.0, -1.0]), torch.zeros(2))
-    plain = policy_loss(inputs, PolicyLossConfig(), LossCounts.of([group]))
-    corrected = policy_loss(inputs, PolicyLossConfig(importance_cap=2.0), LossCounts.of([group]))
+    given = ([group], torch.tensor([-1.0, -1.0]), torch.zeros(2))
+    plain = policy_loss(*given, PolicyLossConfig(), LossCounts.of([group]))
+    corrected = policy_loss(*given, PolicyLossConfig(importance_cap=2.0), LossCounts.of([group]))
     assert plain.loss.item() == pytest.approx(-1.0) and corrected.loss.item() == pytest.approx(-1.25, abs=1e-6)
     means = plain.metrics.means()
     assert means["sampler_gap"] == pytest.approx((math.log(3) + math.log(2)) / 2, abs=1e-6)
@@ -222,7 +266,7 @@ def test_minibatch_without_weight_or_with_impossible_tokens_is_finite() -> None:
     group = replace(random_group(0, [2, 2]), weights=torch.zeros(4))
     logprobs = torch.tensor([-1.0, -1e4, -2.0, 0.0], requires_grad=True)
     for config in VARIANTS:
-        loss = policy_loss(LossInputs.of([group], logprobs, torch.zeros(4)), config, LossCounts.of([group])).loss
+        loss = policy_loss([group], logprobs, torch.zeros(4), config, LossCounts.of([group])).loss
         assert torch.isfinite(loss)
         assert torch.isfinite(torch.autograd.grad(loss, logprobs)[0]).all()
 
@@ -230,10 +274,10 @@ def test_minibatch_without_weight_or_with_impossible_tokens_is_finite() -> None:
 def test_missing_log_probabilities_are_named() -> None:
     group = random_group(0, [2])
     with pytest.raises(ValueError, match="expected old_logprobs on all 1 groups"):
-        LossInputs.of([replace(group, old_logprobs=None)], torch.zeros(2), torch.zeros(2))
-    inputs = LossInputs.of([replace(group, ref_logprobs=None)], torch.zeros(2), torch.zeros(2))
+        LossInputs.of([replace(group, old_logprobs=None)])
+    inputs = LossInputs.of([replace(group, ref_logprobs=None)])
     with pytest.raises(ValueError, match=r"loss\.kl_coef is 0\.1, but the groups carry no ref_logprobs"):
-        policy_loss(inputs, PolicyLossConfig(kl_coef=0.1), LossCounts.of([group]))
+        PolicyLoss(inputs, PolicyLossConfig(kl_coef=0.1), LossCounts.of([group]))
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ TABLE_F1 = RegionWeighting(
     ],
 )
 def test_curriculum_follows_the_rollout_step(step, expected):
-    module, made = module_with(TABLE_F1), RolloutStep(step, [], [], [])
+    module, made = module_with(TABLE_F1), RolloutStep(step, [], [])
     Curriculum().on_rollout(one_rank(), module, made)
     logged = {key.removeprefix("curriculum/"): value for key, value in made.metrics.items()}
     assert logged == pytest.approx({**expected, "response": expected["reasoning"], "other": expected["format"]})

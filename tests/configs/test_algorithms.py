@@ -108,9 +108,9 @@ def test_no_cot_gradient_leaves_reasoning_out_and_keeps_the_response(random_poli
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     original = rl_module.RLModule._loss
 
-    def spy(self, groups, scores, counts):
+    def spy(self, groups, counts, *, first):
         seen.extend((group.regions, group.weights) for group in groups)
-        return original(self, groups, scores, counts)
+        return original(self, groups, counts, first=first)
 
     monkeypatch.setattr(rl_module.RLModule, "_loss", spy)
     tiny = str(ROOT / "src/models/tiny")

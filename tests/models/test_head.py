@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.models.head import last_layer_gradients, token_logprobs_and_entropies
+from src.models.head import token_logprobs_and_entropies, token_loss
+from src.models.head_gradients import last_layer_gradients
 from tests.models.reference import LargestTensor
 
 
@@ -100,6 +101,70 @@ def test_the_matrix_of_tokens_by_vocabulary_is_never_made() -> None:
         logprobs, entropies = token_logprobs_and_entropies(hidden, weight, torch.zeros(64, dtype=torch.int64), chunk=4)
         (logprobs + entropies).sum().backward()
     assert seen.numel == 8000  # the weight; logits of 4 tokens are 4,000, of all tokens 64,000
+
+
+def some_loss(logprobs: Tensor, entropies: Tensor, part: slice) -> Tensor:
+    """Of tokens that count differently, in both arguments, not linear in either."""
+    weights = torch.linspace(-1, 2, 7, dtype=logprobs.dtype)[part]
+    return (weights * logprobs.exp() - 0.3 * entropies.square()).sum()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 100])
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+def test_fused_loss_is_the_loss_of_the_plain_scores(chunk: int, temperature: float) -> None:
+    hidden, weight, targets, bias = inputs(torch.float64)
+    total, logprobs, entropies = token_loss(
+        hidden, weight, targets, some_loss, temperature=temperature, bias=bias, chunk=chunk
+    )
+    expected = plain(hidden, weight, targets, temperature, bias)
+    torch.testing.assert_close((logprobs, entropies), expected, atol=1e-12, rtol=0)
+    assert not logprobs.requires_grad and not entropies.requires_grad
+    loss = some_loss(*expected, slice(None))
+    torch.testing.assert_close(total, loss, atol=1e-12, rtol=0)
+    wants = (hidden, weight, bias)
+    found = torch.autograd.grad(3 * total, wants, retain_graph=True)
+    torch.testing.assert_close(found, torch.autograd.grad(3 * loss, wants), atol=1e-12, rtol=0)
+    with pytest.raises(RuntimeError, match="backward ran already"):
+        torch.autograd.grad(total, wants)
+
+
+def test_fused_loss_of_log_probabilities_alone_with_a_frozen_head() -> None:
+    hidden, weight, targets, bias = inputs(torch.float64)
+    total, _, _ = token_loss(
+        hidden, weight.detach(), targets, lambda lp, h, part: lp.sum(), bias=bias.detach(), chunk=3
+    )
+    total.backward()
+    expected = torch.autograd.grad(plain(hidden, weight, targets, 1.0, bias)[0].sum(), hidden)[0]
+    torch.testing.assert_close(hidden.grad, expected, atol=1e-12, rtol=0)
+    assert weight.grad is None and bias.grad is None
+
+
+def test_fused_loss_of_bfloat16_and_under_autocast_is_computed_in_float32() -> None:
+    hidden, weight, targets, bias = inputs(torch.bfloat16)
+    wide = [x.detach().float().requires_grad_() for x in (hidden, weight, bias)]
+    loss = some_loss(*plain(wide[0], wide[1], targets, 1.0, wide[2]), slice(None))
+    expected = torch.autograd.grad(loss, wide)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        total, _, _ = token_loss(hidden, weight, targets, some_loss, bias=bias)
+    torch.testing.assert_close(total, loss, atol=2e-5, rtol=0)
+    found = torch.autograd.grad(total, (hidden, weight, bias))
+    assert [x.dtype for x in found] == [torch.bfloat16] * 3
+    torch.testing.assert_close([x.float() for x in found], list(expected), atol=1e-6, rtol=2**-8)
+
+
+def test_fused_loss_never_makes_the_matrix_of_tokens_by_vocabulary() -> None:
+    hidden, weight = torch.randn(64, 8, requires_grad=True), torch.randn(1000, 8, requires_grad=True)
+    with LargestTensor() as seen:
+        targets = torch.zeros(64, dtype=torch.int64)
+        total, _, _ = token_loss(hidden, weight, targets, lambda lp, h, part: (lp + h).sum(), chunk=4)
+        total.backward()
+    assert seen.numel == 8000  # the weight
+
+
+def test_a_softmax_in_blocks_is_one_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("src.models.logits._BLOCK_BYTES", 4 * 11 * 2)  # two rows at a time
+    test_agrees_with_plain_log_softmax_whatever_the_chunk(7)
+    test_fused_loss_is_the_loss_of_the_plain_scores(7, 0.6)
 
 
 def test_last_layer_moments_by_hand() -> None:

@@ -7,8 +7,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from src.models import rl_module
-from src.models.policy_module import NonFiniteError
+from src.algorithm.policy_loss import PolicyLoss
+from src.models.policy_module import PolicyModule
+from src.models.rl_module import RLModule
+from src.models.update_module import NonFiniteError
 from src.rollout.collect import StaleRolloutError, prompt_seed
 from src.rollout.native import NativeEngine
 from src.train import train
@@ -90,6 +92,31 @@ def test_rows_do_not_matter(random_policy, tmp_path):
         torch.testing.assert_close(weights(tmp_path / "many")[name], value, rtol=0, atol=2e-5)
 
 
+@pytest.mark.parametrize(("method", "passes"), [("rest", 2), ("rest_kl", 1), ("sft", 1)])
+def test_the_first_minibatch_needs_no_scoring_of_its_own(method, passes, random_policy, tmp_path, monkeypatch):
+    """Whether its old log-probabilities come from a pass before the update or from the update's own: the same run."""
+    settings = (f"algorithm={method}", f"updates.passes={passes}", "updates.rollout_steps=2", "data.prompts_per_step=6")
+    settings += ("updates.prompts_per_minibatch=3", "trainer.val_check_interval=2")
+    scored: list[int] = []
+    original = RLModule._score
+
+    def counting(self, groups, **kwargs):
+        scored.append(len(groups))
+        return original(self, groups, **kwargs)
+
+    monkeypatch.setattr(PolicyModule, "_score", counting)
+    before = run(tmp_path / "score", random_policy, "updates.old_logprobs=score", *settings)
+    every = [6, 6] if method == "rest_kl" else [6]  # with the reference's
+    assert scored == every * 2
+    scored.clear()
+    reused = run(tmp_path / "update", random_policy, *settings)
+    assert scored == [3, *every[1:]] * 2
+    for one, other in zip(without_times(before), without_times(reused), strict=True):
+        assert other == pytest.approx(one, abs=2e-5)
+    for name, value in weights(tmp_path / "score").items():
+        torch.testing.assert_close(weights(tmp_path / "update")[name], value, rtol=0, atol=2e-5)
+
+
 def test_stale_weights_are_an_error(random_policy, tmp_path, monkeypatch):
     monkeypatch.setattr(NativeEngine, "update_weights", lambda self, named_tensors, version: None)
     with pytest.raises(StaleRolloutError, match="expected completions from weights version 1, found 0"):
@@ -97,14 +124,13 @@ def test_stale_weights_are_an_error(random_policy, tmp_path, monkeypatch):
 
 
 def test_non_finite_gradient_stops_before_the_weights_change(random_policy, tmp_path, monkeypatch):
-    original = rl_module.policy_loss
+    original = PolicyLoss.__call__
 
-    def broken(inputs, config, counts):
-        output = original(inputs, config, counts)
-        return output._replace(loss=output.loss + inputs.logprobs.sum() * float("nan"))
+    def broken(self, logprobs, entropies, part):
+        return original(self, logprobs, entropies, part) + logprobs.sum() * float("nan")
 
     stepped = []
-    monkeypatch.setattr(rl_module, "policy_loss", broken)
+    monkeypatch.setattr(PolicyLoss, "__call__", broken)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: stepped.append(1))
     with pytest.raises(NonFiniteError, match=r"rollout step 0: loss nan.*optimizer.learning_rate"):
         run(tmp_path, random_policy)
