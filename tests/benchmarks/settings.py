@@ -57,6 +57,17 @@ QWEN3 = Setting(
     new_tokens=256,
     prompts=1,
 )
+SMALL = Setting(
+    "small",
+    lambda folder: write_random(folder, width=64, inner=128, layers=2, heads=4, kv_heads=2, head_size=16),
+    "tiny",
+    prompt_tokens=40,
+    completions=2,
+    new_tokens=6,
+    padded_rows=2,
+    trl_rows=2,
+)
+"""Of no interest but to see that everything runs."""
 SETTINGS = {setting.name: setting for setting in (TINY, SMOLLM2)}
 
 

@@ -65,6 +65,12 @@ class Updates:
         gradients = [p.grad for p in self.policy.parameters() if p.grad is not None]
         return {"seconds": seconds, "loss": loss, "gradient_norm": float(torch.nn.utils.get_total_norm(gradients))}
 
+    @torch.no_grad()
+    def logprobs(self) -> list[float]:
+        """Of all sampled tokens, from one packed row."""
+        with self._autocast():
+            return self.policy(pack(self._groups)).logprobs.tolist()
+
     def flops(self) -> int:
         """Useful operations of an update."""
         layouts = [GroupLayout(0, len(g.prompt_ids), tuple(g.lengths.tolist())) for g in self._groups]
@@ -172,6 +178,7 @@ def main() -> None:
         "update": lambda: updates.timed(),
         "memory": lambda: {"bytes": updates.memory()},
         "flops": lambda: {"flops": updates.flops()},
+        "logprobs": lambda: {"logprobs": updates.logprobs()},
         "product_peak": lambda bf16: {"flops_per_second": product_peak(bf16)},
     }
     channel.serve(tasks)
