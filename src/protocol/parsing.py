@@ -160,19 +160,18 @@ def _fill_outside(marks: list[_Mark], data: bytes, start: int, stop: int) -> boo
 
 def _fill_calls(marks: list[_Mark], data: bytes, field: _Field, count: int) -> bool:
     """Fill a block of `count` valid calls as `_fill_block` would; False, and nothing filled, if one is not in order."""
-    found = []
+    found: list[_Mark] = []
     position = field.start
     for _ in range(count):
         match = _CALL.match(data, position, field.stop)
         if match is None:
             return False
-        found.append(match)
         position = match.end()
-    for match in found:
-        marks.append((match.start(1), _FORMAT))
-        marks.append((match.end(1), _TOOL_NAME))
-        marks.append((match.start(2), _FORMAT))
-        marks.append((match.end(2), _TOOL_PARAMETERS))
+        (name, name_stop), (parameters, parameters_stop) = match.span(1), match.span(2)
+        found += [
+            (name, _FORMAT), (name_stop, _TOOL_NAME), (parameters, _FORMAT), (parameters_stop, _TOOL_PARAMETERS)
+        ]  # fmt: skip
+    marks += found
     marks.append((field.stop, _FORMAT))
     return True
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -116,9 +117,9 @@ def _region_of_tokens(sizes: NDArray[np.int32], parsed: Sequence[ParsedResponse]
         parsed: the responses, of as many bytes together.
     """
     bases = np.cumsum([0, *(response.size for response in parsed)])[:-1]
-    stops = np.fromiter((span.stop for response in parsed for span in response.spans), np.int64)
-    labels = np.fromiter((span.region for response in parsed for span in response.spans), np.int64)
-    stops += np.repeat(bases, [len(response.spans) for response in parsed])
+    spans = np.fromiter(chain.from_iterable(chain.from_iterable([response.spans for response in parsed])), np.int64)
+    _, stops, labels = spans.reshape(-1, 3).T
+    stops = stops + np.repeat(bases, [len(response.spans) for response in parsed])
     starts = np.cumsum(sizes, dtype=np.int64) - sizes
     counts = np.diff(np.searchsorted(starts, stops), prepend=0)
     regions = np.full(len(sizes), Region.FORMAT, dtype=np.int64)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
@@ -76,15 +77,20 @@ class PublishedReward:
         """What the scores are worth at a rollout step, in the published code's arithmetic."""
         if not self.scheduled:
             return RewardRanges(ScoreRange(0.0, 1.0), ScoreRange(-3.0, 3.0))
-        return RewardRanges(
-            ScoreRange(min(-1.0, -2 + 2.0 * rollout_step / 150), max(1.0, 2 - 1.0 * rollout_step / 150)),
-            ScoreRange(max(-3.0, -1.0 * rollout_step / 150 - 2), min(3.0, 1.0 * rollout_step / 150 + 2)),
-        )
+        return _scheduled_ranges(rollout_step)
 
     def bounds(self, rollout_step: int, progress: float = 0.0) -> tuple[float, float]:
         """The lowest and highest total at this step, up to the rounding of the published arithmetic."""
         ranges = self.ranges(rollout_step)
         return ranges.format.low + ranges.correctness.low, ranges.format.high + ranges.correctness.high
+
+
+@lru_cache(maxsize=1)  # all responses of a rollout step are scored at one moment
+def _scheduled_ranges(rollout_step: int) -> RewardRanges:
+    return RewardRanges(
+        ScoreRange(min(-1.0, -2 + 2.0 * rollout_step / 150), max(1.0, 2 - 1.0 * rollout_step / 150)),
+        ScoreRange(max(-3.0, -1.0 * rollout_step / 150 - 2), min(3.0, 1.0 * rollout_step / 150 + 2)),
+    )
 
 
 def rest_format(text: str, target: Message) -> bool:
@@ -93,12 +99,14 @@ def rest_format(text: str, target: Message) -> bool:
     A target with calls alone allows no response tag.
     """
     fields = expected_fields(target)
-    tags = [tag for name in fields for tag in (f"<{name}>", f"</{name}>")]
-    positions = [text.find(tag) for tag in tags]
-    in_order = positions[0] >= 0 and all(a < b for a, b in pairwise(positions))
-    once = all(text.count(tag) == 1 for tag in tags[2:])
-    silent = "response" in fields or not ("<response>" in text or "</response>" in text)
-    return in_order and once and silent
+    position = -1
+    for name in fields:
+        for tag in (f"<{name}>", f"</{name}>"):
+            found = text.find(tag)
+            if found <= position or (name != "think" and text.find(tag, found + 1) >= 0):
+                return False
+            position = found
+    return "response" in fields or not ("<response>" in text or "</response>" in text)
 
 
 def toolrl_format(text: str, target: Message) -> bool:
