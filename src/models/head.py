@@ -140,10 +140,8 @@ class _FusedTokenLoss(torch.autograd.Function):
             with torch.enable_grad():
                 given = logprobs[part].clone().requires_grad_(), entropies[part].clone().requires_grad_()
                 share = loss(*given, part)
-                by_logprob, by_entropy = torch.autograd.grad(share, given, allow_unused=True)
+                by_logprob, by_entropy = _partial(share, given)
             total += share.detach()
-            if by_logprob is None:
-                by_logprob = torch.zeros_like(given[0])
             gradients.add(part, logits, targets[part], entropies[part], by_logprob, by_entropy)
         ctx.gradients = gradients.results()
         ctx.mark_non_differentiable(logprobs, entropies)
@@ -159,6 +157,12 @@ class _FusedTokenLoss(torch.autograd.Function):
             raise RuntimeError("token_loss: backward ran already, and its gradients are gone.")
         hidden, weight, bias = (None if x is None else x.mul_(grad_total.to(x.dtype)) for x in gradients)
         return hidden, weight, bias, None, None, None, None
+
+
+def _partial(loss: Tensor, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Derivatives of a loss by log-probabilities and by entropies; None where it does not depend on entropies."""
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, given, allow_unused=True)
+    return torch.zeros_like(given[0]) if found[0] is None else found[0], found[1]
 
 
 class _HeadGradients:
