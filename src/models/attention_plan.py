@@ -6,8 +6,8 @@ Integers only; `models.attention` picks the form that the device can run, `model
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from itertools import groupby
 
 import torch
@@ -17,29 +17,33 @@ from torch.nn.attention.flex_attention import BlockMask
 from src.algorithm.packing import GroupLayout
 from src.models.attention_mask import block_mask, dense_mask
 
-MAX_CAUSAL = 256
-"""Longest run that attends to itself in one causal call; what lies before it is attended to without a mask."""
+PIECE = 192
+"""Shortest piece of a cut run. The CPU kernel takes queries in blocks of 64 from here on, of 32 below."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """One kernel call: runs of queries, each against a run of keys.
+    """One kernel call: runs of queries, each against a run of keys, at positions of the row.
 
     Attributes:
-        query: position in the row of the first query.
+        query: first query of the first run.
         queries: queries of a run.
-        runs: runs of a causal tile, one after the other in the row; 1 where not causal.
-        key: position of the first key.
+        key: first key of the first run.
         keys: keys of a run.
-        causal: each run attends to itself, up to the query; otherwise all queries see all keys.
+        causal: the i-th query of a run sees its first i keys; otherwise all queries see all keys.
+        runs: how many.
+        query_step: from a run's first query to the next run's; 0 where runs share their queries.
+        key_step: likewise for keys.
     """
 
     query: int
     queries: int
-    runs: int
     key: int
     keys: int
-    causal: bool
+    causal: bool = False
+    runs: int = 1
+    query_step: int = 0
+    key_step: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class AttentionPlan:
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
-        """Causal tiles, which cover each position once, then the others; see `tiles_of`."""
-        return tuple(sorted((t for layout in self.layouts for t in tiles_of(layout)), key=lambda t: not t.causal))
+        """For the CPU kernel: causal tiles, which cover each position once as query and as key, then the others."""
+        return tuple(sorted((t for layout in self.layouts for t in group_tiles(layout)), key=lambda t: not t.causal))
 
     @cached_property
     def block_mask(self) -> BlockMask:
@@ -70,48 +74,85 @@ def plan_attention(layouts: Sequence[GroupLayout], device: torch.device) -> Atte
     return AttentionPlan(tuple(layouts), device)
 
 
-def tiles_of(layout: GroupLayout) -> Iterator[Tile]:
-    """The tiles of one group.
+def group_tiles(layout: GroupLayout) -> Iterator[Tile]:
+    """The tiles of one group, causal ones first.
 
     The prompt attends to itself. Each completion attends to itself, equally long neighbours in one call, and all of
     them together to the prompt's keys, which are never copied.
 
-    >>> for tile in tiles_of(GroupLayout(0, 2, (3, 3, 2))):
+    >>> for tile in group_tiles(GroupLayout(0, 2, (3, 3, 2))):
     ...     print(tile)
-    Tile(query=0, queries=2, runs=1, key=0, keys=2, causal=True)
-    Tile(query=2, queries=2, runs=2, key=2, keys=2, causal=True)
-    Tile(query=6, queries=1, runs=1, key=6, keys=1, causal=True)
-    Tile(query=2, queries=5, runs=1, key=0, keys=2, causal=False)
+    Tile(query=0, queries=2, key=0, keys=2, causal=True, runs=1, query_step=0, key_step=0)
+    Tile(query=2, queries=2, key=2, keys=2, causal=True, runs=2, query_step=2, key_step=2)
+    Tile(query=6, queries=1, key=6, keys=1, causal=True, runs=1, query_step=0, key_step=0)
+    Tile(query=2, queries=5, key=0, keys=2, causal=False, runs=1, query_step=0, key_step=0)
     """
     if len(layout.completion_lengths) == 1:
-        yield from _causal(layout.offset, layout.num_tokens, 1)
+        yield _causal(layout.offset, layout.num_tokens)
         return
-    yield from _causal(layout.offset, layout.prompt_length, 1)
+    yield _causal(layout.offset, layout.prompt_length)
     start = first = layout.offset + layout.prompt_length
     for length, same in groupby(length - 1 for length in layout.completion_lengths):
-        count = len(list(same))
+        runs = len(list(same))
         if length:
-            yield from _causal(start, length, count)
-        start += count * length
+            yield _causal(start, length, runs)
+        start += runs * length
     if start > first:
-        yield Tile(first, start - first, 1, layout.offset, layout.prompt_length, causal=False)
+        yield Tile(first, start - first, layout.offset, layout.prompt_length)
 
 
-def _causal(start: int, length: int, runs: int) -> Iterator[Tile]:
-    """Tiles of equally long neighbouring runs that attend causally to themselves.
+@lru_cache(maxsize=16)
+def backward_tiles(tiles: tuple[Tile, ...], key_heads: int, threads: int, piece: int = PIECE) -> tuple[Tile, ...]:
+    """The same pairs in the tiles that are fastest in the backward pass, causal ones first.
 
-    A long run is cut into equal pieces, each causal in itself and with a tile over what lies before it: the causal
-    kernel computes masked scores too, up to half of all.
+    The kernel computes masked scores too, so that long causal runs are cut into pieces: each causal in itself, and all
+    of what lies before it without a mask. It gives a (run, key head) to a thread as a whole, so that tiles with few of
+    them are cut in runs until the threads are busy alike. Neither would help the forward pass, which shares out blocks
+    of queries, and where outputs of several tiles have to be merged.
     """
-    pieces = -(-length // MAX_CAUSAL)
-    if pieces == 1:
-        yield Tile(start, length, runs, start, length, causal=True)
+    cut = [part for tile in tiles for part in (_pieces(tile, piece) if tile.causal else (tile,))]
+    shared = [part for tile in cut for part in _shared_out(tile, key_heads, threads)]
+    return tuple(sorted(shared, key=lambda tile: not tile.causal))
+
+
+def _causal(start: int, length: int, runs: int = 1) -> Tile:
+    """Neighbouring runs that attend to themselves."""
+    step = length if runs > 1 else 0
+    return Tile(start, length, start, length, causal=True, runs=runs, query_step=step, key_step=step)
+
+
+def _pieces(tile: Tile, shortest: int) -> Iterator[Tile]:
+    """A causal tile in equal pieces of an even size, the last one shorter."""
+    length = tile.queries
+    size = -(-length // max(1, length // shortest))
+    size = min(length, size + size % 2)
+    if size == length:
+        yield tile
         return
-    size = -(-length // pieces)
-    for begin in range(start, start + runs * length, length):
-        whole, rest = divmod(length, size)
-        yield Tile(begin, size, whole, begin, size, causal=True)
+    whole, rest = divmod(length, size)
+    for start in range(tile.query, tile.query + tile.runs * length, length):
+        yield _causal(start, size, whole)
         if rest:
-            yield Tile(begin + whole * size, rest, 1, begin + whole * size, rest, causal=True)
-        for before in range(size, length, size):
-            yield Tile(begin + before, min(size, length - before), 1, begin, before, causal=False)
+            yield _causal(start + whole * size, rest)
+    for before in range(size, length, size):
+        yield replace(tile, query=tile.query + before, queries=min(size, length - before), keys=before, causal=False)
+
+
+def _shared_out(tile: Tile, key_heads: int, threads: int) -> Iterator[Tile]:
+    """A tile over all its keys in as many runs as keep the threads busy alike, and what is left over."""
+    tasks = tile.runs * key_heads
+    parts = next(n for n in range(1, 2 * threads + 1) if tasks * n % threads == 0 or tasks * n >= 8 * threads)
+    if tile.causal or tile.runs > 1 or parts == 1:
+        yield tile
+        return
+    if tile.keys >= tile.queries:
+        size, rest = divmod(tile.keys, parts)
+        if size:
+            yield replace(tile, keys=size, runs=parts, key_step=size)
+        if rest:
+            yield replace(tile, key=tile.key + parts * size, keys=rest)
+    else:
+        size, rest = divmod(tile.queries, parts)
+        yield replace(tile, queries=size, runs=parts, query_step=size)
+        if rest:
+            yield replace(tile, query=tile.query + parts * size, queries=rest)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.algorithm.packing import GroupLayout
-from src.models import attention_plan
+from src.models import attention_tiles
 from src.models.attention import _attend_by_group, packed_attention_forward
 from src.models.attention_flex import flex_attend
 from src.models.attention_mask import block_mask, dense_mask
-from src.models.attention_plan import plan_attention
+from src.models.attention_plan import backward_tiles, plan_attention
 from tests.models.reference import LargestTensor
 from tests.models.rows import CPU, layouts_of, random_layouts
 
@@ -43,11 +45,9 @@ def expected(layouts: tuple[GroupLayout, ...], q: Tensor, k: Tensor, v: Tensor, 
     return out.transpose(1, 2)
 
 
-@pytest.mark.parametrize("longest", [3, 256])
-def test_tiles_give_the_attention_and_gradients_of_the_dense_mask(
-    longest: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(attention_plan, "MAX_CAUSAL", longest)
+@pytest.mark.parametrize("piece", [3, 192])
+def test_tiles_give_the_attention_and_gradients_of_the_dense_mask(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_tiles, "backward_tiles", partial(backward_tiles, piece=piece))
     generator = torch.Generator().manual_seed(0)
     for _ in range(40):
         layouts = random_layouts(generator)

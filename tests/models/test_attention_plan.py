@@ -5,52 +5,57 @@ from __future__ import annotations
 import pytest
 import torch
 
-from src.algorithm.packing import GroupLayout
-from src.models import attention_plan
 from src.models.attention_mask import dense_mask
-from src.models.attention_plan import Tile, plan_attention
+from src.models.attention_plan import Tile, backward_tiles, plan_attention
 from tests.models.rows import CPU, layouts_of, random_layouts
 
 
-def pairs(tile: Tile, size: int) -> torch.Tensor:
-    """The (query, key) pairs [size, size] that a tile attends to."""
+def pairs(tiles: tuple[Tile, ...], size: int) -> torch.Tensor:
+    """How often tiles attend to each (query, key) pair [size, size]."""
     seen = torch.zeros(size, size, dtype=torch.int64)
-    for run in range(tile.runs):
-        queries = torch.arange(tile.queries) + tile.query + run * tile.queries
-        keys = torch.arange(tile.keys) + tile.key + run * tile.keys
-        allowed = keys <= queries[:, None] if tile.causal else torch.ones(tile.queries, tile.keys, dtype=torch.bool)
-        seen[queries[:, None], keys] += allowed
+    for tile in tiles:
+        allowed = torch.ones(tile.queries, tile.keys, dtype=torch.int64)
+        for run in range(tile.runs):
+            queries = torch.arange(tile.queries) + tile.query + run * tile.query_step
+            keys = torch.arange(tile.keys) + tile.key + run * tile.key_step
+            seen[queries[:, None], keys] += allowed.tril() if tile.causal else allowed
     return seen
 
 
-def covered(layouts: tuple[GroupLayout, ...]) -> torch.Tensor:
-    size = sum(layout.num_tokens for layout in layouts)
-    return torch.stack([pairs(tile, size) for tile in plan_attention(layouts, CPU).tiles]).sum(0)
+@pytest.mark.parametrize("piece", [2, 3, 192])
+def test_tiles_cover_the_dense_mask_once(piece: int) -> None:
+    generator = torch.Generator().manual_seed(piece)
+    for _ in range(15):
+        layouts = random_layouts(generator)
+        tiles, mask = plan_attention(layouts, CPU).tiles, dense_mask(layouts, CPU)[0, 0].long()
+        assert torch.equal(pairs(tiles, len(mask)), mask)
+        for key_heads, threads in ((1, 2), (3, 2), (4, 1), (2, 5)):
+            assert torch.equal(pairs(backward_tiles(tiles, key_heads, threads, piece), len(mask)), mask)
 
 
-def test_tiles_cover_the_dense_mask_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for longest in (3, 8, 256):
-        monkeypatch.setattr(attention_plan, "MAX_CAUSAL", longest)
-        for _ in range(20):
-            layouts = random_layouts(generator)
-            assert torch.equal(covered(layouts), dense_mask(layouts, CPU)[0, 0].long())
-
-
-def test_long_runs_are_cut_into_equal_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention_plan, "MAX_CAUSAL", 4)
-    tiles = plan_attention(layouts_of([(9, (1, 1))]), CPU).tiles  # 9 = 3 + 3 + 3
-    assert tiles == (
-        Tile(0, 3, 3, 0, 3, causal=True),
-        Tile(3, 3, 1, 0, 3, causal=False),
-        Tile(6, 3, 1, 0, 6, causal=False),
+def test_long_runs_are_cut_into_equal_pieces() -> None:
+    tiles = plan_attention(layouts_of([(600, (1, 1))]), CPU).tiles  # 600 = 3 * 200
+    assert backward_tiles(tiles, key_heads=2, threads=2) == (
+        Tile(0, 200, 0, 200, causal=True, runs=3, query_step=200, key_step=200),
+        Tile(200, 200, 0, 200),
+        Tile(400, 200, 0, 400),
     )
+
+
+def test_threads_get_equally_many_runs() -> None:
+    tiles = plan_attention(layouts_of([(9, (3, 6))]), CPU).tiles
+    *_, halves, rest = backward_tiles(tiles, key_heads=3, threads=2)
+    assert (halves, rest) == (Tile(9, 7, 0, 4, runs=2, key_step=4), Tile(9, 7, 8, 1))
+    (many,) = [t for t in backward_tiles(tiles, key_heads=4, threads=2) if not t.causal]
+    assert many == Tile(9, 7, 0, 9)
 
 
 def test_each_position_is_in_one_causal_tile_and_those_come_first() -> None:
     layouts = layouts_of([(700, (3, 3, 900, 1)), (5, (6,)), (1, (2, 2))])
-    tiles = plan_attention(layouts, CPU).tiles
-    kinds = [tile.causal for tile in tiles]
-    assert kinds == sorted(kinds, reverse=True)
-    positions = [p for t in tiles if t.causal for p in range(t.query, t.query + t.runs * t.queries)]
-    assert sorted(positions) == list(range(sum(layout.num_tokens for layout in layouts)))
+    forward = plan_attention(layouts, CPU).tiles
+    for tiles in (forward, backward_tiles(forward, 3, 2)):
+        kinds = [tile.causal for tile in tiles]
+        assert kinds == sorted(kinds, reverse=True)
+        firsts = [(t.query + run * t.query_step, t.queries) for t in tiles if t.causal for run in range(t.runs)]
+        positions = [position for first, length in firsts for position in range(first, first + length)]
+        assert sorted(positions) == list(range(sum(layout.num_tokens for layout in layouts)))
