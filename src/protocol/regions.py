@@ -15,7 +15,7 @@ from src.protocol.parsing import parse_bytes
 from src.protocol.token_bytes import DecodedBatch, TokenBytes
 from src.protocol.types import ParsedResponse, Region
 
-__all__ = ["DecodedCompletion", "TokenBytes", "read_completion", "read_completions", "token_regions"]
+__all__ = ["DecodedCompletion", "TokenBytes", "read_completion", "read_completions", "tag_tokens", "token_regions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def read_completions(
         parse_bytes(text, prefix=prefix.encode("utf-8", "surrogatepass"))
         for text, prefix in zip(batch.texts, prefixes, strict=True)
     ]
-    regions = torch.from_numpy(_region_of_tokens(batch.sizes, parsed)).to(token_ids[0].device).split(lengths)
+    regions = torch.from_numpy(tag_tokens(batch.sizes, parsed)).to(token_ids[0].device).split(lengths)
     texts = [prefix + text.decode("utf-8", "replace") for text, prefix in zip(batch.texts, prefixes, strict=True)]
     return list(map(DecodedCompletion, texts, parsed, regions))
 
@@ -96,25 +96,25 @@ def token_regions(token_ids: Tensor, parsed: ParsedResponse, table: TokenBytes, 
             f"token_regions: expected a response of {size} bytes, the tokens' own, found one of {parsed.size}. "
             "Parse table.decode(token_ids) without the stop token, or call read_completion."
         )
-    return torch.from_numpy(_region_of_tokens(batch.sizes, [parsed])).to(token_ids.device)
+    return torch.from_numpy(tag_tokens(batch.sizes, [parsed])).to(token_ids.device)
 
 
-def _decode(
-    token_ids: Sequence[Tensor], table: TokenBytes, stop_ids: Collection[int]
-) -> tuple[DecodedBatch, list[int]]:
-    """The bytes of completions, and how many tokens each has."""
-    lengths = list(map(len, token_ids))
-    return table.decode_batch(torch.cat(list(token_ids)).cpu().numpy(), lengths, stop_ids), lengths
+def tag_tokens(sizes: NDArray[np.int32], parsed: Sequence[ParsedResponse]) -> NDArray[np.int64]:
+    """Region of each token of responses laid end to end: that of its first byte.
 
+    Spans are few and tokens many, so what is looked up is the first token behind each span. A token without bytes is
+    FORMAT.
 
-def _region_of_tokens(sizes: NDArray[np.int32], parsed: Sequence[ParsedResponse]) -> NDArray[np.int64]:
-    """Region of each token of responses laid end to end: that of its first byte; int64 [N].
-
-    Spans are few and tokens many, so what is looked up is the token that each span's end cuts off.
+    >>> from src.protocol.parsing import parse
+    >>> tag_tokens(np.array([7, 2, 4, 6, 0, 3], np.int32), [parse("<think>Hmm.</think>"), parse("Hm.")]).tolist()
+    [0, 3, 3, 0, 0, 5]
 
     Args:
-        sizes: bytes of each token, [N]; a token without bytes is FORMAT.
-        parsed: the responses, of as many bytes together.
+        sizes: int32 [N], bytes of each token.
+        parsed: the responses, which have as many bytes together.
+
+    Returns:
+        int64 [N].
     """
     bases = np.cumsum([0, *(response.size for response in parsed)])[:-1]
     spans = np.fromiter(chain.from_iterable(chain.from_iterable([response.spans for response in parsed])), np.int64)
@@ -126,3 +126,11 @@ def _region_of_tokens(sizes: NDArray[np.int32], parsed: Sequence[ParsedResponse]
     regions[: counts.sum()] = np.repeat(labels, counts)
     regions[sizes == 0] = Region.FORMAT
     return regions
+
+
+def _decode(
+    token_ids: Sequence[Tensor], table: TokenBytes, stop_ids: Collection[int]
+) -> tuple[DecodedBatch, list[int]]:
+    """The bytes of completions, and how many tokens each has."""
+    lengths = list(map(len, token_ids))
+    return table.decode_batch(torch.cat(list(token_ids)).cpu().numpy(), lengths, stop_ids), lengths

@@ -11,6 +11,7 @@ import torch
 from src.algorithm.region_weights import (
     RegionFactors,
     RegionWeighting,
+    batch_token_weights,
     entropy_factors,
     sum_by_region,
     token_weights,
@@ -102,6 +103,19 @@ def test_positive_normalisation_leaves_zeros_out_of_the_mean() -> None:
     factors = RegionFactors(format=1.0, reasoning=0.5)
     both = [token_weights(factors, regions, lengths, normalisation=n) for n in ("positive", "sequence")]
     assert torch.equal(*both)
+
+
+@pytest.mark.parametrize("normalisation", ["sequence", "positive", "global", "none"])
+def test_groups_weighed_at_once_have_the_weights_of_each_alone(normalisation: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    factors = RegionFactors(reasoning=0.016, tool_name=1.2, tool_parameters=0.8, format=0.95, response=0.0)
+    lengths = [torch.randint(1, 300, (size,), generator=generator) for size in (8, 1, 3, 8)]
+    regions = [torch.randint(0, 6, (int(sizes.sum()),), generator=generator) for sizes in lengths]
+    found = batch_token_weights(factors, regions, lengths, normalisation=normalisation, delta=1e-6)
+    for weights, group, sizes in zip(found, regions, lengths, strict=True):
+        alone = token_weights(factors, group, sizes, normalisation=normalisation, delta=1e-6)
+        assert torch.equal(weights, alone)
+    assert batch_token_weights(factors, [], [], normalisation=normalisation) == []
 
 
 def test_default_weighting_is_grpo() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+
 import pytest
 
 from src.data.dialogue import Message, ToolCall
@@ -40,6 +43,14 @@ def test_overlap_counts_repeats() -> None:
     assert overlap(["f", "f", "g"], ["f", "g", "g"]) == 2 / 4  # min 1 + min 1 over max 2 + max 2
     assert overlap(["f"], []) == 0.0
     assert overlap({"x": 1, "y": 2}, {"x": 5}.keys()) == 1 / 2
+
+
+def test_overlap_is_that_of_multisets() -> None:
+    generator = random.Random(5)
+    for _ in range(500):
+        a, b = (generator.choices("fgh", k=generator.randrange(5)) for _ in range(2))
+        union = (Counter(a) | Counter(b)).total()
+        assert overlap(a, iter(b)) == ((Counter(a) & Counter(b)).total() / union if union else 1.0)
 
 
 def test_each_gold_call_takes_the_best_unused_prediction() -> None:

@@ -11,6 +11,7 @@ from src.data.dialogue import Message, ToolCall
 from src.protocol.parsing import parse
 from src.rewards.published import PublishedReward, rest_format, toolrl_format
 from src.rewards.tool_call import Reward, RewardFunction, ToolCallReward
+from tests.fuzzing import mutated_texts
 
 SKY = Message("assistant", calls=(ToolCall("sky", {"city": "Oslo", "days": 1}),))
 REFUSAL = Message("assistant", text="No tool fits.")
@@ -133,6 +134,22 @@ def test_calls_mentioned_in_a_thought_are_the_ones_that_count() -> None:
 def test_format_rules(text: str, target: Message, rest: bool, toolrl: bool) -> None:
     assert rest_format(text, target) is rest
     assert toolrl_format(text, target) is toolrl
+
+
+def test_the_rest_rule_on_mutated_texts() -> None:
+    """First appearances of all tags in order, call and response tags once, no response tag beside calls alone."""
+    targets = (Message("assistant", calls=(ToolCall("f", {}),)), Message("assistant", "Hi."))
+    kept = 0
+    for text in mutated_texts(2000, seed=11):
+        for target, names in zip(targets, (("think", "tool_call"), ("think", "response")), strict=True):
+            tags = [tag for name in names for tag in (f"<{name}>", f"</{name}>")]
+            positions = [text.find(tag) for tag in tags]
+            good = positions[0] >= 0 and sorted(set(positions)) == positions
+            good = good and all(text.count(tag) == 1 for tag in tags[2:])
+            good = good and ("response" in names or not ("<response>" in text or "</response>" in text))
+            assert rest_format(text, target) is good
+            kept += good
+    assert kept > 200
 
 
 def test_a_response_is_read_within_its_turn() -> None:

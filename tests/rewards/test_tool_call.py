@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 
 import hydra
@@ -11,7 +12,15 @@ from omegaconf import OmegaConf
 from src.data.dialogue import Message, ToolCall
 from src.protocol.parsing import parse
 from src.rewards.published import PublishedReward
-from src.rewards.tool_call import Reward, RewardFunction, ToolCallReward, format_score, score_parts
+from src.rewards.tool_call import (
+    AccuracySums,
+    Reward,
+    RewardFunction,
+    ToolCallReward,
+    accuracy_sums,
+    format_score,
+    score_parts,
+)
 
 SKY = Message("assistant", calls=(ToolCall("sky", {"city": "Oslo", "days": 2, "unit": "C"}),))
 PARALLEL = Message(
@@ -203,3 +212,20 @@ def test_configs_are_the_defaults() -> None:
     for step in (0, 75, 150, 300):
         assert default.bounds(step) == ToolCallReward().bounds(step)
         assert score(default, text, SKY, step) == score(ToolCallReward(), text, SKY, step)
+
+
+def test_an_exact_match_has_full_marks_however_its_calls_are_ordered() -> None:
+    """Sums that are not worked out are those that the matcher would find."""
+    gold = (*PARALLEL.calls, *SKY.calls, ToolCall("sky", {"city": "Oslo", "at": [1, {"h": 2}]}))
+    written = (*gold[:-1], ToolCall("sky", {"at": [1.0, {"h": 2}], "city": "Oslo"}))
+    for predicted in permutations(written):
+        assert accuracy_sums(predicted, gold) == accuracy_sums(predicted, gold, "set") == AccuracySums.full(gold)
+    assert AccuracySums.full(gold).score == 1.0
+
+
+def test_ranges_follow_the_moment_they_are_asked_for() -> None:
+    reward = ToolCallReward(scaling="eq14")
+    first = [reward.ranges(step, progress) for step, progress in ((0, 0.0), (0, 0.5), (1, 0.5))]
+    assert [reward.ranges(step, progress) for step, progress in ((0, 0.0), (0, 0.5), (1, 0.5))] == first
+    assert first[1] == first[0].weighted(0.5, 0.5) == first[2]
+    assert ToolCallReward().ranges(75) != ToolCallReward().ranges(0)
