@@ -25,7 +25,7 @@ from transformers import AttentionInterface
 
 from src.rollout.admission import Room
 from src.rollout.partial_attention import merge, partial_attention
-from src.rollout.step_layout import StepLayout
+from src.rollout.step_layout import Grid, StepLayout
 
 PREFIX_ATTENTION = "rollout_prefix"
 Pair = tuple[Tensor, Tensor]
@@ -52,6 +52,8 @@ class PrefixCache:
         self._arriving: list[int] = []
         self._prompt: dict[int, Pair] = {}
         self._own: dict[int, Pair] = {}
+        self._views: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
+        self._viewed: Grid | None = None
 
     @property
     def nbytes(self) -> int:
@@ -86,7 +88,9 @@ class PrefixCache:
         """
         if self._arriving:
             return self._prefill(layer, query, key, value, scale)
-        return self._decode(layer, query, key, value, scale)
+        if query.shape[2] != 1:
+            raise ValueError(f"PrefixCache: expected rows of 1 token, found {query.shape[2]}.")
+        return self.decode(layer, query[:, :, 0], key[:, :, 0], value[:, :, 0], scale).unsqueeze(1)
 
     def move_rows(self, to: Tensor, source: Tensor, used: int) -> None:
         """Copy the first `used` columns of rows `source` [M] to rows `to` [M]."""
@@ -156,43 +160,64 @@ class PrefixCache:
             outputs.append(out.transpose(1, 2))
         return torch.cat(outputs, dim=1)
 
-    def _decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention of one token a row, under `layout`.
+
+        Args:
+            layer: index of the layer.
+            query: [R, H, D], contiguous.
+            key: [R, H_kv, D].
+            value: [R, H_kv, D_v].
+            scale: factor of the scores.
+
+        Returns:
+            [R, H, D_v].
+
+        Raises:
+            ValueError: other rows than the layout's.
+        """
         layout = self.layout
-        rows, heads, _, dim = query.shape
-        if layout is None or rows != layout.rows or query.shape[2] != 1:
-            expected = "no step" if layout is None else f"{layout.rows} rows of 1 token"
-            raise ValueError(f"PrefixCache: expected {expected}, found {rows} of {query.shape[2]}.")
-        kv_heads, grid = key.shape[1], layout.grid
-        repeat = heads // kv_heads
-        own_key, own_value = (
-            _written(stored[:rows], new, layout)
-            for stored, new in zip(self._own[layer], (key, value), strict=True)
-        )
-        queries = query.reshape(rows, kv_heads, repeat, dim)
+        (rows, heads, dim), kv_heads = query.shape, key.shape[1]
+        if layout is None or rows != layout.rows:
+            raise ValueError(f"PrefixCache: expected {layout.rows if layout else 'no'} rows, found {rows}.")
+        grid, repeat = layout.grid, heads // kv_heads
+        own_key, own_value, prompt_key, prompt_value = self._present(layer, layout)
+        for stored, new in ((own_key, key), (own_value, value)):
+            if isinstance(layout.column, int):
+                stored.select(2, layout.column).copy_(new)
+            else:
+                stored.index_copy_(2, layout.column, new.unsqueeze(2))
+        own_key, own_value = own_key[:, :, : layout.width], own_value[:, :, : layout.width]
+        queries = query.view(rows, kv_heads, repeat, dim)
         own = partial_attention(queries, own_key, own_value, layout.own_bias, scale)
 
         # each prompt's keys once: [B, H_kv, W x repeat, D]
         asked = queries if grid.members is None else queries[grid.members]
-        asked = asked.reshape(grid.slots, grid.width, kv_heads, repeat, dim).transpose(1, 2).flatten(2, 3)
-        prompt_key, prompt_value = (x[: grid.slots, :, : grid.prompt_width] for x in self._prompt[layer])
-        out, mass = partial_attention(asked, prompt_key, prompt_value, grid.prompt_bias, scale)
-        out, mass = (x.unflatten(2, (grid.width, repeat)).transpose(1, 2).flatten(0, 1) for x in (out, mass))
-        if grid.places is not None:
-            out, mass = out[grid.places], mass[grid.places]
-        return merge((out, mass), own).reshape(rows, 1, heads, -1)
+        asked = asked.view(grid.slots, grid.width, kv_heads, repeat, dim).transpose(1, 2).flatten(2, 3)
+        shared = partial_attention(asked, prompt_key, prompt_value, grid.prompt_bias, scale)
+        out, mass = (x.unflatten(2, (grid.width, repeat)).transpose(1, 2) for x in shared)
+        if grid.places is None:
+            own = own[0].view(out.shape), own[1].reshape(mass.shape)
+        else:
+            out, mass = out.flatten(0, 1)[grid.places], mass.flatten(0, 1)[grid.places]
+        return merge((out, mass), own).reshape(rows, heads, -1)
+
+    def _present(self, layer: int, layout: StepLayout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Views of the completions' and prompts' keys and values; a new grid comes with every change of what is in."""
+        if self._viewed is not layout.grid:
+            self._views.clear()
+            self._viewed = layout.grid
+        views = self._views.get(layer)
+        if views is None:
+            (own_key, own_value), (key, value), grid = self._own[layer], self._prompt[layer], layout.grid
+            prompts = slice(grid.slots), slice(None), slice(grid.prompt_width)
+            views = own_key[: layout.rows], own_value[: layout.rows], key[prompts], value[prompts]
+            self._views[layer] = views
+        return views
 
 
 def _tensors(stored: dict[int, Pair]) -> Iterator[Tensor]:
     return (x for pair in stored.values() for x in pair)
-
-
-def _written(stored: Tensor, new: Tensor, layout: StepLayout) -> Tensor:
-    """Write the step's keys [R, H_kv, 1, D] in their column; return all columns that are read."""
-    if isinstance(layout.column, int):
-        stored[:, :, layout.column] = new[:, :, 0]
-    else:
-        stored.index_copy_(2, layout.column, new)
-    return stored[:, :, : layout.width]
 
 
 def prefix_attention(

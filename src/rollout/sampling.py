@@ -7,6 +7,10 @@ from torch import Tensor
 
 from src.rollout.engine import SamplingParams
 
+BLOCK = 256
+BLOCKS_FROM = 2048
+"""Rows of at least this many weights are searched in two steps."""
+
 
 def prompt_noise(seed: int, n: int, max_new_tokens: int) -> Tensor:
     """All the randomness of one prompt's completions, drawn before any of them starts.
@@ -38,16 +42,22 @@ def sample_tokens(logits: Tensor, noise: Tensor | None, params: SamplingParams) 
         Token ids, int64 [R], and their log-probabilities, float32 [R], under the temperature-scaled distribution over
         the whole vocabulary (unscaled when greedy), so before top-k and top-p.
     """
-    greedy = params.temperature == 0
-    scaled = logits.float() if greedy else logits.float() / params.temperature
-    logprobs = torch.log_softmax(scaled, dim=-1)
-    if greedy:
-        tokens = logprobs.argmax(dim=-1)
-    else:
-        if noise is None:
-            raise ValueError(f"sample_tokens: expected noise at temperature {params.temperature}, found None.")
-        tokens = _draw(logprobs.exp(), noise, params.top_k, params.top_p)
-    return tokens, logprobs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+    scaled = logits.float()
+    if params.temperature == 0:
+        tokens = scaled.argmax(dim=-1)
+        return tokens, _chosen(scaled, tokens) - scaled.logsumexp(dim=-1)
+    if noise is None:
+        raise ValueError(f"sample_tokens: expected noise at temperature {params.temperature}, found None.")
+    if params.temperature != 1:
+        scaled = scaled / params.temperature
+    probabilities = scaled.softmax(dim=-1)
+    tokens = _draw(probabilities, noise, params.top_k, params.top_p)
+    return tokens, _chosen(probabilities, tokens).log()
+
+
+def _chosen(values: Tensor, tokens: Tensor) -> Tensor:
+    """The entry of each row of `values` [R, V] at `tokens` [R]."""
+    return values.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
 
 
 def _draw(probabilities: Tensor, noise: Tensor, top_k: int, top_p: float) -> Tensor:
@@ -61,7 +71,7 @@ def _draw(probabilities: Tensor, noise: Tensor, top_k: int, top_p: float) -> Ten
         return inverse_cdf(probabilities, noise)
     if top_p < 1:
         ranked = nucleus(ranked, top_p)
-    return ids.gather(-1, inverse_cdf(ranked, noise).unsqueeze(-1)).squeeze(-1)
+    return _chosen(ids, inverse_cdf(ranked, noise))
 
 
 def nucleus(ranked: Tensor, top_p: float) -> Tensor:
@@ -98,10 +108,29 @@ def inverse_cdf(weights: Tensor, noise: Tensor) -> Tensor:
     Returns:
         int64 [R], never an entry of weight zero.
     """
-    cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+    count = weights.shape[-1]
+    if count < BLOCKS_FROM:
+        cumulative = weights.cumsum(dim=-1, dtype=torch.float64)
+        return _first_above(weights, cumulative, noise * cumulative[:, -1])
+    # a cumulative sum over a vocabulary is slow: over blocks of it first, then over the entries of one block
+    whole = count // BLOCK
+    sums = weights[:, : whole * BLOCK].unflatten(-1, (whole, BLOCK)).sum(dim=-1)
+    if whole * BLOCK < count:
+        sums = torch.cat((sums, weights[:, whole * BLOCK :].sum(dim=-1, keepdim=True)), dim=-1)
+    cumulative = sums.cumsum(dim=-1, dtype=torch.float64)
+    target = noise * cumulative[:, -1]
+    block = _first_above(sums, cumulative, target)
+    target = target - (_chosen(cumulative, block) - _chosen(sums, block))
+    places = block.unsqueeze(-1) * BLOCK + torch.arange(BLOCK, device=weights.device)
+    entries = weights.gather(-1, places.clamp(max=count - 1)).masked_fill_(places >= count, 0)
+    return block * BLOCK + _first_above(entries, entries.cumsum(dim=-1, dtype=torch.float64), target.clamp(min=0))
+
+
+def _first_above(weights: Tensor, cumulative: Tensor, target: Tensor) -> Tensor:
+    """Index of the first entry of each row whose `cumulative` weight [R, K] exceeds `target` [R]; never a zero's."""
     total = cumulative[:, -1]
     # Noise just under 1 times the total may round to the total itself, which no entry exceeds.
-    threshold = torch.minimum(noise * total, torch.nextafter(total, torch.zeros_like(total)))
+    threshold = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
     index = torch.searchsorted(cumulative, threshold.unsqueeze(-1), right=True).clamp_(max=weights.shape[-1] - 1)
     # A parallel scan may step up by a rounding error at a zero; the likeliest entry is then as near as any.
     hit_zero = weights.gather(-1, index) == 0
