@@ -11,12 +11,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
 _LOG_TAIL = 3000
+_PATIENCE = 20.0  # seconds
 
 
 class ContestantError(RuntimeError):
@@ -94,12 +96,17 @@ class Contestant:
         return reply
 
     def close(self) -> None:
-        """End the process."""
-        self._process.terminate()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._log):
-            if stream is not None:
-                stream.close()
+        """End the process, by itself if it will: no more requests are what it waits for."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            self._process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._process.stdout.close()
+        self._log.close()
 
     def __enter__(self) -> Contestant:
         return self

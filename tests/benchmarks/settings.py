@@ -59,7 +59,7 @@ QWEN3 = Setting(
 )
 SMALL = Setting(
     "small",
-    lambda folder: write_random(folder, width=64, inner=128, layers=2, heads=4, kv_heads=2, head_size=16),
+    lambda folder: write_random(folder, width=64, inner=128, layers=2, heads=2, kv_heads=1, head_size=32),
     "tiny",
     prompt_tokens=40,
     completions=2,

@@ -43,11 +43,12 @@ class Turnstile(RolloutCallback):
         seconds = time.perf_counter() - self._started
         assert self._step is not None
         groups = self._step.groups
+        parts = {key.removeprefix("time/"): v for key, v in self._step.metrics.items() if key.startswith("time/")}
         self._channel.send(
             seconds=seconds,
             bytes=peak_since(self._resident),
             completions=sum(len(group.lengths) for group in groups),
             tokens=sum(len(group.token_ids) for group in groups),
             prompt_tokens=sum(len(group.prompt_ids) * len(group.lengths) for group in groups),
-            parts={key.removeprefix("time/"): v for key, v in self._step.metrics.items() if key.startswith("time/")},
+            parts=parts | {"everything else": seconds - sum(parts.values())},
         )
