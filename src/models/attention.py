@@ -57,17 +57,13 @@ def packed_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
         return out, None
-    query, key, value = _autocast(query, key, value)
-    if dropout > 0:
-        out = _attend_by_group(module, query, key, value, packed_plan, dropout, scaling)
-    elif query.device.type == "cpu" and query.shape[-1] == value.shape[-1]:
+    if query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and dropout == 0:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, heads, D]
-        out = tiled_attend(q, k, v, packed_plan.tiles, scaling)[None]
-    elif flex_supports(query, value):
-        out = flex_attend(query, key, value, packed_plan.block_mask, scaling).transpose(1, 2)
-    else:
-        out = _attend_by_group(module, query, key, value, packed_plan, dropout, scaling)
-    return out, None
+        return tiled_attend(q, k, v, packed_plan.tiles, scaling)[None], None
+    query, key, value = _autocast(query, key, value)
+    if flex_supports(query, value) and dropout == 0:
+        return flex_attend(query, key, value, packed_plan.block_mask, scaling).transpose(1, 2), None
+    return _attend_by_group(module, query, key, value, packed_plan, dropout, scaling), None
 
 
 def check_attention_support(config: PretrainedConfig, attention: str) -> None:

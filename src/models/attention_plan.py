@@ -17,8 +17,11 @@ from torch.nn.attention.flex_attention import BlockMask
 from src.algorithm.packing import GroupLayout
 from src.models.attention_mask import block_mask, dense_mask
 
-PIECE = 192
-"""Shortest piece of a cut run. The CPU kernel takes queries in blocks of 64 from here on, of 32 below."""
+PIECE = 256
+"""Size of a piece of a cut run: as large as its masked half allows, since the kernel takes 192 queries and more in
+blocks of 64, fewer in blocks of 32, and is fastest where the keys of a block are a multiple of 16."""
+
+_ALIGNED = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +124,10 @@ def _causal(start: int, length: int, runs: int = 1) -> Tile:
     return Tile(start, length, start, length, causal=True, runs=runs, query_step=step, key_step=step)
 
 
-def _pieces(tile: Tile, shortest: int) -> Iterator[Tile]:
-    """A causal tile in equal pieces of an even size, the last one shorter."""
+def _pieces(tile: Tile, size: int) -> Iterator[Tile]:
+    """A causal tile in pieces of `size`, the last one shorter; whole where it has hardly more than one."""
     length = tile.queries
-    size = -(-length // max(1, length // shortest))
-    size = min(length, size + size % 2)
-    if size == length:
+    if length <= size + size // 2:
         yield tile
         return
     whole, rest = divmod(length, size)
@@ -141,18 +142,11 @@ def _pieces(tile: Tile, shortest: int) -> Iterator[Tile]:
 def _shared_out(tile: Tile, key_heads: int, threads: int) -> Iterator[Tile]:
     """A tile over all its keys in as many runs as keep the threads busy alike, and what is left over."""
     tasks = tile.runs * key_heads
-    parts = next(n for n in range(1, 2 * threads + 1) if tasks * n % threads == 0 or tasks * n >= 8 * threads)
-    if tile.causal or tile.runs > 1 or parts == 1:
+    parts = next(n for n in range(1, 8 * threads + 1) if tasks * n % threads == 0 or tasks * n >= 8 * threads)
+    size = tile.keys // parts // _ALIGNED * _ALIGNED
+    if tile.causal or tile.runs > 1 or parts == 1 or size == 0:
         yield tile
         return
-    if tile.keys >= tile.queries:
-        size, rest = divmod(tile.keys, parts)
-        if size:
-            yield replace(tile, keys=size, runs=parts, key_step=size)
-        if rest:
-            yield replace(tile, key=tile.key + parts * size, keys=rest)
-    else:
-        size, rest = divmod(tile.queries, parts)
-        yield replace(tile, queries=size, runs=parts, query_step=size)
-        if rest:
-            yield replace(tile, query=tile.query + parts * size, queries=rest)
+    yield replace(tile, keys=size, runs=parts, key_step=size)
+    if rest := tile.keys - parts * size:
+        yield replace(tile, key=tile.key + parts * size, keys=rest)

@@ -23,8 +23,9 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 def tiled_attend(query: Tensor, key: Tensor, value: Tensor, tiles: tuple[Tile, ...], scale: float | None) -> Tensor:
     """Attention [L, H, D] of query [L, H, D] over key and value [L, H_kv, D], all on the CPU.
 
-    In float32 where the inputs are shorter: the kernel's backward in bfloat16 takes three times as long on CPUs without
-    instructions for it, and sums gradients in bfloat16.
+    Computed in float32 where inputs are shorter: in bfloat16 the kernel's forward is no faster, its backward takes
+    three times as long on CPUs without instructions for it, and it sums gradients in bfloat16. The result has the
+    precision of `value`, since autocast leaves rotated queries and keys in float32.
 
     Args:
         query: any number of heads that is a multiple of the key heads.
@@ -33,9 +34,9 @@ def tiled_attend(query: Tensor, key: Tensor, value: Tensor, tiles: tuple[Tile, .
         tiles: causal ones first, which cover each position once.
         scale: factor on the scores; 1/sqrt(D) when None.
     """
-    dtype = query.dtype
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    return cast(Tensor, _TiledAttention.apply(query.to(wide), key.to(wide), value.to(wide), tiles, scale)).to(dtype)
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    out = _TiledAttention.apply(query.to(wide), key.to(wide), value.to(wide), tiles, scale)
+    return cast(Tensor, out).to(value.dtype)
 
 
 class _TiledAttention(torch.autograd.Function):

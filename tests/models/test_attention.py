@@ -45,7 +45,7 @@ def expected(layouts: tuple[GroupLayout, ...], q: Tensor, k: Tensor, v: Tensor, 
     return out.transpose(1, 2)
 
 
-@pytest.mark.parametrize("piece", [3, 192])
+@pytest.mark.parametrize("piece", [3, 256])
 def test_tiles_give_the_attention_and_gradients_of_the_dense_mask(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_tiles, "backward_tiles", partial(backward_tiles, piece=piece))
     generator = torch.Generator().manual_seed(0)
@@ -63,9 +63,12 @@ def test_tiles_give_the_attention_and_gradients_of_the_dense_mask(piece: int, mo
 
 @pytest.mark.parametrize("heads", [(9, 3), (4, 4), (6, 1)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
-def test_long_rows_in_low_precision(dtype: torch.dtype, tolerance: float, heads: tuple[int, int]) -> None:
+def test_long_rows_in_low_precision(
+    dtype: torch.dtype, tolerance: float, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against the same inputs in double: errors relative to the largest entry, as the precision has it."""
-    layouts = layouts_of([(520, (280, 33, 33, 1)), (70, (300,))])
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # tiles are shared out as two threads would have them
+    layouts = layouts_of([(421, (390, 33, 33, 1)), (70, (300,))])
     q, k, v, upstream = inputs(layouts, 64, dtype, heads)
     found, _ = packed_attention_forward(layer(), q, k, v, None, packed_plan=plan_attention(layouts, CPU))
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]

@@ -22,7 +22,7 @@ def pairs(tiles: tuple[Tile, ...], size: int) -> torch.Tensor:
     return seen
 
 
-@pytest.mark.parametrize("piece", [2, 3, 192])
+@pytest.mark.parametrize("piece", [2, 3, 256])
 def test_tiles_cover_the_dense_mask_once(piece: int) -> None:
     generator = torch.Generator().manual_seed(piece)
     for _ in range(15):
@@ -33,21 +33,23 @@ def test_tiles_cover_the_dense_mask_once(piece: int) -> None:
             assert torch.equal(pairs(backward_tiles(tiles, key_heads, threads, piece), len(mask)), mask)
 
 
-def test_long_runs_are_cut_into_equal_pieces() -> None:
-    tiles = plan_attention(layouts_of([(600, (1, 1))]), CPU).tiles  # 600 = 3 * 200
+def test_long_runs_are_cut_into_pieces() -> None:
+    tiles = plan_attention(layouts_of([(600, (1, 1))]), CPU).tiles  # 600 = 2 * 256 + 88
     assert backward_tiles(tiles, key_heads=2, threads=2) == (
-        Tile(0, 200, 0, 200, causal=True, runs=3, query_step=200, key_step=200),
-        Tile(200, 200, 0, 200),
-        Tile(400, 200, 0, 400),
+        Tile(0, 256, 0, 256, causal=True, runs=2, query_step=256, key_step=256),
+        Tile(512, 88, 512, 88, causal=True),
+        Tile(256, 256, 0, 256),
+        Tile(512, 88, 0, 512),
     )
 
 
-def test_threads_get_equally_many_runs() -> None:
-    tiles = plan_attention(layouts_of([(9, (3, 6))]), CPU).tiles
+def test_threads_get_equally_many_runs_of_aligned_keys() -> None:
+    tiles = plan_attention(layouts_of([(71, (3, 6))]), CPU).tiles
     *_, halves, rest = backward_tiles(tiles, key_heads=3, threads=2)
-    assert (halves, rest) == (Tile(9, 7, 0, 4, runs=2, key_step=4), Tile(9, 7, 8, 1))
-    (many,) = [t for t in backward_tiles(tiles, key_heads=4, threads=2) if not t.causal]
-    assert many == Tile(9, 7, 0, 9)
+    assert (halves, rest) == (Tile(71, 7, 0, 32, runs=2, key_step=32), Tile(71, 7, 64, 7))
+    assert torch.equal(pairs(backward_tiles(tiles, 3, 2), 78), pairs(tiles, 78))
+    (whole,) = [t for t in backward_tiles(tiles, key_heads=4, threads=2) if not t.causal]
+    assert whole == Tile(71, 7, 0, 71)
 
 
 def test_each_position_is_in_one_causal_tile_and_those_come_first() -> None:
