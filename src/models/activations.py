@@ -43,6 +43,7 @@ class ModelTraits:
         checkpointing: see `Policy`.
         lora: adapters.
         trust_remote_code: run Python code that comes with the model.
+        cuda: where the forward runs.
     """
 
     weights: torch.dtype
@@ -51,6 +52,7 @@ class ModelTraits:
     checkpointing: bool = False
     lora: LoraSettings | None = None
     trust_remote_code: bool = False
+    cuda: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,12 @@ def row_memory(architecture: PretrainedConfig, traits: ModelTraits, shape: RowSh
     after_layer: list[int] = []
     with FakeTensorMode(allow_non_fake_inputs=True):
         _give_memory(model)
-        policy = Policy(model, attention=traits.attention, gradient_checkpointing=traits.checkpointing).train()
+        policy = Policy(
+            model,
+            attention=traits.attention,
+            gradient_checkpointing=traits.checkpointing,
+            fused_norms=not traits.cuda,
+        ).train()
         row = shape.row()
         with autocast, LiveBytes() as memory:
             with torch.no_grad():

@@ -12,6 +12,7 @@ from src.algorithm.packing import PackedRow
 from src.models.attention import PACKED_ATTENTION, check_attention_support, sliding_window
 from src.models.attention_mask import dense_mask
 from src.models.attention_plan import plan_attention
+from src.models.fused_norm import fuse_norms
 from src.models.head import TokenLoss, token_logprobs_and_entropies, token_loss
 from src.models.head_gradients import LastLayerGradients, last_layer_gradients
 
@@ -46,6 +47,7 @@ class Policy(nn.Module):
         attention: `packed` (our attention function) or `dense` (SDPA with an [L, L] mask: the reference, and for
             models that refuse custom functions).
         gradient_checkpointing: recompute each decoder layer in backward.
+        fused_norms: RMSNorm layers in fewer passes where they run in float32 on a CPU (`models.fused_norm`).
         head_chunk: tokens whose logits exist at once; None: as many as `models.logits.chunk_tokens` says.
 
     Raises:
@@ -58,6 +60,7 @@ class Policy(nn.Module):
         *,
         attention: Literal["packed", "dense"] = "packed",
         gradient_checkpointing: bool = False,
+        fused_norms: bool = True,
         head_chunk: int | None = None,
     ) -> None:
         super().__init__()
@@ -73,6 +76,8 @@ class Policy(nn.Module):
                 f"model type '{model.config.model_type}' does not accept attention '{implementation}': it does not use "
                 "transformers' AttentionInterface. Choose a model that does, such as Qwen3 or Llama."
             )
+        if fused_norms:
+            fuse_norms(model)
         self._window = sliding_window(model.config)
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})

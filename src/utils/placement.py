@@ -61,4 +61,5 @@ def model_traits(policy: PolicyConfig, stored: torch.dtype, place: Placement, pr
         checkpointing=policy.gradient_checkpointing,
         lora=policy.lora,
         trust_remote_code=policy.trust_remote_code,
+        cuda=place.cuda,
     )
