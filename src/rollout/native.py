@@ -1,8 +1,9 @@
 """Rollout engine in plain PyTorch for any Hugging Face causal LM with full attention (Qwen3, Llama, SmolLM2, …).
 
-Prompts of a batch are prefilled once, end to end without padding; their completions decode together and share the
-prompt's keys (see `prefix_cache`). Finished completions leave the batch. The model may be the one that is being
-trained: it is switched to evaluation mode and to the rollout's attention function for the call, and restored after.
+Prompts are prefilled once, end to end without padding; their completions decode together and share the prompt's keys
+(`prefix_cache`); finished completions leave the batch and waiting prompts enter (`batching`). The model may be the one
+that is being trained: it is switched to evaluation mode and to the rollout's attention function for the call, and
+restored after.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from src.rollout.decoding import ExactStep, forward_for, prefill
 from src.rollout.engine import Completion, EngineSource, SamplingParams
 from src.rollout.own_model import copy_weights, empty_model
 from src.rollout.prefix_cache import PREFIX_ATTENTION, PrefixCache
+from src.rollout.static_step import StaticStep, uses_graphs
 
 
 def native_engine(
@@ -32,6 +34,7 @@ def native_engine(
     device: str | torch.device | None = None,
     max_sequences: int = 256,
     max_batch_tokens: int = 131_072,
+    cuda_graphs: bool | None = None,
 ) -> NativeEngine:
     """The engine for a policy: with the training module itself, or with a whole copy where that is sharded.
 
@@ -41,6 +44,7 @@ def native_engine(
         device: of the copy; null: the process's accelerator, or the CPU.
         max_sequences: see `NativeEngine`.
         max_batch_tokens: see `NativeEngine`.
+        cuda_graphs: see `NativeEngine`.
 
     Raises:
         ValueError: the training module is wanted, and it is sharded.
@@ -51,10 +55,14 @@ def native_engine(
             "other at every token. Set rollout.owns_model=null."
         )
     owns = not source.shared if owns_model is None else owns_model
-    sizes = {"max_sequences": max_sequences, "max_batch_tokens": max_batch_tokens}
-    if not owns:
-        return NativeEngine(source.model, owns_model=False, **sizes)
-    return NativeEngine(lambda: empty_model(source, device), owns_model=True, **sizes)
+    model = partial(empty_model, source, device) if owns else source.model
+    return NativeEngine(
+        model,
+        owns_model=owns,
+        max_sequences=max_sequences,
+        max_batch_tokens=max_batch_tokens,
+        cuda_graphs=cuda_graphs,
+    )
 
 
 class NativeEngine:
@@ -68,6 +76,7 @@ class NativeEngine:
         max_sequences: most completions that decode together.
         max_batch_tokens: most tokens that the cache may hold, counted with every completion at its longest. One prompt
             with its completions is always let in.
+        cuda_graphs: replay decode steps as CUDA graphs; None: on CUDA, for the architectures of `lean_decoder`.
     """
 
     def __init__(
@@ -77,6 +86,7 @@ class NativeEngine:
         owns_model: bool = False,
         max_sequences: int = 256,
         max_batch_tokens: int = 131_072,
+        cuda_graphs: bool | None = None,
     ) -> None:
         for name, value in (("max_sequences", max_sequences), ("max_batch_tokens", max_batch_tokens)):
             if value < 1:
@@ -86,6 +96,7 @@ class NativeEngine:
         self._owns_model = owns_model
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
+        self._cuda_graphs = cuda_graphs
         self._weights_version = -1 if owns_model else 0
 
     @property
@@ -142,11 +153,13 @@ class NativeEngine:
             max_sequences=self._max_sequences,
             max_batch_tokens=self._max_batch_tokens,
         )
+        graphs = uses_graphs(model, self._cuda_graphs)
         with torch.no_grad(), _sampling_mode(model):
+            forward = forward_for(model)
             batch = ContinuousBatch(
                 prefill=partial(prefill, model),
-                step=ExactStep(forward_for(model)),
-                cache_for=lambda size: PrefixCache(size, decoded.max_new_tokens),
+                step=StaticStep(forward, decoded.n, capture=True) if graphs else ExactStep(forward),
+                cache_for=lambda size: PrefixCache(size, decoded.max_new_tokens, zeroed=graphs),
                 room_for=room,
                 prompts=prompts,
                 params=decoded,

@@ -1,0 +1,30 @@
+"""The step of fixed shapes, which CUDA graphs replay, against the exact one; capturing itself needs a GPU."""
+
+import pytest
+import torch
+
+from src.rollout import native
+from src.rollout.engine import SamplingParams
+from src.rollout.native import NativeEngine
+from src.rollout.static_step import StaticStep
+from tests.rollout.test_native import STOPS, build, ragged
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+@pytest.mark.parametrize("n", [1, 3])
+def test_fixed_shapes_give_the_same_completions(kind, n, monkeypatch):
+    prompts, seeds = ragged(9, 30, 2, 17, 12), [5, 6, 7, 8, 9]
+    params = SamplingParams(n=n, max_new_tokens=40, stop_token_ids=STOPS)
+    engine = NativeEngine(build(kind), max_sequences=2 * n, max_batch_tokens=1000)
+    exact = engine.generate(prompts, params, seeds)
+    monkeypatch.setattr(native, "uses_graphs", lambda model, wanted: True)
+    monkeypatch.setattr(native, "StaticStep", lambda forward, n, capture: StaticStep(forward, n, capture=False))
+    fixed = engine.generate(prompts, params, seeds)
+    for expected, found in zip(sum(exact, []), sum(fixed, []), strict=True):
+        assert torch.equal(found.token_ids, expected.token_ids)
+        torch.testing.assert_close(found.logprobs, expected.logprobs, atol=1e-5, rtol=0)
+
+
+def test_graphs_without_a_gpu_are_an_error():
+    with pytest.raises(ValueError, match=r"rollout\.cuda_graphs=true: expected a model on CUDA, found it on cpu"):
+        NativeEngine(build("llama"), cuda_graphs=True).generate(ragged(3), SamplingParams(max_new_tokens=2), [0])
