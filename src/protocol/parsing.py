@@ -113,18 +113,18 @@ def _spans(marks: Iterable[_Mark], offset: int) -> tuple[Span, ...]:
     [(0, 2, 0), (2, 6, 3)]
     """
     spans: list[Span] = []
-    start = filled = offset
+    start = filled = 0
     last = None
     for stop, region in marks:
-        if stop <= filled:
-            continue
-        if region is not last:
-            if last is not None:
-                spans.append(Span(start - offset, filled - offset, last))
-            start, last = filled, region
-        filled = stop
+        stop -= offset
+        if stop > filled:
+            if region is not last:
+                if last is not None:
+                    spans.append(Span(start, filled, last))
+                start, last = filled, region
+            filled = stop
     if last is not None:
-        spans.append(Span(start - offset, filled - offset, last))
+        spans.append(Span(start, filled, last))
     return tuple(spans)
 
 

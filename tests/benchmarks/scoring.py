@@ -13,6 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ from src.protocol.token_bytes import TokenBytes
 from src.rewards.published import PublishedReward
 from src.rewards.tool_call import Reward, RewardFunction, ToolCallReward
 from src.rollout.collect import Collector, ScoredGroup
-from src.rollout.engine import Completion, SamplingParams
+from src.rollout.engine import Completion, RolloutEngine, SamplingParams
 from tests.benchmarks.models import CACHE
 from tests.benchmarks.prompts import ExampleSource
 from tests.fuzzing import mutated_texts
@@ -61,7 +62,7 @@ def measure(
         `published`, the published reward in place of the default one; `collect`, the collector without sampling;
         `experience`, groups to tensors with advantages.
     """
-    stop = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+    stop = int(tokenizer.eos_token_id)
     examples = ExampleSource(prompts, data).load("train")
     ids = sampled_like(examples, tokenizer, completions, tokens)
     table, reward, published = TokenBytes.from_tokenizer(tokenizer), ToolCallReward(), PublishedReward()
@@ -69,7 +70,7 @@ def measure(
     flat, lengths, prefixes = torch.cat(ids).numpy(), list(map(len, ids)), [""] * len(ids)
     batch = table.decode_batch(flat, lengths, (stop,))
     parsed = [parse_bytes(text) for text in batch.texts]
-    collector = Collector(_Given(ids, completions), reward, table, (stop,))
+    collector = Collector(cast(RolloutEngine, _Given(ids, completions)), reward, table, (stop,))
     rendered = [RenderedPrompt(torch.zeros(1, dtype=torch.int64), "", example) for example in examples]
 
     def collect() -> list[ScoredGroup]:
@@ -124,7 +125,7 @@ def sampled_like(
     `mutated_texts` breaks it. Thoughts are made as long as needed, of other thoughts' words; what is still too long
     loses tokens of its thought.
     """
-    stop = int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+    stop = int(tokenizer.eos_token_id)
     opening = len(_encode(tokenizer, "<think>"))
     prose = _encode(tokenizer, " ".join(example.target.thought for example in examples))
     prose *= 1 + 2 * tokens // max(1, len(prose))
@@ -157,9 +158,6 @@ class _Given:
 
     def generate(self, *args: object) -> list[list[Completion]]:
         return self._groups
-
-    def __getattr__(self, name: str) -> object:
-        raise AttributeError(f"the stand-in engine has no '{name}'")
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -113,7 +113,7 @@ def test_a_batch_of_real_targets(
     name: str, rlla_targets: list[str], request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tokenizer: PreTrainedTokenizerBase = request.getfixturevalue(name)
-    table, stop = TokenBytes.from_tokenizer(tokenizer), int(tokenizer.eos_token_id)  # type: ignore[arg-type]
+    table, stop = TokenBytes.from_tokenizer(tokenizer), int(tokenizer.eos_token_id)
     batch = [[*tokenizer.encode(text, add_special_tokens=False), stop] for text in rlla_targets[:150]]
     read = read_completions([torch.tensor(ids) for ids in batch], table, (stop,), [""] * len(batch))
     for ids, one in zip(batch, read, strict=True):
