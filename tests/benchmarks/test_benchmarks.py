@@ -105,7 +105,8 @@ def test_report_tables_come_from_the_json(tmp_path):
     file.write_text(dump({"cores": 2}, results))
     assert json.loads(file.read_text())["results"][0]["met"] is True
     assert load(file) == ({"cores": 2}, results)
-    assert "| tiny | P=1 | as fast as TRL | **12.3** | 11 to 13 | ≥ 10: met | ours s 2,000 |" in markdown(*load(file))
+    row = "| tiny | P=1 | times as fast as TRL | **12.3** | 11 to 13 | ≥ 10: met | ours s 2,000 |"
+    assert row in markdown(*load(file)).splitlines()
 
 
 def test_growth_is_drawn(tmp_path):
