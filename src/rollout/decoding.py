@@ -39,15 +39,19 @@ class StepInputs:
 
 
 class Forward(Protocol):
-    """A model's pass over one token each: tokens [R], positions [R], cache with layout → logits [R, V]."""
+    """A model's pass over one token a row."""
 
-    def __call__(self, tokens: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor: ...
+    def __call__(self, tokens: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor:
+        """Logits [R, V] after tokens [R] at positions [R], with a cache that has the step's layout."""
+        ...
 
 
 class Step(Protocol):
-    """A decode step: StepInputs, cache → logits [R, V]."""
+    """A decode step."""
 
-    def __call__(self, inputs: StepInputs, cache: PrefixCache) -> Tensor: ...
+    def __call__(self, inputs: StepInputs, cache: PrefixCache) -> Tensor:
+        """Logits [R, V] after the inputs; their keys are in the cache then."""
+        ...
 
 
 def forward_for(model: PreTrainedModel) -> Forward:
@@ -56,9 +60,7 @@ def forward_for(model: PreTrainedModel) -> Forward:
         return LeanDecoder(model)
 
     def forward(tokens: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor:
-        output = model(
-            input_ids=tokens[:, None], position_ids=positions[:, None], use_cache=False, prefix_cache=cache
-        )
+        output = model(input_ids=tokens[:, None], position_ids=positions[:, None], use_cache=False, prefix_cache=cache)
         return output.logits[:, -1]
 
     return forward

@@ -17,6 +17,7 @@ from transformers.activations import SiLUActivation
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
+from src.models.fused_norm import is_fused
 from src.rollout.prefix_cache import PrefixCache
 
 _SHARED = {nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation}
@@ -48,7 +49,7 @@ def is_lean(model: nn.Module) -> bool:
     if parts is None or torch_module._has_any_global_hook():
         return False
     for module in model.modules():
-        if type(module) not in parts | _SHARED or "forward" in vars(module):
+        if type(module) not in parts | _SHARED or ("forward" in vars(module) and not is_fused(module)):
             return False
         if module._forward_hooks or module._forward_pre_hooks:
             return False

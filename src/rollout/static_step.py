@@ -33,7 +33,8 @@ def uses_graphs(model: PreTrainedModel, wanted: bool | None) -> bool:
     on_gpu = model.device.type == "cuda"
     if wanted and not on_gpu:
         raise ValueError(
-            f"rollout.cuda_graphs=true: expected a model on CUDA, found it on {model.device}. Set rollout.cuda_graphs=null."
+            f"rollout.cuda_graphs=true: expected a model on CUDA, found it on {model.device}. "
+            "Set rollout.cuda_graphs=null."
         )
     if wanted is not None:
         return wanted

@@ -1,9 +1,12 @@
 """The lean step against the model's own forward, and which models are left to that."""
 
+from itertools import chain
+
 import pytest
 import torch
 from torch import nn
 
+from src.models.fused_norm import fuse_norms
 from src.models.lora import LoraSettings, add_lora
 from src.rollout import decoding
 from src.rollout.engine import SamplingParams
@@ -40,7 +43,7 @@ def test_it_computes_what_the_model_does(kind, changes, monkeypatch):
     monkeypatch.setattr(decoding, "is_lean", lambda model: False)
     own = sampled(model)
     assert tokens_of(lean) == tokens_of(own)
-    for one, other in zip(sum(lean, []), sum(own, []), strict=True):
+    for one, other in zip(chain(*lean), chain(*own), strict=True):
         torch.testing.assert_close(one.logprobs, other.logprobs, atol=1e-5, rtol=0)
 
 
@@ -109,6 +112,11 @@ def test_a_hooked_models_completions_are_its_own():
         logits = model(torch.cat([prompt[0], completion.token_ids])[None]).logits[0, len(prompt[0]) - 1 : -1]
     expected = logits.log_softmax(-1).gather(-1, completion.token_ids[:, None])[:, 0]
     torch.testing.assert_close(completion.logprobs, expected, atol=1e-5, rtol=0)
+
+
+def test_the_trainers_own_norms_are_known():
+    model = build("qwen3")
+    assert fuse_norms(model) > 0 and is_lean(model)
 
 
 def test_autocast_is_left_to_the_model():

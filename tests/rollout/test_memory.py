@@ -12,7 +12,9 @@ from src.rollout.prefix_cache import PrefixCache
 
 def test_the_cache_is_as_large_as_predicted(random_policy, monkeypatch):
     caches: list[PrefixCache] = []
-    monkeypatch.setattr("src.rollout.native.PrefixCache", lambda *args, **kw: caches.append(PrefixCache(*args, **kw)) or caches[-1])
+    monkeypatch.setattr(
+        "src.rollout.native.PrefixCache", lambda *args, **kw: caches.append(PrefixCache(*args, **kw)) or caches[-1]
+    )
     settings = PolicyConfig(path=random_policy, dtype="float32")
     sampling = SamplingParams(n=3, max_new_tokens=100)
     NativeEngine(load_model(settings)).generate([torch.arange(50)] * 2, sampling, [0, 1])
