@@ -211,7 +211,8 @@ def _closed_up(kept: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
     """How to bring the kept places to the front by moving as few as possible.
 
     Example:
-        kept [yes, no, yes, no, yes]: place 4 moves to place 1, which gives the order [0, 4, 2].
+        >>> _closed_up(torch.tensor([True, False, True, False, True]), 3)  # place 4 moves to place 1
+        (tensor([0, 4, 2]), tensor([1]), tensor([4]))
 
     Args:
         kept: bool [R].

@@ -57,8 +57,10 @@ def grid_of(slot: Tensor, lengths: Sequence[int]) -> Grid:
     """Sort rows by prompt.
 
     Example:
-        slot [0, 1, 0] with two prompts: the grid is [[0, 2], [1, -]], so row 0 stands at place 0, row 1 at place 2, row
-        2 at place 1.
+        Rows 0 and 2 are of prompt 0, row 1 is of prompt 1: the grid is [[0, 2], [1, -]].
+
+        >>> grid_of(torch.tensor([0, 1, 0]), [5, 5]).places
+        tensor([0, 2, 1])
 
     Args:
         slot: int64 [R], the prompt of each row.
@@ -92,8 +94,12 @@ def own_bias(steps: Tensor, column: int | Tensor, width: int, columns: int) -> T
     """float32 [R, 1, 1, width]: -inf where a column is older than the row.
 
     Example:
-        2 of 4 columns in turn were written last by rows that fed 3 and 1 tokens, the newest at column 0: column 0 is 0
-        steps old, column 3 is 1, column 2 is 2, column 1 is 3. Row 0 owns columns 0, 3 and 2; row 1 owns column 0.
+        Columns are used in turn. Of 4, the newest is column 0, then come 3, 2 and 1; of two rows that fed 3 tokens and
+        1, the first owns columns 0, 3 and 2, the second column 0.
+
+        >>> own_bias(torch.tensor([3, 1]), 0, 4, 4)[:, 0, 0]
+        tensor([[0., -inf, 0., 0.],
+                [0., -inf, -inf, -inf]])
 
     Args:
         steps: int64 [R], tokens fed so far, this one included.

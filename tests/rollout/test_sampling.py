@@ -23,6 +23,21 @@ def test_inverse_cdf_never_picks_a_zero_nor_leaves_the_row():
     assert inverse_cdf(weights, noise).tolist() == [2, 1, 2, 3]
 
 
+def test_a_long_row_is_searched_in_blocks_with_the_same_result():
+    generator = torch.Generator().manual_seed(0)
+    weights = torch.rand(64, 3 * 2048 + 77, generator=generator).pow(8)  # not a whole number of blocks
+    weights[:, 500:1500] = 0
+    noise = prompt_noise(1, 1, 64)[0]
+    noise[:2] = torch.tensor([0.0, 1 - 2.0**-53])
+    plain = torch.searchsorted(weights.double().cumsum(-1), (noise * weights.double().sum(-1))[:, None], right=True)
+    assert torch.equal(inverse_cdf(weights, noise)[2:], plain[2:, 0])
+    picked = weights.gather(-1, inverse_cdf(weights, noise)[:, None])
+    assert picked.min() > 0
+    alone = torch.zeros(1, 5000)
+    alone[0, 4999] = 1e-30
+    assert inverse_cdf(alone, noise[1:2]).tolist() == inverse_cdf(alone, noise[:1]).tolist() == [4999]
+
+
 def test_nucleus_by_hand():
     # mass before each token: 0, .5, .8, .95
     ranked = torch.tensor([[0.5, 0.3, 0.15, 0.05]])
