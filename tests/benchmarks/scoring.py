@@ -3,7 +3,8 @@
     python -m tests.benchmarks.scoring                                   # SmolLM2's tokenizer, synthetic targets
     python -m tests.benchmarks.scoring --data rlla_sft.json              # real targets
 
-One thread, no model. All parts take turns within a round, so that a machine that drifts drifts for all.
+One thread, no model. Its processor time is taken, so that other programs count only by what they slow it down; all parts
+take turns within a round, so that a machine that drifts drifts for all.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def measure(
     tokens: int = 400,
     repeats: int = 21,
 ) -> dict[str, float]:
-    """Median microseconds a response.
+    """Median microseconds of processor time a response.
 
     Args:
         tokenizer: of the policy.
@@ -166,14 +167,14 @@ def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
 
 
 def _rounds(runs: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run in each round; an uncounted round first."""
+    """Seconds of this thread in each run and round; an uncounted round first."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(repeats + 1):
         for name, run in runs.items():
-            started = time.perf_counter()
+            started = time.thread_time()
             run()
             if number:
-                seconds[name].append(time.perf_counter() - started)
+                seconds[name].append(time.thread_time() - started)
     return seconds
 
 
