@@ -3,8 +3,8 @@
     python -m tests.benchmarks.scoring                                   # SmolLM2's tokenizer, synthetic targets
     python -m tests.benchmarks.scoring --data rlla_sft.json              # real targets
 
-One thread, no model. Its processor time is taken, so that other programs count only by what they slow it down; all parts
-take turns within a round, so that a machine that drifts drifts for all.
+One thread, no model. Its processor time is taken, so that other programs count only by what they slow it down. All
+parts take turns within a round, so that a machine that drifts drifts for all.
 """
 
 from __future__ import annotations
