@@ -24,30 +24,41 @@ from tests.benchmarks.measuring import Result, take_turns, times_as_fast
 from tests.benchmarks.report import dump
 from tests.benchmarks.sections.step import Steps
 from tests.benchmarks.sections.update import timed
+from tests.benchmarks.serving import Contestant
 from tests.benchmarks.settings import QWEN3, SMALL, Setting
 
 AGREEMENT_BAR = 1e-3
 TIME_BAR = 3.0
 MEMORY_BAR = 0.5
+_ATTENTIONS = ("packed", "dense")
 
 
 def agreement(bench: Bench, setting: Setting, where: dict[str, Any]) -> Iterator[Result]:
-    """Largest difference of a log-probability between packed rows and the dense mask."""
-    jobs = [bench.update_job(setting, "packed", attention=name, **where) for name in ("packed", "dense")]
-    with bench.start("update", jobs[0]) as contestant:
-        packed = torch.tensor(contestant.ask("logprobs")["logprobs"])
-        contestant.ask("prepare", **jobs[1])
-        gaps = (torch.tensor(contestant.ask("logprobs")["logprobs"]) - packed).abs()
-    yield Result(
-        "agreement",
-        setting.name,
-        setting.case,
-        "|packed - dense|, nats",
-        float(gaps.max()),
-        bar=AGREEMENT_BAR,
-        at_most=True,
-        details={"mean": float(gaps.mean())},
-    )
+    """Gaps between the log-probabilities of packed rows and of the dense mask, in bfloat16 and in float32."""
+    jobs = [
+        (bf16, [bench.update_job(setting, "packed", **{**where, "bf16": bf16, "attention": a}) for a in _ATTENTIONS])
+        for bf16 in (True, False)
+    ]
+    with bench.start("update", jobs[0][1][0]) as contestant:
+        found = {bf16: [_logprobs(contestant, job) for job in pair] for bf16, pair in jobs}
+    for bf16, (packed, dense) in found.items():
+        gaps = (packed - dense).abs()
+        yield Result(
+            "agreement",
+            setting.name,
+            f"{'bf16' if bf16 else 'fp32'}, {setting.case}",
+            "mean gap between packed and dense",
+            float(gaps.mean()),
+            unit=" nats",
+            bar=AGREEMENT_BAR,
+            at_most=True,
+            details={"largest": float(gaps.max())},
+        )
+
+
+def _logprobs(contestant: Contestant, job: dict[str, Any]) -> torch.Tensor:
+    contestant.ask("prepare", **job)
+    return torch.tensor(contestant.ask("logprobs")["logprobs"])
 
 
 def against_trl(bench: Bench, setting: Setting, where: dict[str, Any]) -> Iterator[Result]:

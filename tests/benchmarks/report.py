@@ -18,6 +18,7 @@ TITLES = {
     "memory": "Memory",
     "scoring": "Regions, weights and reward",
     "growth": "Growth",
+    "agreement": "Packed rows against the dense mask",
 }
 
 

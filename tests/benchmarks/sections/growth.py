@@ -38,16 +38,20 @@ def measure(bench: Bench) -> Iterator[Result]:
     results = []
     repeats = 1 if bench.quick else min(bench.repeats, 3)
     with bench.start("update", _job(CENTRE, "packed")) as ours, bench.start("update", _job(CENTRE, "padded")) as padded:
-        for axis, values in AXES.items():
-            for value in values[:2] if bench.quick else values:
-                shape = CENTRE | {axis: value}
-                for contestant, form in ((ours, "packed"), (padded, "padded")):
-                    contestant.ask("prepare", **_job(shape, form))
-                seconds = take_turns({"ours": timed(ours), "padded rows": timed(padded)}, repeats)
-                results.append(_result(shape, seconds))
-                yield results[-1]
+        for shape in shapes(2 if bench.quick else None):
+            for contestant, form in ((ours, "packed"), (padded, "padded")):
+                contestant.ask("prepare", **_job(shape, form))
+            seconds = take_turns({"ours": timed(ours), "padded rows": timed(padded)}, repeats)
+            results.append(result_of(shape, seconds))
+            yield results[-1]
     if bench.images is not None:
         draw(results, bench.images / "growth.png")
+
+
+def shapes(points: int | None) -> list[dict[str, int]]:
+    """All that are measured, each once; the first `points` of each axis if not None."""
+    every = [CENTRE | {axis: value} for axis, values in AXES.items() for value in values[:points]]
+    return [shape for index, shape in enumerate(every) if shape not in every[:index]]
 
 
 def _job(shape: dict[str, int], form: str) -> dict[str, Any]:
@@ -63,7 +67,7 @@ def _job(shape: dict[str, int], form: str) -> dict[str, Any]:
     }
 
 
-def _result(shape: dict[str, int], seconds: dict[str, list[float]]) -> Result:
+def result_of(shape: dict[str, int], seconds: dict[str, list[float]]) -> Result:
     saving = token_saving(shape)
     return Result(
         "growth",
@@ -95,7 +99,7 @@ def draw(results: list[Result], path: Path) -> None:
         for form, marker in (("padded rows", "s"), ("ours", "o")):
             panel.plot(x, [details[f"{form} s"] for _, details in points], marker=marker, label=form)
         panel.set(xscale="log", yscale="log", xlabel=NAMES[axis])
-        panel.set_xticks(x, [f"{tick:,}" for tick in x])
+        panel.set_xticks(AXES[axis], [f"{tick:,}" for tick in AXES[axis]])
         panel.minorticks_off()
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("seconds an update")
