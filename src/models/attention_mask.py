@@ -29,7 +29,9 @@ def token_index(layouts: Sequence[GroupLayout], device: torch.device) -> tuple[T
     >>> group.tolist(), part.tolist()
     ([0, 0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 2, 0, 1])
     """
-    groups, parts, sizes = [], [], []
+    groups: list[int] = []
+    parts: list[int] = []
+    sizes: list[int] = []
     for number, layout in enumerate(layouts):
         lengths = (layout.prompt_length, *(length - 1 for length in layout.completion_lengths))
         groups += [number] * len(lengths)

@@ -43,7 +43,7 @@ class _TiledAttention(torch.autograd.Function):
     """Keeps the inputs, the output and a log-sum-exp [L, H] for the backward pass."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: tuple[Tile, ...], scale: float | None
     ) -> Tensor:
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
@@ -65,8 +65,8 @@ class _TiledAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         query, key, value, out, lse = ctx.saved_tensors
         grad, lse = grad.contiguous(), lse.unsqueeze(-1)
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
