@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from src.algorithm.experience import PromptGroup
-from src.algorithm.region_weights import token_weights
+from src.algorithm.region_weights import batch_token_weights
 from src.callbacks.base import RolloutCallback, RolloutStep
 from src.models.deferred import WeightSource
 from src.models.optimizers import OptimizerSettings, build_optimizer
@@ -84,7 +84,7 @@ class PolicyModule(UpdateModule, ResumableModule):
         for callback in self._rollout_callbacks():
             callback.on_rollout(self.trainer, self, step)
         self.engine.rest()
-        step.groups = [self._weigh(group) for group in step.groups]
+        step.groups = self._weigh(step.groups)
         scored_at = time.monotonic()
         metrics, missing = self._update(step.groups, step.minibatches, len(scores))
         step.metrics |= metrics
@@ -105,16 +105,16 @@ class PolicyModule(UpdateModule, ResumableModule):
         if self.rollout_step >= self.update.rollout_steps:
             self.trainer.should_stop = True
 
-    def _weigh(self, group: PromptGroup) -> PromptGroup:
+    def _weigh(self, groups: list[PromptGroup]) -> list[PromptGroup]:
         weighting = self.algorithm.weighting
-        weights = token_weights(
+        weights = batch_token_weights(
             self.region_factors,
-            group.regions,
-            group.lengths,
+            [group.regions for group in groups],
+            [group.lengths for group in groups],
             normalisation=weighting.normalisation,
             delta=weighting.delta,
         )
-        return replace(group, weights=weights)
+        return [replace(group, weights=w) for group, w in zip(groups, weights, strict=True)]
 
     # Metrics
 
