@@ -54,10 +54,10 @@ class Step(Protocol):
         ...
 
 
-def forward_for(model: PreTrainedModel) -> Forward:
-    """The leanest exact pass for this model."""
+def forward_for(model: PreTrainedModel, positions: int) -> Forward:
+    """The leanest exact pass for this model, at positions below `positions`."""
     if is_lean(model):
-        return LeanDecoder(model)
+        return LeanDecoder(model, positions)
 
     def forward(tokens: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor:
         output = model(input_ids=tokens[:, None], position_ids=positions[:, None], use_cache=False, prefix_cache=cache)

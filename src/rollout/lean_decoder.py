@@ -8,6 +8,8 @@ that someone replaced, autocast) is left to the model's own forward.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -55,6 +57,9 @@ def is_lean(model: nn.Module) -> bool:
             return False
         if getattr(module, "sliding_window", None) is not None:
             return False
+    rope = str((getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default"))
+    if "dynamic" in rope or rope == "longrope":  # their frequencies depend on the positions of a forward
+        return False
     weights = list(model.parameters())
     if any(type(weight) is not nn.Parameter for weight in weights):
         return False
@@ -68,11 +73,19 @@ class LeanDecoder:
 
     Made anew for every call of `generate`: it refers to the model's weights and copies none but the norms of heads.
     Activations are [features, R]: with a few rows, MKL multiplies W x two to three times faster than x W^T.
+
+    Args:
+        model: whose weights to compute with.
+        positions: that there may be.
     """
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        body = model.model
-        self._embedding, self._rotary = body.embed_tokens.weight, body.rotary_emb
+    def __init__(self, model: PreTrainedModel, positions: int) -> None:
+        body: Any = model.model
+        self._embedding = body.embed_tokens.weight
+        everywhere = torch.arange(positions, device=self._embedding.device)[None]
+        cos, sin = (angle[0].t() for angle in body.rotary_emb(self._embedding, everywhere))
+        half = len(sin) // 2
+        self._cos, self._sin = cos.contiguous(), torch.cat((-sin[:half], sin[half:]))  # [D, positions]
         self._layers = [_LeanLayer(layer, index) for index, layer in enumerate(body.layers)]
         self._norm, self._head = _Norm(body.norm), _Linear(model.lm_head)
 
@@ -85,16 +98,14 @@ class LeanDecoder:
             cache: with the step's layout.
         """
         x = F.embedding(tokens, self._embedding).t().contiguous()
-        cos, sin = (angle[0].t() for angle in self._rotary(x, positions[None]))  # [D, R]
-        half = len(sin) // 2
-        sin = torch.cat((-sin[:half], sin[half:]))
+        cos, sin = self._cos.index_select(1, positions), self._sin.index_select(1, positions)
         for layer in self._layers:
             layer.add_to(x, cos, sin, cache)
         return self._head(self._norm(x)).t().contiguous()
 
 
 class _LeanLayer:
-    def __init__(self, layer: nn.Module, index: int) -> None:
+    def __init__(self, layer: Any, index: int) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self._index, self._size, self._scale = index, attention.head_dim, attention.scaling
         self._norm, self._mlp_norm = _Norm(layer.input_layernorm), _Norm(layer.post_attention_layernorm)
@@ -110,13 +121,13 @@ class _LeanLayer:
         h = self._norm(x)
         qkv = torch.cat((self._q(h), self._k(h), self._v(h))).view(-1, self._size, rows)  # [H + 2 H_kv, D, R]
         kv_heads = (len(qkv) - self._heads) // 2
-        turned = qkv[: self._heads + kv_heads]
+        turned, value = qkv.split((self._heads + kv_heads, kv_heads))
         if self._qk_norm is not None:
             turned = self._qk_norm(turned)
         swapped = torch.cat(turned.chunk(2, dim=1)[::-1], dim=1)
         turned = (turned * cos).addcmul_(swapped, sin)
-        query, key = turned[: self._heads].permute(2, 0, 1), turned[self._heads :].permute(2, 0, 1)
-        value = qkv[self._heads + kv_heads :].permute(2, 0, 1)  # all [R, heads, D]
+        query, key = turned.split((self._heads, kv_heads))
+        query, key, value = (part.permute(2, 0, 1) for part in (query, key, value))  # [R, heads, D]
         out = cache.decode(self._index, query.contiguous(), key, value, self._scale)
         self._out.add_to(x, out.view(rows, -1).t())
         h = self._mlp_norm(x)
@@ -126,9 +137,9 @@ class _LeanLayer:
 class _Linear:
     """W x + b for x [K, R]."""
 
-    def __init__(self, linear: nn.Module) -> None:
+    def __init__(self, linear: nn.Linear) -> None:
         self._weight = linear.weight
-        self._bias = None if linear.bias is None else linear.bias[:, None]
+        self._bias: Tensor | None = None if linear.bias is None else linear.bias[:, None]
 
     def __call__(self, x: Tensor) -> Tensor:
         return torch.mm(self._weight, x) if self._bias is None else torch.addmm(self._bias, self._weight, x)
@@ -142,7 +153,7 @@ class _Linear:
 class _Norm:
     """Root mean square norm over the features of x [..., K, R], weights [..., K, 1]."""
 
-    def __init__(self, norm: nn.Module, weight: Tensor | None = None) -> None:
+    def __init__(self, norm: Any, weight: Tensor | None = None) -> None:
         self._weight = norm.weight[:, None] if weight is None else weight
         self._share = 1 / len(norm.weight)
         self._epsilon = torch.tensor(norm.variance_epsilon, device=norm.weight.device)
@@ -154,7 +165,7 @@ class _Norm:
         return (wide * scale).to(x.dtype).mul_(self._weight)
 
 
-def _head_norm(attention: nn.Module) -> _Norm:
+def _head_norm(attention: Any) -> _Norm:
     """Norm of queries and keys [H + H_kv, D, R] at once; `D` weights a head are copied for this call of `generate`."""
     norms = attention.q_norm, attention.k_norm
     counts = (projection.out_features // attention.head_dim for projection in (attention.q_proj, attention.k_proj))

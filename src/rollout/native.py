@@ -155,7 +155,7 @@ class NativeEngine:
         )
         graphs = uses_graphs(model, self._cuda_graphs)
         with torch.no_grad(), _sampling_mode(model):
-            forward = forward_for(model)
+            forward = forward_for(model, max(map(len, prompts)) + decoded.max_new_tokens)
             batch = ContinuousBatch(
                 prefill=partial(prefill, model),
                 step=StaticStep(forward, decoded.n, capture=True) if graphs else ExactStep(forward),

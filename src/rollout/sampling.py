@@ -132,6 +132,8 @@ def _first_above(weights: Tensor, cumulative: Tensor, target: Tensor) -> Tensor:
     # Noise just under 1 times the total may round to the total itself, which no entry exceeds.
     threshold = torch.minimum(target, torch.nextafter(total, torch.zeros_like(total)))
     index = torch.searchsorted(cumulative, threshold.unsqueeze(-1), right=True).clamp_(max=weights.shape[-1] - 1)
+    if weights.device.type == "cpu":
+        return index.squeeze(-1)  # summed one after the other: a zero never steps up
     # A parallel scan may step up by a rounding error at a zero; the likeliest entry is then as near as any.
     hit_zero = weights.gather(-1, index) == 0
     return torch.where(hit_zero, weights.argmax(dim=-1, keepdim=True), index).squeeze(-1)

@@ -25,7 +25,7 @@ def uses_graphs(model: PreTrainedModel, wanted: bool | None) -> bool:
 
     Args:
         model: that samples.
-        wanted: `rollout.cuda_graphs`; None: on CUDA, where the step is known to be capturable.
+        wanted: `rollout.cuda_graphs`; None: on CUDA, where the step is our own and never looks at a number.
 
     Raises:
         ValueError: wanted without a GPU.
@@ -38,8 +38,7 @@ def uses_graphs(model: PreTrainedModel, wanted: bool | None) -> bool:
         )
     if wanted is not None:
         return wanted
-    rope = str((getattr(model.config, "rope_parameters", None) or {}).get("rope_type", "default"))
-    return on_gpu and is_lean(model) and "dynamic" not in rope and rope != "longrope"  # these two look at positions
+    return on_gpu and is_lean(model)
 
 
 @dataclass(slots=True)
