@@ -1,6 +1,7 @@
 """The benchmarks measure what they say: their formulas, their turns, and that every piece runs at a small size."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -43,7 +44,10 @@ def test_useful_operations_of_a_policy():
 
 
 def test_both_forms_of_the_update_are_the_same_update():
-    job = {"architecture": {"vocabulary": 128, "width": 64, "inner": 64, "layers": 2}, "prompt_tokens": 30}
+    job: dict[str, Any] = {
+        "architecture": {"vocabulary": 128, "width": 64, "inner": 64, "layers": 2},
+        "prompt_tokens": 30,
+    }
     packed, padded = (
         prepare(form=form, completions=3, new_tokens=5, padded_rows=2, **job).timed() for form in ("packed", "padded")
     )
@@ -61,7 +65,11 @@ def test_slices_of_a_group_are_its_completions():
 
 def test_contestants_take_turns_and_the_first_round_does_not_count():
     order: list[str] = []
-    runs = {name: lambda i, name=name: order.append(name) or float(i) for name in ("a", "b")}
+
+    def runner(name):
+        return lambda index: (order.append(name), float(index))[1]
+
+    runs = {name: runner(name) for name in ("a", "b")}
     assert take_turns(runs, repeats=2) == {"a": [1.0, 2.0], "b": [1.0, 2.0]}
     assert order == ["a", "b"] * 3
 

@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from src.models.loading import PolicyConfig, load_policy
 from src.rollout.engine import SamplingParams
@@ -23,7 +22,7 @@ def native(engine: NativeEngine, prompts: list[list[int]], completions: int, new
 
 
 @torch.no_grad()
-def generate(model: PreTrainedModel, prompts: list[list[int]], completions: int, new_tokens: int) -> int:
+def generate(model: Any, prompts: list[list[int]], completions: int, new_tokens: int) -> int:
     """Sampled tokens; prompts are padded left, and repeated for each completion."""
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])

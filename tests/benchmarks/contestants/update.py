@@ -137,7 +137,7 @@ def prepare(
         if folder is None
         else load_model(PolicyConfig(path=folder, dtype="float32"))
     )
-    policy = Policy(loaded.to(torch.device(device)), attention="dense" if attention == "dense" else "packed").train()
+    policy = Policy(loaded, attention="dense" if attention == "dense" else "packed").to(torch.device(device)).train()
     vocabulary = int(loaded.config.vocab_size)
     ids = (
         [torch.randint(vocabulary, (prompt_tokens,), generator=torch.Generator().manual_seed(1))]

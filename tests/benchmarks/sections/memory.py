@@ -25,7 +25,7 @@ def measure(bench: Bench) -> Iterator[Result]:
 
 
 def _rollout(bench: Bench, setting: Setting) -> dict[str, int]:
-    work = {
+    work: dict[str, Any] = {
         "prompts": bench.prompts(setting, setting.prompt_tokens, setting.prompts),
         "completions": setting.completions,
         "new_tokens": setting.new_tokens,
