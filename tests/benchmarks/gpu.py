@@ -75,7 +75,7 @@ def against_trl(bench: Bench, setting: Setting, where: dict[str, Any]) -> Iterat
         "memory",
         setting.name,
         f"update, {setting.case}",
-        "peak, of TRL's",
+        "peak over that of TRL",
         peaks["ours"] / peaks["TRL"],
         bar=MEMORY_BAR,
         at_most=True,

@@ -21,7 +21,7 @@ def measure(bench: Bench) -> Iterator[Result]:
             for other in [form for form in peaks if form != "ours"]:
                 value = peaks["ours"] / peaks[other]
                 case = f"{name}, {setting.case}"
-                yield Result("memory", setting.name, case, f"peak, of {other}'s", value, details=details)
+                yield Result("memory", setting.name, case, f"peak over that of {other}", value, details=details)
 
 
 def _rollout(bench: Bench, setting: Setting) -> dict[str, int]:
