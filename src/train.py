@@ -22,8 +22,10 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from src.callbacks.benchmark import BenchmarkCallback  # noqa: E402
 from src.callbacks.checkpoint import RolloutCheckpoint  # noqa: E402
+from src.callbacks.lines import LinesCallback  # noqa: E402
 from src.data.rendering import PromptRenderer  # noqa: E402
 from src.models.deferred import WeightSource  # noqa: E402
+from src.models.finding import AUTO, resume_from  # noqa: E402
 from src.models.loading import LoadedPolicy, engine_source, load_policy  # noqa: E402
 from src.models.policy_module import PolicyModule  # noqa: E402
 from src.models.rl_module import RLModule  # noqa: E402
@@ -64,6 +66,11 @@ def train(config: DictConfig) -> dict[str, float]:
     L.seed_everything(config.seed, workers=True)
 
     callbacks = instantiate_callbacks(config.callbacks)
+    found = resume_from(config)
+    resumed = None if found is None else str(found.path)
+    if config.ckpt_path == AUTO and found is None and getattr(rank_zero_only, "rank", 0) == 0:
+        for lines in (callback for callback in callbacks if isinstance(callback, LinesCallback)):
+            lines.start_anew()
     benchmarks = next((callback for callback in callbacks if isinstance(callback, BenchmarkCallback)), None)
     if benchmarks is not None:
         benchmarks.prepare()
@@ -79,18 +86,18 @@ def train(config: DictConfig) -> dict[str, float]:
         default_root_dir=str(folder),
     )
     module = build_module(config, loaded, renderer)
-    if config.warm_start is not None and config.ckpt_path is None:
+    if config.warm_start is not None and resumed is None:
         datamodule.setup("fit")  # a bad record stops the run before the stage, not after it
         cache = Path(config.paths.cache_dir) / "warm_start"
         file = warm_start(loaded, renderer, instantiate(config.warm_start), cache, _where(config.trainer))
         module.weights = None if loaded.weights is None else WeightSource.of(file)
 
-    start: dict[str, float] = {}
-    if config.ckpt_path is None and config.validate_at_start:
+    if resumed is None and config.validate_at_start:
         trainer.validate(module, datamodule=datamodule, verbose=False)
-        start = module.validated[1]
-    trainer.fit(module, datamodule=datamodule, ckpt_path=config.ckpt_path, weights_only=True)
-    final = module.validated[1]
+        module.started = module.validated[1]
+    module.ends_when_finished = config.ckpt_path == AUTO
+    trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
+    start, final = dict(module.started), module.validated[1]
     if benchmarks is not None:
         start, final = start | benchmarks.first, final | benchmarks.latest
 
@@ -103,7 +110,7 @@ def train(config: DictConfig) -> dict[str, float]:
             rollout_steps=module.rollout_step,
             optimizer_steps=trainer.global_step,
             seconds=round(time.monotonic() - started, 1),
-            resumed_from=config.ckpt_path,
+            resumed_from=resumed,
             dropped_prompts=getattr(datamodule, "dropped", {}),
             best_checkpoint=_best_checkpoint(trainer),
             start=start,

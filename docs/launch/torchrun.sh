@@ -3,7 +3,7 @@
 #   docs/launch/torchrun.sh experiment=qwen3_8b trainer=fsdp
 # Several machines that share the file system of this checkout: the same on each, but for NODE_RANK
 #   NNODES=2 NODE_RANK=0 MASTER_ADDR=node0 RUN_FOLDER=logs/train/runs/mine docs/launch/torchrun.sh …
-# A run that was cut off goes on from its last checkpoint: start it again with the same RUN_FOLDER.
+# A run that was cut off goes on from its newest whole checkpoint: start it again with the same RUN_FOLDER.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -25,13 +25,9 @@ if [ "$NPROC_PER_NODE" -lt 1 ]; then
 fi
 # All processes get the name of the folder from here: left to themselves, each would take the second it started in.
 RUN_FOLDER=${RUN_FOLDER:-logs/train/runs/$(date +%Y-%m-%d_%H-%M-%S)}
-resume=()
-if [ -e "$RUN_FOLDER/checkpoints/last.ckpt" ]; then
-    resume=("ckpt_path=$RUN_FOLDER/checkpoints/last.ckpt")
-fi
 
 exec "$PYTHON" -m torch.distributed.run \
     --nnodes "$NNODES" --node-rank "$NODE_RANK" --nproc-per-node "$NPROC_PER_NODE" \
     --master-addr "$MASTER_ADDR" --master-port "$MASTER_PORT" \
-    src/train.py "${resume[@]}" "$@" \
+    src/train.py ckpt_path=auto "$@" \
     "hydra.run.dir=$RUN_FOLDER" "++trainer.devices=$NPROC_PER_NODE" "++trainer.num_nodes=$NNODES"

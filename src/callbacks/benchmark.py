@@ -96,6 +96,14 @@ class BenchmarkCallback(RolloutCallback):
             scores = self._evaluate(trainer, module)
             module.log_dict(scores, logger=False, batch_size=1)  # for what monitors callback_metrics
 
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """The scores, for the summary of a resumed run."""
+        return {"first": self.first, "latest": self.latest}
+
+    def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
+        """Take such scores."""
+        self.first, self.latest = dict(state_dict["first"]), dict(state_dict["latest"])
+
     def _evaluate(self, trainer: Trainer, module: PolicyModule) -> dict[str, float]:
         """Scores of all benchmarks, on every rank alike, logged against the rollout step."""
         if not self._benchmarks:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from src.callbacks.base import RolloutCallback, RolloutStep
+from src.callbacks.base import RolloutStep
+from src.callbacks.lines import LinesCallback
 
 if TYPE_CHECKING:
     from src.models.policy_module import PolicyModule
 
 
-class MetricsFile(RolloutCallback):
+class MetricsFile(LinesCallback):
     """A line for each rollout step (`rollout_step` from 0), validation and benchmark, told apart by the key `event`.
 
     A validation or benchmark at rollout step s saw the weights after s steps.
 
     Args:
-        path: the file; a resumed run appends.
+        path: the file; in the same run folder a resumed run goes on in it where its checkpoint was.
     """
 
     def __init__(self, path: str) -> None:
-        self._path = Path(path)
+        super().__init__(path)
         self._pending: RolloutStep | None = None
 
     def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
@@ -49,5 +48,4 @@ class MetricsFile(RolloutCallback):
 
     @rank_zero_only
     def _write(self, event: str, rollout_step: int, values: dict[str, float]) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "rollout_step": rollout_step, **values}) + "\n")
+        self.lines.append([{"event": event, "rollout_step": rollout_step, **values}])

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning import Trainer
@@ -12,7 +10,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from src.algorithm.experience import PromptGroup
-from src.callbacks.base import RolloutCallback, RolloutStep
+from src.callbacks.base import RolloutStep
+from src.callbacks.lines import LinesCallback
 from src.data.rendering import step_text
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
@@ -22,11 +21,11 @@ if TYPE_CHECKING:
     from src.models.policy_module import PolicyModule
 
 
-class RolloutLog(RolloutCallback):
+class RolloutLog(LinesCallback):
     """Appends the first prompt groups of a rollout step, with each token's region, weight, entropy and log-probability.
 
     Args:
-        path: the file.
+        path: the file; in the same run folder a resumed run goes on in it where its checkpoint was.
         every_n_steps: rollout steps between entries.
         groups: prompt groups a time, of rank 0.
     """
@@ -35,7 +34,7 @@ class RolloutLog(RolloutCallback):
         for name, value in (("every_n_steps", every_n_steps), ("groups", groups)):
             if value < 1:
                 raise ValueError(f"callbacks.rollout_log.{name}: expected at least 1, found {value}.")
-        self._path = Path(path)
+        super().__init__(path)
         self._every = every_n_steps
         self._groups = groups
 
@@ -45,10 +44,8 @@ class RolloutLog(RolloutCallback):
         if step.index % self._every:
             return
         logged = list(zip(step.scored, step.groups, step.entropies, strict=True))[: self._groups]
-        with self._path.open("a", encoding="utf-8") as file:
-            for scored, group, entropies in logged:
-                for record in group_records(step.index, scored, group, entropies, module.collector.table):
-                    file.write(json.dumps(record, ensure_ascii=False) + "\n")
+        for scored, group, entropies in logged:
+            self.lines.append(group_records(step.index, scored, group, entropies, module.collector.table))
 
 
 def group_records(

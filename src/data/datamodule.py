@@ -242,7 +242,13 @@ class ToolDialogueDataModule(LightningDataModule):
             batches = [list(range(start, min(start + size, len(share)))) for start in range(0, longest, size)]
             dataset = cast(Dataset[RenderedPrompt], share)
             loaders.append(
-                DataLoader(dataset, batch_sampler=batches, num_workers=self.num_workers, collate_fn=PromptBatch)
+                DataLoader(
+                    dataset,
+                    batch_sampler=batches,
+                    num_workers=self.num_workers,
+                    collate_fn=PromptBatch,
+                    generator=torch.Generator().manual_seed(0),  # validation draws nothing from training's
+                )
             )
         return loaders
 

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, cast
 
+import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 T = TypeVar("T")
@@ -107,7 +108,10 @@ class ResumableLoader(DataLoader[T], Generic[T]):
     ) -> None:
         """`collate_fn` makes a batch of a list of the dataset's items; a list is what it stays by default."""
         items = cast(Dataset[T], dataset)
-        super().__init__(items, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn)
+        own = torch.Generator()  # DataLoader draws a number for each pass, and a resumed run makes one pass more
+        super().__init__(
+            items, batch_sampler=sampler, num_workers=num_workers, collate_fn=collate_fn, generator=own.manual_seed(0)
+        )
         self.rollout_sampler = sampler
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]  # a plain iterator, not a _BaseDataLoaderIter

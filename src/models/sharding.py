@@ -6,10 +6,8 @@ next one is touched, so that a rank never holds more than its shards and one lay
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,22 +69,6 @@ class ShardedStrategy(ModelParallelStrategy):
             return "cpu:gloo,cuda:nccl"  # the gradient norm is reduced where the shards are
         return str(super()._get_process_group_backend())
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any | None = None
-    ) -> None:
-        """Write beside the old checkpoint and take its place at the end: a run cut off here keeps the old one."""
-        path = Path(self.broadcast(str(filepath)))
-        partial = path.with_name(path.name + ".partial")
-        if self.is_global_zero:
-            _remove(partial)
-        self.barrier()
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        self.barrier()
-        if self.is_global_zero:
-            _remove(path)
-            partial.rename(path)
-        self.barrier()
-
     def shard(self, policy: Policy, precision: str, weights: WeightSource | None) -> None:
         """Load and shard a policy over this strategy's ranks; see `shard_policy`."""
         shard_policy(
@@ -98,13 +80,6 @@ class ShardedStrategy(ModelParallelStrategy):
             cpu_offload=self.cpu_offload,
             reshard_after_forward=self.reshard_after_forward,
         )
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def place_policy(module: LightningModule, trainer: Trainer, policy: Policy, weights: WeightSource | None) -> None:

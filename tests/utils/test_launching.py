@@ -49,7 +49,6 @@ def test_torchrun_script_refuses_what_cannot_run(settings, message):
 
 def test_torchrun_script_resumes_and_hands_arguments_on(tmp_path):
     """`echo` in place of Python shows what would run."""
-    (tmp_path / "checkpoints/last.ckpt").mkdir(parents=True)
     settings = {
         "NPROC_PER_NODE": "4",
         "NNODES": "2",
@@ -64,25 +63,28 @@ def test_torchrun_script_resumes_and_hands_arguments_on(tmp_path):
     assert shown.stdout.split() == [
         "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", "1", "--nproc-per-node", "4",
         "--master-addr", "n0", "--master-port", "29500", "src/train.py",
-        f"ckpt_path={tmp_path}/checkpoints/last.ckpt", "trainer=fsdp", "seed=3",
+        "ckpt_path=auto", "trainer=fsdp", "seed=3",
         f"hydra.run.dir={tmp_path}", "++trainer.devices=4", "++trainer.num_nodes=2",
     ]  # fmt: skip
 
 
-def test_slurm_script_runs_one_task_a_device_and_queues_itself_again(tmp_path):
-    """A job as SLURM would start it, with `srun` and `scontrol` that only say how they were called."""
-    for name in ("srun", "scontrol"):
-        told = f'#!/bin/bash\necho {name} "$@"\n' + ("kill -USR1 $PPID\nsleep 5\n" if name == "srun" else "")
-        (tmp_path / name).write_text(told)
+@pytest.mark.parametrize(("status", "again"), [(75, ["scontrol requeue 77"]), (0, [])])
+def test_slurm_script_hands_the_signal_on_and_queues_itself_again_unless_the_run_is_finished(status, again, tmp_path):
+    """A job as SLURM would start it, with a `scontrol` that says how it was called and an `srun` that gets USR1."""
+    srun = f'trap "echo saved; exit {status}" USR1\necho srun "$@"\nkill -USR1 $PPID\nwhile :; do sleep 0.1; done\n'
+    for name, told in (("srun", srun), ("scontrol", 'echo scontrol "$@"\n')):
+        (tmp_path / name).write_text(f"#!/bin/bash\n{told}")
         (tmp_path / name).chmod(0o755)
     job = {"SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "77", "SLURM_CPUS_PER_TASK": "4", "SLURM_NNODES": "2",
            "SLURM_NTASKS_PER_NODE": "8", "PYTHON": "python3"}  # fmt: skip
     environment = {**os.environ, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = ["bash", ROOT / "docs/launch/slurm.sbatch", "trainer=fsdp"]
-    shown = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    shown = done.stdout.splitlines()
     python = next(word for word in shown[0].split() if word.endswith("python") or word == "python3")
     assert shown[0].split(python)[1].split() == [
-        "src/train.py", "trainer=fsdp", "hydra.run.dir=logs/train/runs/slurm-77", "++trainer.devices=8",
-        "++trainer.num_nodes=2",
+        "src/train.py", "ckpt_path=auto", "trainer=fsdp", "hydra.run.dir=logs/train/runs/slurm-77",
+        "++trainer.devices=8", "++trainer.num_nodes=2",
     ]  # fmt: skip
-    assert "--kill-on-bad-exit=1 --cpus-per-task=4" in shown[0] and shown[1] == "scontrol requeue 77"
+    assert "--kill-on-bad-exit=1 --cpus-per-task=4" in shown[0]
+    assert shown[1:] == ["saved", *again] and done.returncode == status
