@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from lightning import Callback, Trainer
 from torch import Tensor
@@ -56,3 +56,16 @@ class RolloutCallback(Callback):
 
     def on_benchmark(self, trainer: Trainer, module: PolicyModule, scores: dict[str, float]) -> None:
         """After an evaluation of the weights that `module.rollout_step` steps have made; keys `<benchmark>/<score>`."""
+
+    def on_event(
+        self, trainer: Trainer, module: PolicyModule, event: str, values: Mapping[str, str | float | None]
+    ) -> None:
+        """Something out of the ordinary, on all ranks alike: a fault that the run survives, an alarm (`announce`)."""
+
+
+def announce(trainer: Trainer, event: str, **values: str | float | None) -> None:
+    """Tell all callbacks of an event; `docs/troubleshooting.md` lists what events there are."""
+    module = cast("PolicyModule", trainer.lightning_module)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, RolloutCallback):
+            callback.on_event(trainer, module, event, values)

@@ -1,13 +1,16 @@
-"""Signs that a run is not well: logged each step, warned of once."""
+"""Signs that a run is not well: counted each step, told once with advice. Adds metrics; changes nothing else."""
 
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from lightning import Trainer
 
-from src.callbacks.base import RolloutCallback, RolloutStep
+from src.callbacks.alarms import Above, Alarm, EntropyCollapse, FormatWithoutCorrectness, MissingRegion
+from src.callbacks.base import RolloutCallback, RolloutStep, announce
+from src.protocol.types import Region
 
 if TYPE_CHECKING:
     from src.models.policy_module import PolicyModule
@@ -16,53 +19,79 @@ log = logging.getLogger(__name__)
 
 
 class Health(RolloutCallback):
-    """Warns, once for each sign, when a metric of a rollout step passes its bound; counts the steps that do.
+    """Reads every rollout step's metrics with some alarms.
 
-    A loss or gradient that is not finite is no warning: the module stops the run (`NonFiniteError`).
+    The first time in a run that one finds something, it is a warning and an event `alarm`; `health/<alarm>_steps`
+    counts the rollout steps on which it does. A loss or gradient that is not finite is no alarm: the module skips its
+    optimizer step (`models.step_guard`).
 
     Args:
         max_zero_variance: share of groups whose rewards are all equal, which teach nothing.
         max_sampler_gap: mean |sampler's - trainer's log-probability| in nats; 0.02 is large even for bf16.
         max_truncated: share of completions cut at `sampling.max_new_tokens`.
+        min_entropy: share of the start's entropy that is left, both means over 5 rollout steps.
+        format_rise: of reward/format since reward/correctness was best, together with
+        correctness_fall: of the latter, both means over 10 rollout steps.
+        region_patience: rollout steps in which every region of an answer is expected to appear.
     """
 
     def __init__(
-        self, max_zero_variance: float = 0.9, max_sampler_gap: float = 0.02, max_truncated: float = 0.3
+        self,
+        max_zero_variance: float = 0.9,
+        max_sampler_gap: float = 0.02,
+        max_truncated: float = 0.3,
+        min_entropy: float = 0.1,
+        format_rise: float = 0.02,
+        correctness_fall: float = 0.1,
+        region_patience: int = 20,
     ) -> None:
-        self._signs = {
-            "group/zero_variance": (
+        self._alarms: list[Alarm] = [
+            Above(
+                "zero_variance",
+                "most groups have equal rewards and teach nothing: raise sampling.temperature or sampling.n, choose "
+                "prompts of middling difficulty, or set algorithm.resample_rounds",
+                "group/zero_variance",
                 max_zero_variance,
-                "most groups have equal rewards: raise sampling.temperature or sampling.n, or choose prompts of "
-                "middling difficulty",
             ),
-            "train/sampler_gap": (
-                max_sampler_gap,
+            Above(
+                "sampler_gap",
                 "sampler and trainer disagree about log-probabilities: check that the engine got the last weights and "
                 "runs in the trainer's precision, or set algorithm.loss.importance_cap",
+                "train/sampler_gap",
+                max_sampler_gap,
             ),
-            "response/truncated": (
-                max_truncated,
+            Above(
+                "truncated",
                 "many completions are cut: raise sampling.max_new_tokens, or the policy rambles",
+                "response/truncated",
+                max_truncated,
             ),
-        }
-        self._counts = dict.fromkeys(self._signs, 0)
+            EntropyCollapse(min_entropy, window=5),
+            FormatWithoutCorrectness(format_rise, correctness_fall, window=10),
+            MissingRegion([region.label for region in Region if region is not Region.OTHER], region_patience),
+        ]
+        self._counts = {alarm.name: 0 for alarm in self._alarms}
 
     def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
-        """Compare, count, warn."""
-        for key, (bound, advice) in self._signs.items():
-            if step.metrics.get(key, 0.0) <= bound:  # supervised training has neither groups nor a sampler
+        """Read, count, tell."""
+        for alarm in self._alarms:
+            found = alarm.read(step.metrics)
+            if found is None:
                 continue
-            if not self._counts[key]:
-                log.warning(
-                    "Rollout step %d: %s is %.3g, over %.3g: %s.", step.index, key, step.metrics[key], bound, advice
-                )
-            self._counts[key] += 1
-        step.metrics |= {f"health/{key.split('/')[1]}_steps": float(count) for key, count in self._counts.items()}
+            if not self._counts[alarm.name]:
+                log.warning("Rollout step %d: %s: %s.", step.index, found, alarm.advice)
+                told = {"alarm": alarm.name, "found": found, "advice": alarm.advice}
+                announce(trainer, "alarm", rollout_step=step.index, **told)
+            self._counts[alarm.name] += 1
+        step.metrics |= {f"health/{name}_steps": float(count) for name, count in self._counts.items()}
 
-    def state_dict(self) -> dict[str, int]:
-        """The counts."""
-        return dict(self._counts)
+    def state_dict(self) -> dict[str, Any]:
+        """The counts, and what each alarm remembers."""
+        return {"counts": dict(self._counts), "alarms": {alarm.name: alarm.state_dict() for alarm in self._alarms}}
 
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        """Continue counting."""
-        self._counts |= state_dict
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue; an alarm that the checkpoint does not know starts anew."""
+        self._counts |= state_dict.get("counts", {})
+        for alarm in self._alarms:
+            if alarm.name in state_dict.get("alarms", {}):
+                alarm.load_state_dict(state_dict["alarms"][alarm.name])

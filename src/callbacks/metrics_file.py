@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 from lightning import LightningModule, Trainer
@@ -15,9 +17,10 @@ if TYPE_CHECKING:
 
 
 class MetricsFile(LinesCallback):
-    """A line for each rollout step (`rollout_step` from 0), validation and benchmark, told apart by the key `event`.
+    """A line for each rollout step (from 0), validation, benchmark, fault and alarm, told apart by the key `event`.
 
-    A validation or benchmark at rollout step s saw the weights after s steps.
+    A validation or benchmark at rollout step s saw the weights after s steps. A fault or alarm of a rollout step comes
+    before its line. Numbers that are not finite are left out: JSON has none.
 
     Args:
         path: the file; in the same run folder a resumed run goes on in it where its checkpoint was.
@@ -46,6 +49,13 @@ class MetricsFile(LinesCallback):
         """Write the scores of all benchmarks."""
         self._write("benchmark", module.rollout_step, scores)
 
+    def on_event(
+        self, trainer: Trainer, module: PolicyModule, event: str, values: Mapping[str, str | float | None]
+    ) -> None:
+        """Write a fault or an alarm at once: the run may not live to the end of the step."""
+        self._write(event, module.rollout_step, values)
+
     @rank_zero_only
-    def _write(self, event: str, rollout_step: int, values: dict[str, float]) -> None:
-        self.lines.append([{"event": event, "rollout_step": rollout_step, **values}])
+    def _write(self, event: str, rollout_step: int, values: Mapping[str, str | float | None]) -> None:
+        finite = {key: x for key, x in values.items() if not isinstance(x, float) or math.isfinite(x)}
+        self.lines.append([{"event": event, "rollout_step": rollout_step, **finite}])

@@ -77,7 +77,7 @@ class RLModule(PolicyModule):
         return groups, replaced
 
     def _collect(self, prompts: Sequence[RenderedPrompt]) -> list[ScoredGroup]:
-        return self.collector.collect(prompts, self.sampling, self.seed, self.rollout_step, self.progress)
+        return self._sampled(prompts, self.sampling, together=True)
 
     def _scored_groups(
         self, scored: Sequence[ScoredGroup], minibatches: Sequence[int]

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, cast
 
 import torch
 from lightning import LightningModule
@@ -13,14 +16,18 @@ from torch import Tensor
 from torchmetrics import MeanMetric
 
 from src.algorithm.experience import PromptGroup
+from src.callbacks.base import announce
 from src.data.rendering import RenderedPrompt
 from src.models.lora import merged_named_tensors
 from src.models.policy import Policy
 from src.models.settings import UpdateSettings
 from src.models.sharding import reshard
-from src.rollout.collect import Collector
+from src.rollout.collect import Collector, ScoredGroup
 from src.rollout.engine import RolloutEngine, SamplingParams
+from src.rollout.guarded import GuardedEngine
 from src.rollout.probe import check_gap, probe_group, probe_params
+
+log = logging.getLogger(__name__)
 
 _METRICS = (
     "reward",
@@ -129,6 +136,38 @@ class SamplingModule(LightningModule, ABC):
         halved = str(self.trainer.precision).startswith("bf16")
         return torch.bfloat16 if halved else next(self.policy.parameters()).dtype
 
+    # Sampling
+
+    def _sampled(
+        self, prompts: Sequence[RenderedPrompt], params: SamplingParams, *, together: bool
+    ) -> list[ScoredGroup]:
+        """Scored completions. A `GuardedEngine` that fails gets the weights anew and one more try, then it propagates.
+
+        All ranks gather the weights, so on several ranks that needs all of them here.
+
+        Args:
+            prompts: of this rank.
+            params: how to sample.
+            together: whether every rank calls this equally often.
+        """
+        collect = partial(self.collector.collect, prompts, params, self.seed, self.rollout_step, self.progress)
+        engine = self.engine
+        if not isinstance(engine, GuardedEngine) or not (together or self.trainer.world_size == 1):
+            return collect()
+        before = engine.max_completions
+        groups, fault = _tried(engine, collect)
+        shrunk = 0 if engine.max_completions == before else engine.max_completions or 0
+        found = torch.tensor([int(fault is not None), shrunk], device=self.device)
+        failed, shrunk = (int(x) for x in self._max_over_ranks(found))
+        if shrunk:
+            announce(self.trainer, "out_of_memory", where="rollout", max_completions=shrunk)
+        if failed:
+            fault = fault or "on another rank"
+            log.warning("Rollout step %d: the engine failed (%s): it gets the weights again.", self.rollout_step, fault)
+            announce(self.trainer, "engine_fault", error=fault)
+            self._sync_engine()
+        return collect() if groups is None else groups
+
     # Validation
 
     def on_validation_epoch_start(self) -> None:
@@ -148,7 +187,7 @@ class SamplingModule(LightningModule, ABC):
         """Greedy completions of a batch of one split."""
         name = self.trainer.datamodule.val_names[dataloader_idx]  # type: ignore[attr-defined]
         greedy = replace(self.sampling, n=1, temperature=0.0, top_p=1.0, top_k=0)
-        for group in self.collector.collect(batch, greedy, self.seed, self.rollout_step, self.progress):
+        for group in self._sampled(batch, greedy, together=False):
             (item,) = group.completions
             values = {"reward": item.reward.total, **item.reward.parts.metrics()}
             values["tokens"] = float(len(item.completion.token_ids))
@@ -163,3 +202,24 @@ class SamplingModule(LightningModule, ABC):
         values = {key: mean for key, mean in means.items() if math.isfinite(mean)}  # no prompt with this tag was seen
         self.validated = (self.rollout_step, values)
         self.log_dict({**values, "step": float(self.rollout_step)}, sync_dist=True)  # equal on all ranks already
+
+    # Over ranks
+
+    def _sum_over_ranks(self, values: Tensor) -> Tensor:
+        return cast(Tensor, self.trainer.strategy.reduce(values, reduce_op="sum"))
+
+    def _max_over_ranks(self, values: Tensor) -> Tensor:
+        return cast(Tensor, self.trainer.strategy.reduce(values, reduce_op="max"))
+
+
+def _tried(
+    engine: GuardedEngine, collect: Callable[[], list[ScoredGroup]]
+) -> tuple[list[ScoredGroup] | None, str | None]:
+    """The groups, or how the engine failed; what fails in scoring propagates."""
+    try:
+        return collect(), None
+    except (RuntimeError, OSError) as error:
+        if error is not engine.fault:
+            raise
+        engine.fault = None  # its traceback holds tensors
+        return None, f"{type(error).__name__}: {error}"

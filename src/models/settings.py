@@ -76,6 +76,9 @@ class UpdateSettings:
         probe_tokens: tokens by which an engine with weights of its own is compared with the policy after every update;
             0: it is trusted.
         probe_tolerance: largest difference of their log-probabilities, in nats; None: by the type (`rollout.probe`).
+        max_bad_steps: optimizer steps in a row whose loss or gradient is not finite, which end the run; fewer are
+            skipped.
+        save_bad_steps: minibatches of such steps that are saved in the run folder, on each rank.
     """
 
     rollout_steps: int
@@ -86,14 +89,17 @@ class UpdateSettings:
     old_logprobs: OldLogprobs = "update"
     probe_tokens: int = 16
     probe_tolerance: float | None = None
+    max_bad_steps: int = 3
+    save_bad_steps: int = 3
 
     def __post_init__(self) -> None:
-        positive = ("rollout_steps", "prompts_per_minibatch", "passes", "max_row_tokens")
+        positive = ("rollout_steps", "prompts_per_minibatch", "passes", "max_row_tokens", "max_bad_steps")
         rules = [(name, getattr(self, name) >= 1, "at least 1") for name in positive]
         rules += [
             ("gradient_clip", self.gradient_clip > 0, "more than 0"),
             ("old_logprobs", self.old_logprobs in get_args(OldLogprobs), f"one of {get_args(OldLogprobs)}"),
             ("probe_tokens", self.probe_tokens >= 0, "at least 0"),
+            ("save_bad_steps", self.save_bad_steps >= 0, "at least 0"),
             ("probe_tolerance", self.probe_tolerance is None or self.probe_tolerance > 0, "null or more than 0"),
         ]
         check_fields("updates", self, rules)

@@ -1,17 +1,20 @@
-"""How the groups of a rollout step become optimizer steps: shares of ranks, packed rows, scoring, clipped updates.
+"""How the groups of a rollout step become optimizer steps: shares of ranks, forwards and backwards, clipped updates.
 
 On any number of ranks a minibatch holds the same prompts, its loss is divided by its totals over all ranks, and every
-rank runs as many forwards and backwards as the others.
+rank runs as many forwards and backwards as the others. Rows are made in `scoring_module`; which steps are taken says
+`step_guard`.
 """
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from itertools import accumulate
-from typing import NamedTuple, cast
+from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -20,40 +23,50 @@ from torch.nn.parallel import DistributedDataParallel
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.loss_metrics import LossMetrics, RowLoss
-from src.algorithm.packing import PackedRow, balance, divide, pack, pack_sequences, row_tokens
+from src.algorithm.packing import divide
 from src.algorithm.policy_loss import LossCounts
+from src.callbacks.base import announce
 from src.data.rendering import RenderedPrompt
-from src.models.policy import TokenScores
-from src.models.sampling_module import GroupScores, SamplingModule
-from src.models.sharding import reshard
+from src.models.row_plan import RowPlan
+from src.models.sampling_module import GroupScores
+from src.models.scoring_module import ScoringModule, by_group, by_piece
+from src.models.step_guard import SavedMinibatch, StepGuard
 
 
-class NonFiniteError(FloatingPointError):
-    """Loss or gradient is NaN or infinite; no weight has been changed by it."""
+class _Accumulated(NamedTuple):
+    """What the forwards of a minibatch's rows found; the gradients are with the weights."""
+
+    loss: Tensor  # of this rank's rows, float64
+    metrics: LossMetrics  # the same
+    scores: list[GroupScores]  # of this rank's groups
 
 
 class _Step(NamedTuple):
     """What an optimizer step found."""
 
+    taken: bool
     loss: float  # of the minibatch
     grad_norm: float  # before clipping
     metrics: LossMetrics  # of this rank's rows
     scores: list[GroupScores]  # of this rank's groups
 
 
-class UpdateModule(SamplingModule):
-    """A module that takes clipped optimizer steps over minibatches of groups."""
+class UpdateModule(ScoringModule):
+    """A module that takes clipped optimizer steps over minibatches of groups; see `SamplingModule` for the arguments.
+
+    Attributes:
+        guard: says which optimizer steps are taken.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.guard = StepGuard(self.update.max_bad_steps, self.update.save_bad_steps)
 
     # What a subclass gives
 
     @abstractmethod
     def _loss(self, groups: list[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
         """The share of a row of groups in its minibatch's loss; `first`: no update has come since they were sampled."""
-
-    @property
-    def temperature(self) -> float:
-        """What the sampler divided its logits by; greedy sampling reports unscaled log-probabilities."""
-        return self.sampling.temperature or 1.0
 
     # Who does what
 
@@ -78,52 +91,6 @@ class UpdateModule(SamplingModule):
             counts.append(len(mine))
         return prompts, counts
 
-    def _rows(self, groups: list[PromptGroup]) -> list[list[int]]:
-        """Indices of the groups of each packed row; as many rows on every rank, the last of which may be empty."""
-        rows = balance([row_tokens(group) for group in groups], self.update.max_row_tokens)
-        if self.trainer.world_size == 1:
-            return rows
-        count = torch.tensor(len(rows), device=self.device)
-        needed = int(self.trainer.strategy.reduce(count, reduce_op="max"))
-        return rows + [[]] * (needed - len(rows))
-
-    def _pack(self, groups: list[PromptGroup]) -> PackedRow:
-        """The groups' row; without any, two tokens, for a forward that the other ranks wait for."""
-        if groups:
-            return pack(groups)
-        token = torch.zeros(1, dtype=torch.long, device=self.device)
-        return pack_sequences([(token, token)])
-
-    # Scoring
-
-    @torch.no_grad()
-    def _score(
-        self, groups: list[PromptGroup], *, moments: bool = False, temperature: float | None = None
-    ) -> list[GroupScores]:
-        """What the policy says about each group's tokens, before the update."""
-        temperature = self.temperature if temperature is None else temperature
-        scored: dict[int, GroupScores] = {}
-        for row in self._rows(groups):
-            packed = self._pack([groups[index] for index in row])
-            scores = self.policy(packed, temperature=temperature, last_layer="moments" if moments else None)
-            scored |= _by_group(groups, row, scores)
-        reshard(self.policy)
-        return [scored[index] for index in range(len(groups))]
-
-    def _score_later(self, groups: list[PromptGroup], counts: Sequence[int], *, all_of_them: bool) -> list[GroupScores]:
-        """Scores of the groups whose update does not give them: those of the first minibatch wait for its forward.
-
-        Args:
-            groups: of a rollout step.
-            counts: of groups in each minibatch.
-            all_of_them: something needs all scores before the update.
-
-        Returns:
-            Of the last groups, in order: all, or all but the first minibatch.
-        """
-        reused = 0 if all_of_them or self.update.old_logprobs == "score" else counts[0]
-        return self._score(groups[reused:])
-
     # Optimizer steps
 
     def _update(
@@ -147,58 +114,108 @@ class UpdateModule(SamplingModule):
         missing: list[GroupScores] = []
         for number, (start, count) in enumerate(minibatches):
             first = number == 0 and known < len(groups)
-            step = self._optimizer_step(groups[start : start + count], first=first)
+            step = self._optimizer_step(groups[start : start + count], number, first=first)
             if first:
                 missing = step.scores
                 for index, scores in enumerate(missing):
                     groups[index] = replace(groups[index], old_logprobs=scores.logprobs)
-            totals = totals + step.metrics
-            losses.append(step.loss)
-            norms.append(step.grad_norm)
+            totals = totals + (step.metrics if step.taken else _uncounted(step.metrics))
+            if step.taken:
+                losses.append(step.loss)
+                norms.append(step.grad_norm)
         means = self._reduced(totals).means()
+        if not losses:  # nothing was learnt
+            means = dict.fromkeys(means, math.nan)
         means |= {
-            "loss": sum(losses) / len(losses),
-            "grad_norm": sum(norms) / len(norms),
+            "loss": sum(losses) / len(losses) if losses else math.nan,
+            "grad_norm": sum(norms) / len(norms) if norms else math.nan,
+            "skipped": float(len(minibatches) - len(losses)),
             "learning_rate": self.optimizers().optimizer.param_groups[0]["lr"],  # type: ignore[union-attr]
         }
         return {f"train/{key}": value for key, value in means.items()}, missing
 
-    def _optimizer_step(self, minibatch: list[PromptGroup], *, first: bool) -> _Step:
-        """One clipped step."""
+    def _optimizer_step(self, minibatch: list[PromptGroup], number: int, *, first: bool) -> _Step:
+        """One clipped step; none if loss or gradient is not finite: weights, optimizer and schedule stay as they are.
+
+        Raises:
+            NonFiniteError: that happened `updates.max_bad_steps` times in a row.
+        """
         optimizer = cast(torch.optim.Optimizer, self.optimizers())
         local = torch.tensor(LossCounts.of(minibatch), dtype=torch.float64, device=self.device)
         counts = LossCounts(*self._sum_over_ranks(local).tolist())
+        found = self._within_memory(minibatch, lambda plan: self._accumulate(plan, counts, first=first))
+        self._reduce_gradients()
+        norm = _whole(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.update.gradient_clip))
+        bad_norm = torch.tensor(float(not math.isfinite(norm)), dtype=torch.float64, device=self.device)
+        loss, bad_norms = self._sum_over_ranks(torch.stack([found.loss, bad_norm])).tolist()
+        norm = math.nan if bad_norms and math.isfinite(norm) else norm  # another rank's
+        taken = self.guard.allows(loss, norm)
+        if taken:
+            optimizer.step()
+            self.lr_schedulers().step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # their memory is free while the next completions are sampled
+        if not taken:
+            self._report_bad_step(
+                SavedMinibatch(minibatch, counts, first, self.temperature, self.rollout_step, number, loss, norm)
+            )
+        return _Step(taken, loss, norm, found.metrics, found.scores)
+
+    def _accumulate(self, plan: RowPlan, counts: LossCounts, *, first: bool) -> _Accumulated:
+        """Forward and backward of every row of a minibatch, from no gradient."""
+        cast(torch.optim.Optimizer, self.optimizers()).zero_grad()  # a warm start leaves some; so does lack of memory
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         metrics = LossMetrics()
         scored: dict[int, GroupScores] = {}
-        optimizer.zero_grad()  # a warm start leaves some
-        rows = self._rows(minibatch)
-        for number, indices in enumerate(rows):
-            row = [minibatch[index] for index in indices]
+        for indices in plan.rows:
+            row = plan.row(indices)
             loss = self._loss(row, counts, first=first) if row else None
             scores = self.policy(self._pack(row), temperature=self.temperature, loss=loss or _nothing)
-            with self._accumulating(last=number == len(rows) - 1):
+            with self._no_reduction():
                 self.manual_backward(scores.loss * self.trainer.world_size)
             total += scores.loss.detach()
             if loss is not None:
                 metrics = metrics + loss.metrics(scores.logprobs, scores.entropies)
-                scored |= _by_group(minibatch, indices, scores)
-        value = float(self._sum_over_ranks(total))
-        norm = _whole(torch.nn.utils.clip_grad_norm_(self.policy.parameters(), self.update.gradient_clip))
-        if not (torch.isfinite(torch.tensor([value, norm])).all()):
-            raise NonFiniteError(
-                f"rollout step {self.rollout_step}: loss {value}, gradient norm {norm}. The weights are those before "
-                "this minibatch. Lower optimizer.learning_rate or look at the last rollouts in rollouts.jsonl."
-            )
-        optimizer.step()
-        optimizer.zero_grad()  # their memory is free while the next completions are sampled
-        self.lr_schedulers().step()  # type: ignore[union-attr]
-        return _Step(value, norm, metrics, [scored[index] for index in range(len(minibatch))])
+                scored |= by_piece(plan, indices, scores)
+        return _Accumulated(total, metrics, by_group(plan, scored))
 
-    def _accumulating(self, *, last: bool) -> AbstractContextManager[None]:
-        """DDP reduces gradients once a minibatch, with the last row's backward."""
+    def _no_reduction(self) -> AbstractContextManager[None]:
+        """DDP keeps a rank's gradients to itself: a rank that runs out of memory can start again alone."""
         model = self.trainer.model
-        return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
+        return model.no_sync() if isinstance(model, DistributedDataParallel) else nullcontext()
+
+    def _reduce_gradients(self) -> None:
+        """DDP reduces with a backward, so once a minibatch it gets an empty one; FSDP has reduced row by row."""
+        if isinstance(self.trainer.model, DistributedDataParallel):
+            scores = self.policy(self._pack([]), temperature=self.temperature, loss=_nothing)
+            self.manual_backward(scores.loss)
+
+    def _report_bad_step(self, minibatch: SavedMinibatch) -> None:
+        """Save and announce a step that was not taken, and stop after too many."""
+        saved = self.guard.keep(minibatch, Path(self.trainer.default_root_dir), self.trainer.global_rank)
+        announce(
+            self.trainer,
+            "skipped_step",
+            minibatch=minibatch.minibatch,
+            loss=str(minibatch.loss),
+            grad_norm=str(minibatch.grad_norm),
+            in_a_row=self.guard.in_a_row,
+            saved=saved,
+        )
+        self.guard.check(self.rollout_step, minibatch.loss, minibatch.grad_norm)
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep what was skipped, and how long rows may be."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["guard"], checkpoint["row_budget"] = self.guard.state_dict(), self.row_budget.state_dict()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue with these; a checkpoint that has none starts them anew."""
+        super().on_load_checkpoint(checkpoint)
+        if "guard" in checkpoint:
+            self.guard.load_state_dict(checkpoint["guard"])
+            self.row_budget.load_state_dict(checkpoint["row_budget"])
 
     # Over ranks
 
@@ -208,14 +225,8 @@ class UpdateModule(SamplingModule):
             return metrics
         keys = sorted(metrics.sums)
         sums = self._sum_over_ranks(torch.stack([metrics.sums[key] for key in keys]))
-        maxima = {
-            name: cast(Tensor, self.trainer.strategy.reduce(metrics.maxima[name], reduce_op="max"))
-            for name in sorted(metrics.maxima)
-        }
+        maxima = {name: self._max_over_ranks(metrics.maxima[name]) for name in sorted(metrics.maxima)}
         return LossMetrics(dict(zip(keys, sums, strict=True)), maxima)
-
-    def _sum_over_ranks(self, values: Tensor) -> Tensor:
-        return cast(Tensor, self.trainer.strategy.reduce(values, reduce_op="sum"))
 
 
 def _nothing(logprobs: Tensor, entropies: Tensor, part: slice) -> Tensor:
@@ -223,17 +234,10 @@ def _nothing(logprobs: Tensor, entropies: Tensor, part: slice) -> Tensor:
     return 0.0 * logprobs.sum()
 
 
-def _by_group(groups: Sequence[PromptGroup], row: Iterable[int], scores: TokenScores) -> dict[int, GroupScores]:
-    """The scores of a row's groups, by their index."""
-    row = list(row)
-    if not row:
-        return {}
-    columns = [scores.logprobs, scores.entropies]
-    if scores.last_layer is not None:
-        columns.append(scores.last_layer.second_moments)
-    sizes = [len(groups[index].token_ids) for index in row]
-    parts = zip(*(column.split(sizes) for column in columns), strict=True)
-    return {index: GroupScores(*part) for index, part in zip(row, parts, strict=True)}
+def _uncounted(metrics: LossMetrics) -> LossMetrics:
+    """The same keys without a token, for a minibatch that changed nothing."""
+    sums, maxima = ({key: torch.zeros_like(x) for key, x in part.items()} for part in (metrics.sums, metrics.maxima))
+    return LossMetrics(sums, maxima)
 
 
 def _whole(norm: Tensor) -> float:

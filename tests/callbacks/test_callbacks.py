@@ -72,7 +72,8 @@ def test_entropy_is_not_scaled_by_weights():
 
 
 def one_rank():
-    return SimpleNamespace(strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor))
+    strategy = SimpleNamespace(reduce=lambda tensor, reduce_op: tensor)
+    return SimpleNamespace(strategy=strategy, callbacks=[], lightning_module=None)
 
 
 def module_with(weighting: RegionWeighting, progress: float = 0.0):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from src.algorithm.policy_loss import PolicyLoss
 from src.models.policy_module import PolicyModule
 from src.models.rl_module import RLModule
-from src.models.update_module import NonFiniteError
+from src.models.step_guard import NonFiniteError
 from src.rollout.collect import StaleRolloutError, prompt_seed
 from src.rollout.native import NativeEngine
 from src.train import train
@@ -133,7 +133,7 @@ def test_non_finite_gradient_stops_before_the_weights_change(random_policy, tmp_
     monkeypatch.setattr(PolicyLoss, "__call__", broken)
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, closure=None: stepped.append(1))
     with pytest.raises(NonFiniteError, match=r"rollout step 0: loss nan.*optimizer.learning_rate"):
-        run(tmp_path, random_policy)
+        run(tmp_path, random_policy, "updates.max_bad_steps=1")
     assert not stepped
 
 

@@ -1,0 +1,122 @@
+"""Which groups share a packed row, and what becomes of rows that do not fit into memory. Numbers and slices only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import pairwise
+
+import torch
+
+from src.algorithm.experience import PromptGroup
+from src.algorithm.packing import balance, row_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class RowPlan:
+    """How some groups are packed.
+
+    Attributes:
+        pieces: what is packed: the groups, or where one is too long, parts of it that all carry its prompt.
+        owners: the index of each piece's group, ascending.
+        rows: indices of the pieces of each row; a row may be empty, for a forward that other ranks wait for.
+    """
+
+    pieces: list[PromptGroup]
+    owners: list[int]
+    rows: list[list[int]]
+
+    def row(self, indices: Sequence[int]) -> list[PromptGroup]:
+        """The pieces of a row."""
+        return [self.pieces[index] for index in indices]
+
+    @property
+    def longest_divisible(self) -> int:
+        """Tokens of the longest row that could be shorter rows: it has two groups or two completions; 0 without one."""
+        divisible = [row for row in self.rows if sum(len(self.pieces[index].lengths) for index in row) > 1]
+        return max((sum(row_tokens(self.pieces[index]) for index in row) for row in divisible), default=0)
+
+
+class RowBudget:
+    """The longest packed row, which shrinks when memory runs out and stays small for the rest of the run.
+
+    A group over the budget goes alone, whole; once memory has run out, in parts. A loss that is a sum over completions
+    with counts of the whole minibatch (`algorithm.policy_loss`) and its gradient are the same for any rows.
+
+    Args:
+        max_tokens: of a row, as configured.
+
+    Attributes:
+        max_tokens: of a row, now.
+    """
+
+    def __init__(self, max_tokens: int) -> None:
+        self._configured = max_tokens
+        self.max_tokens = max_tokens
+
+    def plan(self, groups: Sequence[PromptGroup]) -> RowPlan:
+        """Rows of the groups within the budget."""
+        pieces: list[PromptGroup] = []
+        owners: list[int] = []
+        for index, group in enumerate(groups):
+            parts = [group] if self.max_tokens == self._configured else split_group(group, self.max_tokens)
+            pieces += parts
+            owners += [index] * len(parts)
+        return RowPlan(pieces, owners, balance([row_tokens(piece) for piece in pieces], self.max_tokens))
+
+    def shrink(self, longest_divisible: int) -> bool:
+        """Make rows half as long as the longest that can be divided; False if there is none (0)."""
+        if longest_divisible == 0:
+            return False
+        self.max_tokens = max(1, min(self.max_tokens, longest_divisible) // 2)
+        return True
+
+    def state_dict(self) -> dict[str, int]:
+        """The budget, and the configured one that it came from."""
+        return {"configured": self._configured, "max_tokens": self.max_tokens}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on with a smaller budget, unless the configured one was changed since."""
+        if state["configured"] == self._configured:
+            self.max_tokens = state["max_tokens"]
+
+
+def split_group(group: PromptGroup, max_tokens: int) -> list[PromptGroup]:
+    """Parts of a group, each its prompt with some of its completions, of at most `max_tokens` in a packed row.
+
+    Completions keep their order, so that per-token vectors of the parts, end to end, are those of the group. A part
+    has at least one completion, however long.
+
+    Example: prompt of 10, completions of 6, 6 and 3 tokens, which take 5, 5 and 2 positions. Within 18 tokens: the
+    first alone would be 15, with the second 20; so [6], and [6, 3] of 17.
+
+    Args:
+        group: with or without log-probabilities.
+        max_tokens: of a part.
+    """
+    lengths: list[int] = group.lengths.tolist()
+    stops: list[int] = []
+    size = prompt = len(group.prompt_ids)
+    for index, length in enumerate(lengths):
+        if size > prompt and size + length - 1 > max_tokens:
+            stops.append(index)
+            size = prompt
+        size += length - 1
+    bounds = [0, *stops, len(lengths)]
+    return [_completions(group, start, stop) for start, stop in pairwise(bounds)]
+
+
+def _completions(group: PromptGroup, start: int, stop: int) -> PromptGroup:
+    """The group with some of its completions."""
+    if stop - start == len(group.lengths):
+        return group
+    ends = torch.cat([group.lengths.new_zeros(1), group.lengths.cumsum(0)])
+    first, last = int(ends[start]), int(ends[stop])
+    cut: dict[str, torch.Tensor] = {}
+    for f in fields(group):
+        value = getattr(group, f.name)
+        if value is None or f.name == "prompt_ids":
+            continue
+        per_sequence = f.name in ("lengths", "rewards", "advantages")
+        cut[f.name] = value[start:stop] if per_sequence else value[first:last]
+    return replace(group, **cut)

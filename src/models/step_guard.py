@@ -1,0 +1,171 @@
+"""Optimizer steps that must not be taken: what is not finite is counted, kept in a file, and ends the run if it stays.
+
+This room decides and writes files; it touches no weight, gradient or optimizer state.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from safetensors import safe_open
+from safetensors.torch import save
+
+from src.algorithm.experience import PromptGroup
+from src.algorithm.policy_loss import LossCounts
+
+log = logging.getLogger(__name__)
+
+FOLDER = "bad_minibatches"
+
+
+class NonFiniteError(FloatingPointError):
+    """Loss or gradient stays NaN or infinite; no weight has been changed by it."""
+
+
+@dataclass(frozen=True, slots=True)
+class SavedMinibatch:
+    """One rank's share of a minibatch, with what its loss needs beside the policy: enough to compute it again.
+
+    Attributes:
+        groups: with token weights, and old log-probabilities unless `first`.
+        counts: totals of the minibatch over all ranks, which the loss divides by.
+        first: no update had come since the groups were sampled.
+        temperature: of the policy's distribution.
+        rollout_step: from 0; the weights are those after so many rollout steps and `minibatch` optimizer steps.
+        minibatch: from 0, in its rollout step.
+        loss: found, over all ranks; NaN and infinity are possible.
+        grad_norm: found, before clipping.
+    """
+
+    groups: list[PromptGroup]
+    counts: LossCounts
+    first: bool
+    temperature: float
+    rollout_step: int
+    minibatch: int
+    loss: float
+    grad_norm: float
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file: tensors `<group>.<field>`, everything else as JSON in its metadata.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        tensors = {
+            f"{index}.{f.name}": value.detach().cpu().clone()
+            for index, group in enumerate(self.groups)
+            for f in fields(group)
+            if (value := getattr(group, f.name)) is not None
+        }
+        rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "groups"}
+        content = save(tensors, metadata={"minibatch": json.dumps({**rest, "groups": len(self.groups)})})
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+    @classmethod
+    def load(cls, path: Path) -> SavedMinibatch:
+        """Read such a file; nothing in it is executed.
+
+        Raises:
+            ValueError: it is not one.
+        """
+        with safe_open(path, framework="pt") as file:
+            described = (file.metadata() or {}).get("minibatch")
+            if described is None:
+                raise ValueError(f"{path}: expected a minibatch saved by a training run, found no 'minibatch' in it.")
+            rest = json.loads(described)
+            found: list[dict[str, object]] = [{} for _ in range(rest.pop("groups"))]
+            for key in file.keys():  # noqa: SIM118  # not a mapping
+                index, name = key.split(".")
+                found[int(index)][name] = file.get_tensor(key)
+        rest["counts"] = LossCounts(*rest["counts"])
+        return cls(groups=[PromptGroup(**tensors) for tensors in found], **rest)  # type: ignore[arg-type]
+
+
+class StepGuard:
+    """Says of every minibatch whether its optimizer step is taken, and remembers those that were not.
+
+    Args:
+        max_bad_steps: so many in a row end the run.
+        max_saved: files kept in all, on each rank.
+
+    Attributes:
+        skipped: steps not taken so far.
+        in_a_row: of these, since the last one that was taken.
+    """
+
+    def __init__(self, max_bad_steps: int, max_saved: int) -> None:
+        self._max_bad_steps, self._max_saved = max_bad_steps, max_saved
+        self.skipped = 0
+        self.in_a_row = 0
+        self._saved = 0
+
+    def allows(self, loss: float, grad_norm: float) -> bool:
+        """Whether both are finite. The answer is counted; equal arguments on all ranks give it on all ranks."""
+        if math.isfinite(loss) and math.isfinite(grad_norm):
+            self.in_a_row = 0
+            return True
+        self.skipped += 1
+        self.in_a_row += 1
+        return False
+
+    def keep(self, minibatch: SavedMinibatch, folder: Path, rank: int) -> str | None:
+        """Save a minibatch that was skipped; its file's name, or None where there are enough of them already.
+
+        A file that cannot be written is no reason to stop: that is told, and training goes on.
+        """
+        if self._saved >= self._max_saved:
+            return None
+        name = f"step_{minibatch.rollout_step:06d}_minibatch_{minibatch.minibatch:03d}_rank_{rank}.safetensors"
+        try:
+            minibatch.save(folder / FOLDER / name)
+        except OSError as error:
+            log.warning("The minibatch that is not finite cannot be saved: %s.", error)
+            return None
+        self._saved += 1
+        return name
+
+    def check(self, rollout_step: int, loss: float, grad_norm: float) -> None:
+        """Say that a step was skipped, and stop the run if it was one too many.
+
+        Raises:
+            NonFiniteError: `max_bad_steps` in a row.
+        """
+        found = f"rollout step {rollout_step}: loss {loss}, gradient norm {grad_norm}. "
+        advice = "Lower optimizer.learning_rate or look at the last rollouts in rollouts.jsonl"
+        if self.in_a_row >= self._max_bad_steps:
+            raise NonFiniteError(
+                f"{found}The weights are those before this minibatch. {advice} and at the minibatches in {FOLDER}/. "
+                f"Optimizer steps skipped in a row: {self.in_a_row} (updates.max_bad_steps={self._max_bad_steps})."
+            )
+        log.warning(
+            "%sThe optimizer step is skipped, weights and optimizer are as before it; %d more in a row stop the run. "
+            "%s if it comes again.",
+            found,
+            self._max_bad_steps - self.in_a_row,
+            advice,
+        )
+
+    def state_dict(self) -> dict[str, int]:
+        """The counts."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row, "saved": self._saved}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Continue counting."""
+        self.skipped, self.in_a_row, self._saved = state["skipped"], state["in_a_row"], state["saved"]
+
+
+def mean_of_finite(values: Sequence[float]) -> float:
+    """Mean of the finite ones; NaN without any.
+
+    >>> mean_of_finite([1.0, float("inf"), 3.0])
+    2.0
+    """
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan
