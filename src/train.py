@@ -36,6 +36,7 @@ from src.models.warm_start import warm_start  # noqa: E402
 from src.protocol.published_regions import published_regions  # noqa: E402
 from src.protocol.token_bytes import TokenBytes  # noqa: E402
 from src.rollout.collect import Collector  # noqa: E402
+from src.rollout.guarded import GuardedEngine  # noqa: E402
 from src.utils.config_checks import check_config, check_model  # noqa: E402
 from src.utils.instantiating import instantiate_callbacks, instantiate_loggers  # noqa: E402
 from src.utils.launching import check_launch  # noqa: E402
@@ -143,14 +144,13 @@ def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRende
     """The module that the algorithm asks for, with its engine and collector."""
     algorithm = instantiate(config.algorithm)
     sampling = instantiate(config.sampling, stop_token_ids=loaded.stop_token_ids)
-    engine = instantiate(config.rollout)(
-        engine_source(
-            loaded.policy.model,
-            instantiate(config.policy),
-            precision=str(config.trainer.precision),
-            shared=not is_sharded(config.trainer),
-        )
+    source = engine_source(
+        loaded.policy.model,
+        instantiate(config.policy),
+        precision=str(config.trainer.precision),
+        shared=not is_sharded(config.trainer),
     )
+    engine = GuardedEngine(instantiate(config.rollout)(source))
     table = TokenBytes.from_tokenizer(loaded.tokenizer)
     published = getattr(algorithm, "regions", "sampled") == "published"
     tagger = partial(published_regions, tokenizer=loaded.tokenizer) if published else None
