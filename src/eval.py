@@ -33,7 +33,10 @@ from src.models.loading import engine_source  # noqa: E402
 from src.models.lora import merged_named_tensors  # noqa: E402
 from src.models.resolving import ModelSource, load_source, resolve_model  # noqa: E402
 from src.rollout.engine import RolloutEngine  # noqa: E402
-from src.utils.config_checks import ConfigError  # noqa: E402
+from src.utils.command_line import entry_point  # noqa: E402
+from src.utils.config_checks import ConfigError, check_composed  # noqa: E402
+from src.utils.portable import save_config  # noqa: E402
+from src.utils.run_folder import open_run_folder  # noqa: E402
 from src.utils.run_summary import command_line, versions  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -58,6 +61,7 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
         RecordError: a record of the evaluation to resume is damaged.
         KeyboardInterrupt: interrupted; the folder can be resumed.
     """
+    check_composed(config, "eval.yaml")
     started = time.monotonic()
     folder = Path(config.paths.output_dir if config.resume is None else config.resume)
     L.seed_everything(config.seed, workers=True)
@@ -72,7 +76,8 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
     fingerprint.open_folder(folder, made_of, resume=config.resume is not None)
     stores = {name: RecordStore(folder / f"{name}.jsonl") for name in benchmarks}
     finished = {name: store.read() for name, store in stores.items()}
-    OmegaConf.save(config, folder / "config.yaml", resolve=True)
+    open_run_folder(folder)
+    save_config(config, folder / "config.yaml")
 
     loaded = load_source(source)
     loaded.model.to(device)  # type: ignore[arg-type]
@@ -225,4 +230,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with entry_point("eval.yaml"):
+        main()

@@ -27,7 +27,9 @@ from src.models.exporting import (  # noqa: E402
 from src.models.model_card import CardFacts, Scores, model_card  # noqa: E402
 from src.models.resolving import LoadedModel, ModelSource, load_source, resolve_model, run_config  # noqa: E402
 from src.rollout.engine import SamplingParams  # noqa: E402
+from src.utils.command_line import entry_point  # noqa: E402
 from src.utils.config_checks import ConfigError  # noqa: E402
+from src.utils.config_keys import check_keys  # noqa: E402
 from src.utils.run_summary import command_line, versions  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -41,6 +43,7 @@ def export_model(config: DictConfig) -> Path:
         ExportError: the folder cannot be written.
         ValueError: a checkpoint that does not fit its run's config.
     """
+    check_keys(config, "export.yaml")
     if OmegaConf.is_missing(config, "output"):
         raise ConfigError("output: expected a folder to write to, found nothing. E.g. output=logs/exported/my_model")
     folder = Path(config.output).expanduser()
@@ -114,4 +117,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with entry_point("export.yaml"):
+        main()

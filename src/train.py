@@ -18,7 +18,7 @@ import lightning as L  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
 from lightning.pytorch.utilities import rank_zero_only  # noqa: E402
-from omegaconf import DictConfig, OmegaConf  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
 
 from src.callbacks.benchmark import BenchmarkCallback  # noqa: E402
 from src.callbacks.checkpoint import RolloutCheckpoint  # noqa: E402
@@ -37,11 +37,15 @@ from src.protocol.published_regions import published_regions  # noqa: E402
 from src.protocol.token_bytes import TokenBytes  # noqa: E402
 from src.rollout.collect import Collector  # noqa: E402
 from src.rollout.guarded import GuardedEngine  # noqa: E402
-from src.utils.config_checks import check_config, check_model  # noqa: E402
+from src.utils.command_line import entry_point  # noqa: E402
+from src.utils.config_checks import check_config  # noqa: E402
 from src.utils.instantiating import instantiate_callbacks, instantiate_loggers  # noqa: E402
 from src.utils.launching import check_launch  # noqa: E402
 from src.utils.memory_table import show_plan  # noqa: E402
+from src.utils.policy_checks import check_policy  # noqa: E402
+from src.utils.portable import save_config  # noqa: E402
 from src.utils.preflight import MemoryPlanError, check_memory, plan_memory  # noqa: E402
+from src.utils.run_folder import keep_to_owner, open_run_folder  # noqa: E402
 from src.utils.run_summary import write_summary  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -60,9 +64,12 @@ def train(config: DictConfig) -> dict[str, float]:
         return {}
     folder = Path(config.paths.output_dir)
     if getattr(rank_zero_only, "rank", 0) == 0:
-        OmegaConf.save(config, folder / "config.yaml", resolve=True)
+        open_run_folder(folder)
+        save_config(config, folder / "config.yaml")
     else:
+        keep_to_owner()
         logging.getLogger("src").setLevel(logging.ERROR)  # what all ranks would say, one says
+    check_policy(config)
     started = time.monotonic()
     L.seed_everything(config.seed, workers=True)
 
@@ -76,7 +83,6 @@ def train(config: DictConfig) -> dict[str, float]:
     if benchmarks is not None:
         benchmarks.prepare()
     loaded = load_policy(instantiate(config.policy), deferred=is_sharded(config.trainer))
-    check_model(config, loaded.policy.model)
     renderer = instantiate(config.prompt, loaded.tokenizer)
     datamodule: L.LightningDataModule = instantiate(config.data, renderer=renderer)
     trainer: L.Trainer = instantiate(
@@ -211,4 +217,5 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    with entry_point("train.yaml"):
+        main()

@@ -12,6 +12,7 @@ from omegaconf.errors import OmegaConfBaseException
 from src.models.checkpoints import Progress, checkpoint_progress, is_sharded
 from src.models.saving import PARTIAL, REPLACED, DamagedCheckpointError, check_whole
 from src.utils.config_checks import ConfigError
+from src.utils.portable import load_config
 
 log = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ def _of_same_experiment(config: DictConfig, folder: Path) -> Found | None:
         if run == folder or not file.is_file() or not (run / "checkpoints").is_dir():
             continue
         try:
-            saved = OmegaConf.load(file)
+            saved = load_config(file)
             same = isinstance(saved, DictConfig) and _comparable(saved, run) == own
         except (OSError, ValueError, OmegaConfBaseException):
             continue

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import shutil
+import struct
 import tempfile
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 log = logging.getLogger(__name__)
+
+_MAGIC = b"GGUF"
 
 
 def converted_gguf(source: str, gguf_file: str, *, cache: Path | None = None) -> Path:
@@ -29,8 +32,14 @@ def converted_gguf(source: str, gguf_file: str, *, cache: Path | None = None) ->
         gguf_file: its name.
         cache: where converted folders are kept; `rest/gguf` in Hugging Face's cache (environment variable HF_HOME)
             when None.
+
+    Raises:
+        OSError: no such file on the hub, or no room for the folder.
+        ValueError: no GGUF file, or one that is cut short.
     """
     local = Path(source) / gguf_file
+    if local.is_file():
+        _check_magic(local)
     identity = f"{gguf_file}:{local.stat().st_size}" if local.is_file() else f"{source}/{gguf_file}"
     digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
     cache = Path(HF_HOME) / "rest" / "gguf" if cache is None else cache
@@ -47,9 +56,21 @@ def converted_gguf(source: str, gguf_file: str, *, cache: Path | None = None) ->
     except OSError:
         if not folder.is_dir():
             raise
+    except (ValueError, IndexError, KeyError, struct.error) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"policy.gguf_file: '{gguf_file}' of '{source}' cannot be read; is it whole? {reason}"
+        ) from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def _check_magic(file: Path) -> None:
+    with file.open("rb") as opened:
+        found = opened.read(len(_MAGIC))
+    if found != _MAGIC:
+        raise ValueError(f"policy.gguf_file: expected '{file}' to begin with {_MAGIC!r}, found {found!r}. Is it GGUF?")
 
 
 def _convert(source: str, gguf_file: str, folder: Path) -> None:

@@ -1,7 +1,12 @@
-"""Policies in and out: a hub id, a local folder, a GGUF file or random weights; export to a folder that loads again."""
+"""Policies in and out: a hub id, a local folder, a GGUF file or random weights; export to a folder that loads again.
+
+Weights come from safetensors, or from pickles read with `weights_only=True`; Python code that comes with a model runs
+only where `policy.trust_remote_code` says so.
+"""
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -10,6 +15,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple, cast, get_args
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -21,6 +27,7 @@ from transformers import (
 
 from src.models.deferred import WeightSource, on_meta
 from src.models.exporting import gathered_weights, save_folder
+from src.models.folder_checks import check_tokenizer_files, check_weight_files
 from src.models.gguf import converted_gguf
 from src.models.lora import LoraSettings, add_lora
 from src.models.policy import Policy
@@ -101,7 +108,8 @@ def load_policy(config: PolicyConfig, *, deferred: bool = False) -> LoadedPolicy
     Raises:
         FileNotFoundError: a folder, package or file that is not there; names it.
         OSError: the hub cannot be reached or does not have the model.
-        ValueError: no chat template, no end-of-sequence token, or a model that cannot run on packed rows.
+        ValueError: a damaged file, weights that do not fit the architecture, no chat template, no end-of-sequence
+            token, or a model that cannot run on packed rows.
     """
     tokenizer = load_tokenizer(config)
     model = meta_model(config) if deferred else load_model(config)
@@ -121,6 +129,7 @@ def load_policy(config: PolicyConfig, *, deferred: bool = False) -> LoadedPolicy
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer; without a padding token it pads with its end-of-sequence token. Raises as `load_policy`."""
     source = locate(config)
+    check_tokenizer_files(Path(source))
     with _hub_errors(config):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     if tokenizer.chat_template is None:
@@ -141,21 +150,42 @@ def load_model(config: PolicyConfig) -> PreTrainedModel:
     dtype: torch.dtype | str = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
     trust = config.trust_remote_code
     source = locate(config)
+    if config.weights == "pretrained":
+        check_weight_files(Path(source))
     with _hub_errors(config):
         if config.weights == "random":
             architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
             dtype = architecture.dtype or torch.float32 if dtype == "auto" else dtype
             model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, trust_remote_code=trust)
         else:
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, trust_remote_code=trust)
+            model = _pretrained(source, dtype, trust)
     if config.lora is not None:
         add_lora(model, config.lora)
+    return cast(PreTrainedModel, model)
+
+
+def _pretrained(source: str, dtype: torch.dtype | str, trust: bool) -> PreTrainedModel:
+    """The model with all of its weights: transformers draws those that no file has at random, and goes on."""
+    try:
+        model, found = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, trust_remote_code=trust, weights_only=True, output_loading_info=True
+        )
+    except RuntimeError as error:  # another shape
+        reason = " ".join(str(error).split())[:400]
+        raise ValueError(f"policy: the weights of '{source}' do not fit its config.json: {reason}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise ValueError(
+            f"policy: the weights of '{source}' lack {len(missing)} of the model's tensors: {', '.join(missing[:4])}"
+            f"{', …' if len(missing) > 4 else ''}. Is config.json that of these weights, and is every file there?"
+        )
     return cast(PreTrainedModel, model)
 
 
 def meta_model(config: PolicyConfig) -> PreTrainedModel:
     """The model with its parameters on the meta device, adapters included; raises as `load_policy`."""
     source, trust = locate(config), config.trust_remote_code
+    if config.weights == "pretrained":
+        check_weight_files(Path(source))
     with _hub_errors(config):
         architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
         found = architecture.dtype or torch.float32
@@ -273,7 +303,7 @@ def _hub_errors(config: PolicyConfig) -> Iterator[None]:
     """One line in place of the hub's several."""
     try:
         yield
-    except OSError as error:
+    except (OSError, SafetensorError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
         raise OSError(
             f"policy: could not load {config.path or config.package or config.hub_id}: {reason} "

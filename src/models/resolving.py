@@ -22,6 +22,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from src.models.checkpoints import is_sharded, load_checkpoint
 from src.models.loading import PolicyConfig, load_model, load_tokenizer, stop_token_ids
 from src.utils.config_checks import ConfigError
+from src.utils.portable import load_config
 
 log = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ def run_config(checkpoint: Path) -> dict[str, Any]:
 
 def _saved_config(file: Path) -> DictConfig:
     try:
-        saved = OmegaConf.load(file)
+        saved = load_config(file)
     except (OSError, ValueError, OmegaConfBaseException) as error:
         raise ConfigError(f"'{file}' cannot be read: {error}") from error
     if not isinstance(saved, DictConfig) or saved.get("policy") is None or saved.get("prompt") is None:

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class ConfigError(ValueError):
+    """A config that cannot run as it is: names the keys, what was found, and what to change."""
 
 
 def check_fields(section: str, settings: object, rules: Iterable[tuple[str, bool, str]]) -> None:
@@ -19,3 +24,27 @@ def check_fields(section: str, settings: object, rules: Iterable[tuple[str, bool
     for name, holds, expected in rules:
         if not holds:
             raise ValueError(f"{section}.{name}: expected {expected}, found {getattr(settings, name)!r}.")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a misspelt one most likely means.
+
+    >>> nearest("rollout_step", ["rollout_steps", "passes"])
+    'rollout_steps'
+    >>> nearest("zebra", ["rollout_steps", "passes"]) is None
+    True
+    """
+    found = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def advice(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """What to say of an unknown name: the nearest one, or all there are.
+
+    >>> advice("sed", ["seed", "data"]), advice("zebra", ["seed", "data"], "updates.")
+    ('Did you mean seed?', 'Known here: updates.data, updates.seed.')
+    """
+    names = sorted(known)
+    if (meant := nearest(name, names)) is not None:
+        return f"Did you mean {prefix}{meant}?"
+    return f"Known here: {', '.join(prefix + other for other in names)}." if names else "Nothing is known here."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from src.utils.config_checks import ConfigError
+from src.utils.checks import ConfigError
 
 
 def check_launch(environment: Mapping[str, str], overrides: Iterable[str]) -> None:
@@ -22,7 +22,7 @@ def check_launch(environment: Mapping[str, str], overrides: Iterable[str]) -> No
     >>> check_launch({"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "8"}, ["hydra.run.dir=logs/train/runs/mine"])
     >>> check_launch({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, [])
     Traceback (most recent call last):
-    src.utils.config_checks.ConfigError: hydra.run.dir: srun started 8 processes, and each would name the run folder \
+    src.utils.checks.ConfigError: hydra.run.dir: srun started 8 processes, and each would name the run folder \
 after its own clock. Give them one, hydra.run.dir=FOLDER, as docs/launch does.
     """
     started = {

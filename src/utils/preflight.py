@@ -19,7 +19,7 @@ from src.models.row_shape import RowShape, longest_rows
 from src.rollout.engine import SamplingParams
 from src.rollout.memory import GenerationBatch, NativeDemand, native_parts, vllm_parts
 from src.utils.capacity import device_capacity, host_capacity, resident_bytes
-from src.utils.config_checks import ConfigError
+from src.utils.checks import ConfigError
 from src.utils.placement import model_traits, placement, stored_dtype
 
 GIB = 1 << 30

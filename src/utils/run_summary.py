@@ -13,13 +13,15 @@ from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
+from src.utils.portable import without_home
+
 _PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "vllm", "bfcl-eval")
 
 
 def write_summary(folder: Path, **values: Any) -> None:
-    """Write `summary.json` with the given values, the command, and the versions that it ran with."""
+    """Write `summary.json` with the given values, the command, and the versions that it ran with; no home folder."""
     content: Mapping[str, Any] = {**values, "command": command_line(), "versions": versions()}
-    (folder / "summary.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    (folder / "summary.json").write_text(without_home(json.dumps(content, indent=2)) + "\n", encoding="utf-8")
 
 
 def command_line(*more: str) -> str:

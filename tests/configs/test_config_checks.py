@@ -4,14 +4,25 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from src.utils.config_checks import ConfigError, check_config, check_model
-from tests.conftest import train_config
+from src.rewards.tool_call import RewardParts
+from src.utils.checks import ConfigError
+from src.utils.config_checks import check_composed, check_config, check_lengths, check_rate
+from src.utils.config_rules import VALIDATION_METRICS
+from tests.conftest import ROOT, eval_config, train_config
+
+GROUPS = ("algorithm", "callbacks", "logger", "reward", "rollout", "trainer")
+CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((ROOT / "configs" / group).glob("*.yaml"))]
 
 
-def test_every_default_config_passes():
-    check_config(train_config(Path()))
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_config_of_a_group_passes(choice):
+    check_config(train_config(Path(), choice, "dry_run=true"))  # no GPU, no vLLM
+
+
+def test_evaluations_pass():
+    check_composed(eval_config(Path(), "benchmark=[bfcl,api_bank,synthetic]"), "eval.yaml")
+    check_composed(eval_config(Path(), "policy=tiny", "rollout=vllm"), "eval.yaml")
 
 
 @pytest.mark.parametrize(
@@ -32,6 +43,25 @@ def test_every_default_config_passes():
             "algorithm.weighting.progress=fraction needs callbacks.curriculum",
         ),
         (["data=hammer", "data.train.seed=???"], "no value for data.train.seed"),
+        (["callbacks.benchmark=null"], r"benchmark=\[synthetic\] needs callbacks.benchmark"),
+        (["trainer.precision=16-mixed"], "trainer.precision=16-mixed: expected a GPU"),
+        (["trainer=fsdp_cpu", "trainer.devices=17"], "at least one prompt for each of the 17 ranks"),
+        (["trainer.devices=two"], "trainer.devices: expected a number, a list or 'auto', found 'two'"),
+        (
+            ["optimized_metric=val/exact_mach"],
+            "optimized_metric=val/exact_mach: no such metric. Did you mean val/exact_",
+        ),
+        (["callbacks.checkpoint.monitor=val/rewrd"], "monitor=val/rewrd: no such metric. Did you mean val/reward"),
+        (["rollout=vllm", "rollout.max_model_len=500"], "400 . 112 is more than rollout.max_model_len=500"),
+        (
+            ["rollout=vllm", "sampling.temperature=0.7", "rollout.logprobs_mode=raw_logprobs"],
+            "Set rollout.logprobs_mode=",
+        ),
+        (["rollout=vllm", "rollout.gpu_memory_utilization=90"], "gpu_memory_utilization: expected in"),
+        (["rollout=vllm", "rollout.tensor_parallel_size=2"], "expected a divisor of the 1 ranks of a node"),
+        (["rollout=vllm_server", "rollout.url=gpu7:8000"], "rollout.url: expected http://HOST:PORT"),
+        (["data=rlla", "data.path=nowhere.json"], "prompt.layout=compact with data.train: this corpus publishes"),
+        (["data=rlla", "data.path=nowhere.json", "prompt.layout=published"], "data.train.path: no file or folder"),
     ],
 )
 def test_rules(overrides, message):
@@ -39,26 +69,65 @@ def test_rules(overrides, message):
         check_config(train_config(Path(), *overrides))
 
 
-def qwen3(positions: int, dtype: torch.dtype) -> Qwen3ForCausalLM:
-    config = Qwen3Config(
-        vocab_size=8, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, num_key_value_heads=1, head_dim=8
-    )
-    config.max_position_embeddings = positions
-    return Qwen3ForCausalLM(config).to(dtype)
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+sed=3"], "sed: no such key in configs/train.yaml. Did you mean seed?"),
+        (["+paths.log_dri=x"], "paths.log_dri: no such key. Did you mean paths.log_dir?"),
+        (["+updates.rollout_step=3"], "Did you mean updates.rollout_steps?"),
+        (["+data.train.num_trian=3"], "Did you mean data.train.num_train?"),
+        (["+algorithm.weighting.factors.reason=1"], "Did you mean algorithm.weighting.factors.reasoning?"),
+        (
+            ["+callbacks.checkpoint.save_lst=true"],
+            "Did you mean callbacks.checkpoint.save_last?",
+        ),  # of Lightning's base
+        (["+callbacks.helth=null"], "callbacks.helth: null leaves an entry out, but none is called so. Did you mean"),
+        (
+            ["+callbacks.bench.every_n_rollout_steps=3"],
+            "callbacks.bench: expected a config with _target_, found the keys",
+        ),
+        (["reward._target_=src.rewards.tool_cal.Reward"], "reward._target_: expected a class or function that can be"),
+        (["updates.rollout_steps=ten"], "updates.rollout_steps: expected an integer, found 'ten'"),
+        (["sampling.n=true"], "sampling.n: expected an integer, found True"),
+        (["optimizer.schedule=linear"], "optimizer.schedule: expected 'constant' or 'cosine', found 'linear'"),
+        (["trainer.precision=bf16-mix"], "trainer.precision: expected .*'bf16-mixed'.*, found 'bf16-mix'"),
+        (["seed=one"], "seed: expected an integer, found 'one'"),
+        (["warm_start=placeholder"], "warm_start.source.path: Interpolation key 'data.path' not found"),
+    ],
+)
+def test_keys_and_values(overrides, message):
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        check_config(train_config(Path(), *overrides))
+
+
+def test_metrics_are_those_that_validation_logs():
+    logged = RewardParts(0.0, 0.0, 0.0, 0.0, 0.0, 0.0).metrics()
+    assert set(logged) | {"reward", "tokens", "truncated"} == set(VALIDATION_METRICS)
 
 
 def test_prompt_and_completion_must_fit_the_model():
     config = train_config(Path(), "data.max_prompt_tokens=900", "sampling.max_new_tokens=200")
-    check_model(config, qwen3(1100, torch.float32))
+    check_lengths(config, 1100)
+    check_lengths(config, None)
     with pytest.raises(ConfigError, match="900 \\+ 200 is more than the model's 1099 positions"):
-        check_model(config, qwen3(1099, torch.float32))
+        check_lengths(config, 1099)
+
+
+def test_benchmarks_must_fit_the_model_and_the_engine():
+    config = train_config(Path(), "rollout=vllm", "rollout.max_model_len=1024")
+    with pytest.raises(ConfigError, match=r"rollout\.max_model_len=1024 is less than the model's 2048 positions"):
+        check_lengths(config, 2048)
+    check_lengths(config, 1024)
+    check_lengths(train_config(Path(), "rollout=vllm", "rollout.max_model_len=1024", "benchmark=[]"), 2048)
+    with pytest.raises(ConfigError, match=r"callbacks\.benchmark\.max_new_tokens=2000 leaves no room"):
+        check_lengths(train_config(Path(), "callbacks.benchmark.max_new_tokens=2000"), 2000)
 
 
 def test_updates_must_not_be_lost_in_bfloat16():
     """0.02 + 1e-6 is 0.02 in bfloat16: the published learning rate would train nothing."""
     assert torch.tensor(0.02, dtype=torch.bfloat16) + 1e-6 == torch.tensor(0.02, dtype=torch.bfloat16)
     config = train_config(Path(), "optimizer.learning_rate=1.0e-6", "policy.dtype=bfloat16")
-    check_model(config, qwen3(1024, torch.float32))
+    check_rate(config, torch.float32)
     with pytest.raises(ConfigError, match=r"policy\.dtype=float32 trainer.precision=bf16-mixed"):
-        check_model(config, qwen3(1024, torch.bfloat16))
-    check_model(train_config(Path(), "optimizer.learning_rate=1.0e-4"), qwen3(1024, torch.bfloat16))
+        check_rate(config, torch.bfloat16)
+    check_rate(train_config(Path(), "optimizer.learning_rate=1.0e-4"), torch.bfloat16)

@@ -17,11 +17,11 @@ def test_converts_once_and_again_when_the_file_changes(tmp_path: Path, monkeypat
         (folder / "config.json").write_text("{}")
 
     monkeypatch.setattr(gguf, "_convert", convert)
-    (tmp_path / "a.gguf").write_bytes(b"1234")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF1234")
     first = gguf.converted_gguf(str(tmp_path), "a.gguf", cache=tmp_path / "cache")
     assert gguf.converted_gguf(str(tmp_path), "a.gguf", cache=tmp_path / "cache") == first
     assert calls == ["a.gguf"] and (first / "config.json").is_file()
-    (tmp_path / "a.gguf").write_bytes(b"12345")
+    (tmp_path / "a.gguf").write_bytes(b"GGUF12345")
     assert gguf.converted_gguf(str(tmp_path), "a.gguf", cache=tmp_path / "cache") != first
 
 

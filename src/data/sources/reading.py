@@ -72,31 +72,56 @@ def corpus_files(path: str) -> list[Path]:
 
 def _read_file(file: Path) -> Iterator[Record]:
     if file.suffix == ".parquet":
-        import pyarrow.parquet as parquet
-
-        index = 0
-        for batch in parquet.ParquetFile(file).iter_batches():
-            for value in batch.to_pylist():
-                yield _record(value, f"{file}[{index}]", f"{file.stem}-{index}")
-                index += 1
+        for index, value in enumerate(_parquet_values(file)):
+            yield _record(value, f"{file}[{index}]", f"{file.stem}-{index}")
     elif file.suffix == ".jsonl":
-        with file.open(encoding="utf-8") as lines:
+        with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
                 if line.strip():
-                    value = parse_json(line, f"{file}:{number}", "line")
+                    value = parse_json(_text(line, f"{file}:{number}"), f"{file}:{number}", "line")
                     yield _record(value, f"{file}:{number}", f"{file.stem}-{number}")
     else:
-        values = parse_json(file.read_text(encoding="utf-8"), str(file), "file")
+        values = parse_json(_text(file.read_bytes(), str(file)), str(file), "file")
         if not isinstance(values, list):
             raise DataError(str(file), "file", "a JSON list of records", values, "Use .jsonl for one record a line.")
         for index, value in enumerate(values):
             yield _record(value, f"{file}[{index}]", f"{file.stem}-{index}")
 
 
+def _parquet_values(file: Path) -> Iterator[JsonValue]:
+    import pyarrow.parquet as parquet
+    from pyarrow import ArrowException
+
+    try:
+        for batch in parquet.ParquetFile(file).iter_batches():
+            yield from batch.to_pylist()
+    except (ArrowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(
+            str(file), "file", f"a whole parquet file ({reason})", f"{file.stat().st_size} bytes"
+        ) from error
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        spot = data[max(0, error.start - 10) : error.start + 10]
+        raise DataError(where, "file", f"UTF-8 text ({error.reason} at byte {error.start})", spot) from None
+
+
 def _read_hub(hub_id: str, split: str) -> Iterator[Record]:
     from datasets import load_dataset
 
-    for index, value in enumerate(load_dataset(hub_id, split=split)):
+    try:
+        values = load_dataset(hub_id, split=split)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(
+            f"source.hub_id: the split '{split}' of '{hub_id}' cannot be loaded: {reason} Check the name and the "
+            "connection (gated datasets need a token), or set data.path to a local file or folder."
+        ) from error
+    for index, value in enumerate(values):
         yield _record(value, f"{hub_id}[{index}]", str(index))
 
 
@@ -116,6 +141,8 @@ def parse_json(text: str, where: str, field: str) -> JsonValue:
         raise DataError(where, field, f"valid JSON ({error.msg} at {at})", spot) from None
     except ValueError as error:
         raise DataError(where, field, f"valid JSON ({error})", text[:60]) from None
+    except RecursionError:
+        raise DataError(where, field, "JSON that is not nested a thousand levels deep", text[:60]) from None
 
 
 def _reject_constant(name: str) -> None:

@@ -45,7 +45,7 @@ def _tools(system: str, where: str) -> tuple[ToolSpec, ...]:
     while (start := system.find("[", start)) >= 0:
         try:
             tools = decoder.raw_decode(system, start)[0]
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             tools = None
         if isinstance(tools, list) and all(isinstance(tool, dict) and "name" in tool for tool in tools):
             return tool_specs(tools, where, "system")

@@ -1,0 +1,95 @@
+"""The policy that a config names against the config, from its architecture and tokenizer alone: no weight is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
+
+from src.data.rendering import PromptRenderer
+from src.models.architecture import count_parameters, empty_model, load_architecture
+from src.models.loading import PolicyConfig, load_tokenizer
+from src.protocol.parsing import parse
+from src.utils.checks import ConfigError
+from src.utils.config_checks import check_lengths, check_rate
+from src.utils.config_rules import samples
+from src.utils.placement import stored_dtype
+from src.utils.run_folder import GIB, check_room
+
+_OPTIMIZER_BYTES = 8
+"""AdamW's two moments of a trained weight, in float32."""
+
+
+def check_policy(config: DictConfig) -> None:
+    """Check that prompts fit, that updates count, that the template leaves the regions, and that checkpoints have room.
+
+    Raises:
+        ConfigError: one of these does not hold.
+        FileNotFoundError, OSError, ValueError: no architecture or tokenizer, see `load_tokenizer`.
+    """
+    policy: PolicyConfig = instantiate(config.policy)
+    architecture = _architecture(policy)
+    check_lengths(config, getattr(architecture.get_text_config(), "max_position_embeddings", None))
+    if policy.lora is None:
+        check_rate(config, stored_dtype(policy, architecture, str(config.trainer.precision)))
+    tokenizer = load_tokenizer(policy)
+    check_vocabulary(tokenizer, architecture)
+    check_template(config, tokenizer)
+    if config.callbacks.get("checkpoint") is not None:
+        _check_disk(config, policy, architecture)
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, architecture: PretrainedConfig) -> None:
+    """Check that the model has an embedding for each token: another model's tokenizer fails in the middle of a step.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
+    rows = architecture.get_text_config().vocab_size
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"policy: the tokenizer of '{tokenizer.name_or_path}' has {len(tokenizer)} tokens, expected at most the "
+            f"{rows} of the model's vocabulary (vocab_size in config.json). Is it another model's?"
+        )
+
+
+def check_template(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that the chat template leaves thinking to the policy: what a prompt has closed has no region to weigh.
+
+    Raises:
+        ConfigError: it opens and closes `<think>` itself.
+        ValueError: a template that cannot be rendered.
+    """
+    renderer: PromptRenderer = instantiate(config.prompt, tokenizer)
+    prefix = renderer.response_prefix
+    if samples(config) and "think" in (read := parse(prefix)).fields and all(read.closed):
+        raise ConfigError(
+            f"prompt.chat_template_kwargs={dict(config.prompt.chat_template_kwargs or {})}: with it the chat template "
+            f"ends prompts with {prefix!r}, so no completion has the region reasoning, and none gets the format "
+            "right. Leave enable_thinking out, or set it to true."
+        )
+
+
+def _architecture(policy: PolicyConfig) -> PretrainedConfig:
+    try:
+        return load_architecture(policy)
+    except ValueError as error:
+        text = str(error)
+        if "trust_remote_code" in text:
+            raise ConfigError(
+                "policy.trust_remote_code=false: this model comes with Python code of its own, which would run here "
+                "with your rights. Read it, then set policy.trust_remote_code=true; or choose a model that "
+                "transformers knows."
+            ) from error
+        reason = text.strip().splitlines()[0]
+        raise ConfigError(f"policy: expected the config.json of a causal language model; {reason}") from error
+
+
+def _check_disk(config: DictConfig, policy: PolicyConfig, architecture: PretrainedConfig) -> None:
+    """Room for the last checkpoint, the best, the one before and the one that is being written."""
+    stored = stored_dtype(policy, architecture, str(config.trainer.precision))
+    counts = count_parameters(empty_model(architecture, stored, policy.lora, trust=policy.trust_remote_code))
+    size = counts.trained * ((4 if policy.lora is not None else stored.itemsize) + _OPTIMIZER_BYTES)
+    check_room(Path(config.paths.output_dir), 4 * size, f"4 checkpoints of {size / GIB:.1f} GiB")

@@ -1,0 +1,78 @@
+"""The run folder before anything is written to it: nobody else's to change, writable, with room for what will come."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from src.utils.checks import ConfigError
+from src.utils.portable import HideHome, without_home
+
+_OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
+_PROBE = b"\0" * 4096
+GIB = 1 << 30
+
+
+def keep_to_owner() -> None:
+    """From here on, what this process and its children make can be changed by its owner alone, whatever the umask."""
+    os.umask(os.umask(0o077) | _OTHERS_MAY_WRITE)
+
+
+def open_run_folder(folder: Path) -> None:
+    """Make the run folder fit to be written to; what Hydra has put there loses the home folder's name.
+
+    Raises:
+        ConfigError: it is a file, cannot be written, or its disk is full.
+    """
+    keep_to_owner()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"paths.output_dir: expected a folder, '{folder}' is a file. Set hydra.run.dir=FOLDER.")
+    probe = folder / ".probe"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        if mode & _OTHERS_MAY_WRITE:
+            folder.chmod(mode & ~_OTHERS_MAY_WRITE)
+        with probe.open("wb", buffering=0) as file:
+            file.write(_PROBE)
+            os.fsync(file.fileno())
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(
+            f"paths.output_dir: '{folder}' cannot be written ({error.strerror}). Free space or rights there, or set "
+            "hydra.run.dir=FOLDER."
+        ) from error
+    _hide_home(folder)
+
+
+def check_room(folder: Path, needed: int, what: str) -> None:
+    """Refuse a run that its disk has no room for.
+
+    Args:
+        folder: on the disk in question.
+        needed: bytes.
+        what: for the message, e.g. "2 checkpoints of 1.2 GiB".
+
+    Raises:
+        ConfigError: less is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise ConfigError(
+            f"paths.output_dir: '{folder}' has {free / GIB:.1f} GiB free, expected at least {needed / GIB:.1f} GiB for "
+            f"{what}. Free space there, set hydra.run.dir=FOLDER on another disk, or write no checkpoints with "
+            "callbacks.checkpoint=null."
+        )
+
+
+def _hide_home(folder: Path) -> None:
+    for file in (folder / ".hydra").glob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        if (shown := without_home(text)) != text:
+            file.write_text(shown, encoding="utf-8")
+    for handler in logging.getLogger().handlers:
+        if isinstance(handler, logging.FileHandler) and not any(isinstance(f, HideHome) for f in handler.filters):
+            handler.addFilter(HideHome())
