@@ -64,11 +64,11 @@ def _leaves_the_head_out(model, named_tensors):
             model.lm_head.weight.copy_(kept)
 
 
-COPY_WEIGHTS = native._copy_weights
+COPY_WEIGHTS = native.copy_weights
 
 
 @pytest.mark.parametrize("broken", [_skips, _leaves_the_head_out])
 def test_a_copy_that_does_not_follow_stops_the_run(broken, random_policy, tmp_path, monkeypatch):
-    monkeypatch.setattr(native, "_copy_weights", broken)
+    monkeypatch.setattr(native, "copy_weights", broken)
     with pytest.raises(EngineMismatchError, match=r"rollout step 1: .* differ from the trainer's"):
         train(train_config(tmp_path, *COPY, f"policy.path={random_policy}"))
