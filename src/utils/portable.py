@@ -21,8 +21,8 @@ def without_home(text: str, home: str | None = None) -> str:
         text: any.
         home: None: this user's.
 
-    >>> without_home("policy.path=/home/ann/m data=/home/anna", "/home/ann")
-    'policy.path=~/m data=/home/anna'
+    >>> without_home("policy.path=/srv/ann/m data=/srv/anna", "/srv/ann")
+    'policy.path=~/m data=/srv/anna'
     """
     home = str(Path.home()) if home is None else home
     return text if home in ("", "/") else re.sub(re.escape(home) + r"(?![\w.-])", "~", text)

@@ -21,7 +21,7 @@ from src.algorithm.gradient_variance import (
     variance_factors,
 )
 from src.algorithm.region_weights import RegionFactors, RegionWeighting
-from src.models.head import last_layer_gradients
+from src.models.head_gradients import last_layer_gradients
 from src.protocol.types import Region
 
 F, N, P, R, S, OTHER = Region

@@ -50,7 +50,10 @@ def test_export_loads_again_with_identical_logits(kind: str, tied: bool, tmp_pat
     loaded = load_policy(PolicyConfig(path=tmp_path, dtype="float32"))
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
-        assert torch.equal(loaded.policy.model(IDS).logits, model(IDS).logits)
+        # a policy's norms take other steps to the same numbers
+        torch.testing.assert_close(loaded.policy.model(IDS).logits, model(IDS).logits, atol=1e-5, rtol=0)
+        for name, tensor in loaded.policy.model.state_dict().items():
+            assert torch.equal(tensor, model.state_dict()[name]), name
         assert torch.equal(plain(IDS).logits, model(IDS).logits)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tokenizer().chat_template
     # what runs the model here says nothing about how others should run it

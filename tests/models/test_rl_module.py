@@ -80,7 +80,7 @@ def test_finished_runs_and_foreign_checkpoints_are_refused(random_policy, tmp_pa
     content = torch.load(checkpoint, weights_only=True)
     del content["rollout_step"]
     torch.save(content, tmp_path / "foreign.ckpt")
-    with pytest.raises(ValueError, match="with the key 'rollout_step', found none"):
+    with pytest.raises(ValueError, match="expected the keys rollout_step and global_step, found not both"):
         run(tmp_path / "other", random_policy, f"ckpt_path={tmp_path / 'foreign.ckpt'}")
 
 
