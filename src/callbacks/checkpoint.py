@@ -11,9 +11,10 @@ import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
+from torch.distributed.checkpoint.api import CheckpointException
 from typing_extensions import override
 
-from src.models.saving import file_sums, partial_path, publish, remove, seal
+from src.models.saving import file_sums, partial_path, publish, remove, seal, settle
 from src.utils.signals import StoppedError, StopSignals
 
 log = logging.getLogger(__name__)
@@ -63,6 +64,10 @@ class RolloutCheckpoint(ModelCheckpoint):
         """From here on there is something to save when the run is asked to end."""
         super().on_train_start(trainer, pl_module)
         self._signals.install()
+        trainer.strategy.barrier()  # all ranks have read the checkpoint
+        folder, taken = Path(str(self.dirpath)), Path(trainer.ckpt_path or "")
+        if trainer.is_global_zero and taken.resolve().parent == folder.resolve():
+            settle(folder, taken, self._previous(taken.with_suffix("")))
 
     @override
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -108,6 +113,7 @@ class RolloutCheckpoint(ModelCheckpoint):
         """Write beside, seal, rename; see `saving`."""
         path = Path(filepath)
         partial = partial_path(path)
+        failure = ""
         if trainer.is_global_zero:
             remove(partial)
         trainer.strategy.barrier()
@@ -115,19 +121,24 @@ class RolloutCheckpoint(ModelCheckpoint):
             trainer.save_checkpoint(partial, self.save_weights_only)
             sums = _gathered(file_sums(partial, trainer.global_rank)) if partial.is_dir() else []
             if trainer.is_global_zero:
-                is_last = path.name == f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
                 seal(partial, sums)
-                publish(partial, path, path.with_name(PREVIOUS) if is_last and self._keep_previous else None)
-        except OSError as error:
+                publish(partial, path, self._previous(path))
+        except (OSError, CheckpointException) as error:
+            failure = str(error)
+        if failure := trainer.strategy.broadcast(failure):
             raise CheckpointWriteError(
-                f"checkpoint '{path}' could not be written: {error}. The one before it is as it was. See that there is "
-                "room and that the folder can be written, then go on with ckpt_path=auto."
-            ) from error
-        trainer.strategy.barrier()
+                f"checkpoint '{path}' could not be written: {failure}. The one before it is as it was. See that there "
+                "is room and that the folder can be written, then go on with ckpt_path=auto."
+            )
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
         for logger in trainer.loggers if trainer.is_global_zero else ():
             logger.after_save_checkpoint(self)
+
+    def _previous(self, path: Path) -> Path | None:
+        """Where the one that it replaces is kept."""
+        is_last = path.name == f"{self.CHECKPOINT_NAME_LAST}{self.FILE_EXTENSION}"
+        return path.with_name(PREVIOUS) if is_last and self._keep_previous else None
 
     # What is remembered
 

@@ -103,6 +103,23 @@ def publish(partial: Path, path: Path, previous: Path | None = None) -> None:
         remove(aside)
 
 
+def settle(folder: Path, taken: Path, previous: Path | None = None) -> None:
+    """End what a kill left under way: every checkpoint that is whole has its name, and nothing is kept for that.
+
+    Args:
+        folder: of checkpoints.
+        taken: the one in it that a run goes on from; if it is whole but not renamed yet, it is now.
+        previous: see `publish`.
+    """
+    if taken.name.endswith(PARTIAL):
+        publish(taken, taken.with_suffix(""), previous)
+    for aside in folder.glob(f"*{REPLACED}"):
+        if aside.with_suffix("").exists():
+            remove(aside)
+        else:
+            aside.rename(aside.with_suffix(""))
+
+
 def sync(path: Path) -> None:
     """Have the content of a file, or the names in a folder, on disk."""
     descriptor = os.open(path, os.O_RDONLY)

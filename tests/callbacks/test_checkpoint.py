@@ -70,6 +70,14 @@ def test_stopped_in_every_rollout_step_and_resumed_it_is_the_uninterrupted_run(r
     run(tmp_path / "stopped", random_policy, "ckpt_path=auto")  # of a finished run: nothing is left to do
     assert differences(tmp_path / "whole", tmp_path / "stopped") == []
 
+    last, rollouts = tmp_path / "stopped/checkpoints/last.ckpt", tmp_path / "stopped/rollouts.jsonl"
+    content = torch.load(last, weights_only=True)
+    content["state_dict"]["policy.model.model.norm.weight"][3] += 1e-6
+    torch.save(content, last)
+    rollouts.write_text("".join(rollouts.read_text().splitlines(keepends=True)[1:]))
+    found = differences(tmp_path / "whole", tmp_path / "stopped")  # which sees what there is to see
+    assert found[:2] == ["last.ckpt model", "rollouts.jsonl: 19 lines instead of 20"]
+
 
 def test_auto_starts_anew_where_there_is_no_checkpoint(random_policy, tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"event": "validation", "rollout_step": 0}\n{"event": "rol')

@@ -8,7 +8,7 @@ import torch
 
 from src.models.shards import Shards
 
-LAST = "checkpoints/last.ckpt"
+LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
 KEPT = ("rollout_step", "global_step", "lr_schedulers", "scores", "random_states")
 
 
@@ -17,7 +17,8 @@ def differences(expected: Path, found: Path) -> list[str]:
     problems = [
         f"{part} {key}"
         for part, (one, other) in {
-            "weights and optimizer": (_tensors(expected / LAST), _tensors(found / LAST)),
+            "last.ckpt": (_tensors(expected / LAST), _tensors(found / LAST)),
+            "best.ckpt": (_tensors(expected / BEST), _tensors(found / BEST)),
             "state": (_state(expected / LAST), _state(found / LAST)),
         }.items()
         for key in sorted(one.keys() | other.keys())
@@ -50,6 +51,8 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def _tensors(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
     if path.is_file():
         content = torch.load(path, weights_only=True)
         return {"model": content["state_dict"], "optimizer": content["optimizer_states"]}

@@ -10,7 +10,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from src.models import saving
-from src.models.saving import DamagedCheckpointError, check_whole, file_sums, partial_path, publish, seal
+from src.models.saving import DamagedCheckpointError, check_whole, file_sums, partial_path, publish, seal, settle
 
 STATE = {"state_dict": {"weight": torch.arange(3000.0), "bias": torch.arange(7.0)}, "rollout_step": 3}
 
@@ -136,3 +136,18 @@ def test_a_kill_while_it_is_published_leaves_the_old_or_the_new_one_whole(kind, 
     write(partial, 3)
     publish(partial, path, aside)
     assert steps() == ({"last.ckpt": 3} if previous is None else {"last.ckpt": 3, "previous.ckpt": 2})
+
+
+def test_what_a_kill_left_under_way_is_ended(tmp_path):
+    for name, step in (
+        ("best.ckpt.partial", 4),
+        ("best.ckpt.replaced", 2),
+        ("last.ckpt", 3),
+        ("last.ckpt.replaced", 1),
+    ):
+        torch.save(step, tmp_path / name)
+    settle(tmp_path, tmp_path / "best.ckpt.partial")
+    assert {path.name: torch.load(path) for path in tmp_path.iterdir()} == {"best.ckpt": 4, "last.ckpt": 3}
+    (tmp_path / "best.ckpt").rename(tmp_path / "best.ckpt.replaced")
+    settle(tmp_path, tmp_path / "last.ckpt")
+    assert {path.name: torch.load(path) for path in tmp_path.iterdir()} == {"best.ckpt": 4, "last.ckpt": 3}
