@@ -63,7 +63,8 @@ lint: $(STAMP) ## Check style, formatting and types
 audit: $(STAMP) $(AUDIT_STAMP) ## Known vulnerabilities of the pinned packages (needs a network)
 	list=$$(mktemp) && trap 'rm -f "$$list"' EXIT && \
 	$(RUN) -m pip freeze --all --exclude-editable | sed -E 's/\+[a-z0-9.]+$$//' > "$$list" && \
-	$(AUDIT_RUN) -m pip_audit --requirement "$$list" --no-deps --disable-pip --progress-spinner off $(ARGS)
+	$(AUDIT_RUN) -m pip_audit --requirement "$$list" --no-deps --disable-pip --strict \
+		--progress-spinner off $(ARGS)
 
 api-bank: ## Fetch API-Bank's test set (needs git and a network) into data/api_bank
 	mkdir -p data/api_bank && folder=$$(mktemp -d) && trap 'rm -rf "$$folder"' EXIT && \

@@ -42,7 +42,7 @@ from src.utils.config_checks import check_config  # noqa: E402
 from src.utils.instantiating import instantiate_callbacks, instantiate_loggers  # noqa: E402
 from src.utils.launching import check_launch  # noqa: E402
 from src.utils.memory_table import show_plan  # noqa: E402
-from src.utils.policy_checks import check_policy  # noqa: E402
+from src.utils.policy_checks import check_architecture, check_policy  # noqa: E402
 from src.utils.portable import save_config  # noqa: E402
 from src.utils.preflight import MemoryPlanError, check_memory, plan_memory  # noqa: E402
 from src.utils.run_folder import keep_to_owner, open_run_folder  # noqa: E402
@@ -60,6 +60,7 @@ def train(config: DictConfig) -> dict[str, float]:
         DataError: a record of the corpus cannot be used.
     """
     check_config(config)
+    check_architecture(config)
     if not preflight(config):
         return {}
     folder = Path(config.paths.output_dir)

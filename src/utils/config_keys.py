@@ -123,8 +123,9 @@ def _check_nodes(value: Any, path: str) -> None:
         return
     if "_target_" in value:
         _check_target(value, path)
-    for key, item in _present(value):
-        _check_nodes(item, f"{path}.{key}")
+    for key in value:
+        if not OmegaConf.is_missing(value, key) and not OmegaConf.is_interpolation(value, key):  # checked where it is
+            _check_nodes(value[key], f"{path}.{key}")
 
 
 def _check_target(node: DictConfig, path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +45,9 @@ def _settings(config: DictConfig) -> None:
     """Each section by itself."""
     for section in _SETTINGS:
         _made(config[section], section)
+    path = config.policy.get("path")
+    if path is not None and not Path(path).is_dir():
+        raise ConfigError(f"policy.path: the folder '{path}' does not exist. Set policy.path to a model folder.")
 
 
 def _minibatches(config: DictConfig) -> None:

@@ -22,18 +22,30 @@ _OPTIMIZER_BYTES = 8
 """AdamW's two moments of a trained weight, in float32."""
 
 
-def check_policy(config: DictConfig) -> None:
-    """Check that prompts fit, that updates count, that the template leaves the regions, and that checkpoints have room.
+def check_architecture(config: DictConfig) -> PretrainedConfig:
+    """Check that prompts and answers fit, and that updates count; reads config.json alone.
 
     Raises:
-        ConfigError: one of these does not hold.
-        FileNotFoundError, OSError, ValueError: no architecture or tokenizer, see `load_tokenizer`.
+        ConfigError: one of these does not hold, or it is the config.json of no language model.
+        OSError: there is none.
     """
     policy: PolicyConfig = instantiate(config.policy)
     architecture = _architecture(policy)
     check_lengths(config, getattr(architecture.get_text_config(), "max_position_embeddings", None))
     if policy.lora is None:
         check_rate(config, stored_dtype(policy, architecture, str(config.trainer.precision)))
+    return architecture
+
+
+def check_policy(config: DictConfig) -> None:
+    """Check that the tokenizer is the model's, that its template leaves the regions, and that checkpoints have room.
+
+    Raises:
+        ConfigError: one of these does not hold.
+        FileNotFoundError, OSError, ValueError: see `check_architecture` and `load_tokenizer`.
+    """
+    policy: PolicyConfig = instantiate(config.policy)
+    architecture = check_architecture(config)
     tokenizer = load_tokenizer(policy)
     check_vocabulary(tokenizer, architecture)
     check_template(config, tokenizer)

@@ -25,12 +25,12 @@ def write_summary(folder: Path, **values: Any) -> None:
 
 
 def command_line(*more: str) -> str:
-    """The command that runs, as a shell takes it, with further arguments; for a job of a submitit sweep, its own."""
+    """The command that runs, with further arguments and without the home folder; for a submitit job, its own."""
     script, arguments = Path(sys.argv[0]).name, sys.argv[1:]
     if script == "_submit.py":
         job = HydraConfig.get()
         script, arguments = f"{job.job.name}.py", list(job.overrides.task)
-    return shlex.join(["python", f"src/{script}", *arguments, *more])
+    return without_home(shlex.join(["python", f"src/{script}", *arguments, *more]))
 
 
 def versions() -> dict[str, str]:

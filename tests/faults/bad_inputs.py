@@ -1,0 +1,392 @@
+"""Inputs that cannot work, each built for real: what `docs/bad_inputs.md` calls it -> what makes it and uses it.
+
+A builder gets a `Place` and raises, or returns what was said instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from safetensors.torch import load_file, save_file
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
+
+from src.data.sources.rlla import RllaSource
+from src.data.sources.xlam import XlamSource
+from src.models.finding import resume_from
+from src.models.loading import PolicyConfig, load_policy
+from src.models.resolving import resolve_model
+from src.rollout.engine import EngineSource, SamplingParams
+from src.rollout.vllm_server import vllm_server_engine
+from src.utils import run_folder
+from src.utils.command_line import unknown_keys
+from src.utils.config_checks import check_config
+from src.utils.instantiating import instantiate_loggers
+from src.utils.launching import check_launch
+from src.utils.policy_checks import check_policy
+from src.utils.run_folder import open_run_folder
+from tests.conftest import ROOT, eval_config, train_config
+
+TOOLS = [{"name": "sky", "description": "The sky.", "parameters": {"city": {"type": "str", "description": "Where."}}}]
+ANSWERS = [{"name": "sky", "arguments": {"city": "Oslo"}}]
+XLAM = {"query": "Sun?", "tools": json.dumps(TOOLS), "answers": json.dumps(ANSWERS)}
+SMALL_POLICY = ("data.max_prompt_tokens=400", "sampling.max_new_tokens=112", "optimizer.learning_rate=1.0e-4")
+
+
+@dataclass
+class Place:
+    """Where an input is built.
+
+    Attributes:
+        folder: empty.
+        policy: a whole model folder, not to be changed.
+        patch: undone after the test.
+    """
+
+    folder: Path
+    policy: Path
+    patch: pytest.MonkeyPatch
+
+    def model(self) -> Path:
+        """A copy of the model folder."""
+        return Path(shutil.copytree(self.policy, self.folder / "model"))
+
+    def file(self, name: str, content: str | bytes) -> Path:
+        path = self.folder / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+
+Builder = Callable[[Place], object]
+
+
+def config(*overrides: str) -> Builder:
+    """A training config whose check fails."""
+    return lambda place: check_config(train_config(place.folder, *overrides))
+
+
+def policy(*overrides: str, change: Callable[[Path], object] = lambda folder: None) -> Builder:
+    """A model folder that fails before its weights are read."""
+
+    def build(place: Place) -> None:
+        folder = place.model()
+        change(folder)
+        check_policy(train_config(place.folder, *SMALL_POLICY, f"policy.path={folder}", *overrides))
+
+    return build
+
+
+def weights(change: Callable[[Path], object]) -> Builder:
+    """A model folder whose weights fail."""
+
+    def build(place: Place) -> None:
+        folder = place.model()
+        change(folder)
+        load_policy(PolicyConfig(path=folder, dtype="float32"))
+
+    return build
+
+
+def records(name: str, content: str | bytes | Callable[[Path], object], kind: type = XlamSource) -> Builder:
+    """A data file that fails as it is read; `name` is how the message calls it."""
+
+    def build(place: Place) -> None:
+        path = place.folder / name
+        if callable(content):
+            content(path)
+        else:
+            place.file(name, content)
+        kind(path=str(path)).load("train")
+
+    return build
+
+
+def xlam(**changes: Any) -> str:
+    record = {key: value for key, value in {**XLAM, **changes}.items() if value is not None}
+    return json.dumps([record])
+
+
+def cut(path: Path, share: float = 0.6) -> None:
+    os.truncate(path, int(path.stat().st_size * share))
+
+
+def edit(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+# Model folders
+
+
+def _without_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def _without_template(folder: Path) -> None:
+    (folder / "chat_template.jinja").unlink()
+
+
+def _closed_thought(folder: Path) -> None:
+    """The template of Qwen3, in short."""
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    end = "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
+    opened = "{% if add_generation_prompt %}<|im_start|>assistant\n" + end + "{% endif %}"
+    (folder / "chat_template.jinja").write_text(template + opened)
+
+
+def _one_token_more(folder: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = json.loads((folder / "config.json").read_text())["vocab_size"]
+    tokenizer.add_tokens([AddedToken(f"<extra_{index}>") for index in range(rows + 1 - len(tokenizer))])
+    tokenizer.save_pretrained(folder)
+
+
+def _own_code(folder: Path) -> None:
+    (folder / "modeling_own.py").write_text("raise SystemExit('it ran')\n")
+    names = {"AutoConfig": "modeling_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnModel"}
+    edit(folder / "config.json", model_type="own", auto_map=names)
+
+
+def _index_of_two(folder: Path) -> None:
+    name = "model-00002-of-00002.safetensors"
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+
+
+def _without_norm(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors["model.norm.weight"]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+class Payload:
+    """Unpickled by anything but a restricted unpickler, it leaves a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def _pickle_with_code(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Payload(folder.parent / "it_ran")}, folder / "pytorch_model.bin")
+
+
+def _pickled(place: Place) -> None:
+    try:
+        weights(_pickle_with_code)(place)
+    finally:
+        assert not (place.folder / "it_ran").exists()
+
+
+def _gguf(place: Place) -> None:
+    place.file("model.gguf", b"nope" * 100)
+    load_policy(PolicyConfig(path=place.folder, gguf_file="model.gguf", cache_dir=place.folder / "cache"))
+
+
+# Checkpoints
+
+
+def _checkpoint(place: Place, change: Callable[[Path], object]) -> None:
+    """A run with a damaged `last.ckpt` and a whole `previous.ckpt`."""
+    folder = place.folder / "run/checkpoints"
+    folder.mkdir(parents=True)
+    for name, step in (("previous.ckpt", 1), ("last.ckpt", 2)):
+        content = {"rollout_step": step, "global_step": step, "state_dict": {"w": torch.arange(999.0)}}
+        torch.save(content, folder / name)
+    change(folder / "last.ckpt")
+    resume_from(_resumed(place, folder / "last.ckpt"))
+
+
+def _flip(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[content.index(torch.arange(999.0).numpy().tobytes()) + 5] ^= 4
+    path.write_bytes(content)
+
+
+def _resumed(place: Place, path: Path) -> Any:
+    return train_config(place.folder, f"ckpt_path={path}")
+
+
+def _empty_run(place: Place) -> None:
+    (place.folder / "run/checkpoints").mkdir(parents=True)
+    resume_from(_resumed(place, place.folder / "run"))
+
+
+def _no_run(place: Place) -> None:
+    (place.folder / "notes").mkdir()
+    resolve_model(eval_config(place.folder, f"model={place.folder / 'notes'}"))
+
+
+# Disks and servers
+
+
+def _full_disk(place: Place) -> None:
+    (place.folder / ".probe").symlink_to("/dev/full")  # writing there fails as on a full disk
+    open_run_folder(place.folder)
+
+
+def _little_room(place: Place) -> None:
+    usage = shutil.disk_usage(place.folder)
+    place.patch.setattr(run_folder.shutil, "disk_usage", lambda folder: usage._replace(free=10_000))
+    check_policy(train_config(place.folder, *SMALL_POLICY, f"policy.path={place.policy}"))
+
+
+def _closed_port() -> int:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wandb(**environment: str) -> Builder:
+    """What is said where W&B cannot be used; the run goes on with its numbers in the run folder."""
+
+    def build(place: Place) -> str:
+        import wandb as package
+
+        for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+            place.patch.delenv(name, raising=False)
+        place.patch.setenv("HOME", str(place.folder / "home"))  # no `wandb login` of whoever runs this
+        place.patch.setenv("NETRC", str(place.folder / "netrc"))
+        for name, value in environment.items():
+            place.patch.setenv(name, value.replace("PORT", str(_closed_port())))
+        settings = OmegaConf.load(ROOT / "configs/logger/wandb.yaml")
+        settings.wandb.save_dir, settings.wandb.name = str(place.folder), "bad"
+        settings.wandb.settings.init_timeout = 4
+        said: list[str] = []
+        place.patch.setattr("src.utils.instantiating.log.warning", lambda text, *a: said.append(text % a))
+        try:
+            (logger,) = instantiate_loggers(settings)
+            logger.log_metrics({"reward": 1.0}, step=0)
+        finally:
+            package.finish()
+            package.teardown()  # it reads its environment but once
+        assert list(place.folder.glob("wandb/offline-run-*/*.wandb"))
+        (line,) = said
+        return line
+
+    return build
+
+
+def _dead_vllm(place: Place) -> None:
+    model = load_policy(PolicyConfig(path=place.policy, dtype="float32")).policy.model
+    url = f"http://127.0.0.1:{_closed_port()}"
+    engine = vllm_server_engine(
+        EngineSource(model, str(place.policy)), url=url, weights_dir=place.folder / "weights", timeout_s=0.3
+    )
+    engine.update_weights(model.named_parameters(), 0)
+    engine.generate([torch.tensor([1])], SamplingParams(), [0])
+
+
+def _nested(path: Path) -> None:
+    path.write_text("[" * 100_000)
+
+
+def _torn_parquet(path: Path) -> None:
+    parquet.write_table(pa.Table.from_pylist([XLAM] * 50), path)
+    cut(path)
+
+
+BAD_INPUTS: Mapping[str, Builder] = {
+    "misspelt key on the command line": lambda place: "".join(unknown_keys(["updates.rollout_step=3"], "train.yaml")),
+    "misspelt key behind `+`, or in an experiment's file": config("+updates.rollout_step=3"),
+    "unknown key at the top": config("+sed=3"),
+    "callback that is misspelt to leave it out": config("+callbacks.helth=null"),
+    "value that is missing": config("data=hammer", "data.train.seed=???"),
+    "value of the wrong type": config("updates.rollout_steps=ten"),
+    "choice that there is none": config("optimizer.schedule=linear"),
+    "value out of range": config("optimizer.learning_rate=-1"),
+    "class that cannot be imported": config("reward._target_=src.rewards.tool_cal.Reward"),
+    "prompts that do not divide into minibatches": config(
+        "data.prompts_per_step=10", "updates.prompts_per_minibatch=4"
+    ),
+    "one completion a prompt": config("sampling.n=1"),
+    "more ranks than prompts": config("trainer=fsdp_cpu", "trainer.devices=17"),
+    "prompt and completion longer than the model's context": policy("data.max_prompt_tokens=9000"),
+    "completions longer than vLLM's context": config("rollout=vllm", "rollout.max_model_len=500"),
+    "benchmarks with a larger context than the engine": policy("rollout=vllm", "rollout.max_model_len=1024"),
+    "sampling that vLLM has no log-probabilities for": config(
+        "rollout=vllm", "sampling.temperature=0.7", "rollout.logprobs_mode=raw_logprobs"
+    ),
+    "vLLM where it is not installed": lambda place: (
+        place.patch.setattr("src.rollout.requests.find_spec", lambda name: None),
+        config("rollout=vllm")(place),
+    ),
+    "half precision on a CPU": config("trainer.precision=16-mixed"),
+    "a GPU where there is none": lambda place: (
+        place.patch.setattr(torch.cuda, "is_available", lambda: False),
+        config("trainer.accelerator=gpu")(place),
+    ),
+    "learning rate that bfloat16 weights round away": policy("policy.dtype=bfloat16", "optimizer.learning_rate=1.0e-6"),
+    "metric that is never logged, for the best checkpoint": config("callbacks.checkpoint.monitor=val/rewrd"),
+    "metric that is never logged, for a sweep": config("optimized_metric=val/exact_mach"),
+    "chat template that closes `<think>` itself": policy(
+        "+prompt.chat_template_kwargs.enable_thinking=false", change=_closed_thought
+    ),
+    "compact prompts of a corpus that has its own": config("data=rlla", "data.path=x.json", "prompt.layout=compact"),
+    "several processes without a common run folder": lambda place: check_launch(
+        {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, []
+    ),
+    "file that is not there": config("data=xlam", "data.path=nowhere.json"),
+    "file of an unknown kind": lambda place: config("data=xlam", f"data.path={place.file('x.csv', 'a,b')}")(place),
+    "JSON that is cut short": records("x.json", xlam()[:-20]),
+    "JSON lines with a broken one": records("x.jsonl", f"{json.dumps(XLAM)}\n{json.dumps(XLAM)[:-9]}\n"),
+    "parquet that is cut short": records("x.parquet", _torn_parquet),
+    "text that is not UTF-8": records("x.json", xlam().encode().replace(b"Sun", b"\xff\xfe")),
+    "JSON nested without end": records("x.json", _nested),
+    "list that is an object": records("x.json", json.dumps({"data": [XLAM]})),
+    "field of the wrong type": records("x.json", xlam(query=7)),
+    "field that is missing": records("x.json", xlam(answers=None)),
+    "call of a tool that is not on offer": records("x.json", xlam(answers=json.dumps([{**ANSWERS[0], "name": "sea"}]))),
+    "target outside the output protocol": records(
+        "x.json", json.dumps([{"instruction": "i", "input": "j", "output": "Sure!"}]), RllaSource
+    ),
+    "benchmark without its data": lambda place: instantiate(
+        eval_config(place.folder, "benchmark=[api_bank]", f"paths.data_dir={place.folder}").benchmark.api_bank
+    ).prepare(),
+    "folder that is not there": config("policy.path=nowhere"),
+    "no tokenizer files": policy(change=_without_tokenizer),
+    "tokenizer that is cut short": policy(change=lambda folder: cut(folder / "tokenizer.json")),
+    "tokenizer without a chat template": policy(change=_without_template),
+    "tokenizer of another model": policy(change=_one_token_more),
+    "`config.json` that is cut short": policy(change=lambda folder: cut(folder / "config.json")),
+    "`config.json` of no language model": policy(
+        change=lambda folder: (folder / "config.json").write_text('{"architectures": ["Nothing"]}')
+    ),
+    "Python code that comes with the model": policy(change=_own_code),
+    "weights that are cut short": weights(lambda folder: cut(folder / "model.safetensors")),
+    "index that names a missing file": weights(_index_of_two),
+    "weights that lack a tensor": weights(_without_norm),
+    "weights of other shapes": weights(lambda folder: edit(folder / "config.json", intermediate_size=96)),
+    "pickled weights with code in them": _pickled,
+    "GGUF file that is none": _gguf,
+    "`ckpt_path` that is not there": lambda place: resume_from(_resumed(place, place.folder / "no.ckpt")),
+    "checkpoint that is cut short": lambda place: _checkpoint(place, cut),
+    "checkpoint with one flipped bit": lambda place: _checkpoint(place, _flip),
+    "run folder without a checkpoint": _empty_run,
+    "`model=` without a run's config": _no_run,
+    "run folder that is a file": lambda place: open_run_folder(place.file("run", "x")),
+    "run folder that cannot be written": lambda place: open_run_folder(place.file("x", "x") / "run"),
+    "full disk": _full_disk,
+    "too little room for the checkpoints": _little_room,
+    "W&B without a key": wandb(),
+    "W&B with a key of the wrong form": wandb(WANDB_API_KEY="short"),
+    "W&B that cannot be reached": wandb(WANDB_API_KEY="c" * 40, WANDB_BASE_URL="http://127.0.0.1:PORT"),
+    "vLLM server that is not there": _dead_vllm,
+}
