@@ -1,6 +1,5 @@
 """Whatever a model writes: no file changes, no code runs, it ends within the limit, and it does not pass."""
 
-import json
 import os
 import sys
 from dataclasses import replace
@@ -14,69 +13,16 @@ from src.evaluation.bfcl.dataset import load_cases
 from src.evaluation.bfcl.decoding import decode_calls
 from src.protocol.parsing import parse
 from tests.evaluation.bfcl.gold import gold_calls, gold_turns
+from tests.evaluation.bfcl.hostile_calls import hostile
 
 FILES_AND_MATH = "multi_turn_base_15"  # has GorillaFileSystem and MathAPI
 
 
-def call(name: str, /, **parameters: Any) -> str:
-    return json.dumps({"name": name, "parameters": parameters})
-
-
-def hostile(canary: Path) -> dict[str, str]:
-    """Lines of a tool_call block, by what they try. If one of them ran, the canary would be gone or have company."""
-    remove = f"__import__('os').remove({str(canary)!r})"
-    write = f"open({str(canary)!r}, 'w')"
-    return {
-        "import as name": call(remove),
-        "import as argument": call("echo", content=remove),
-        "builtin": call("exec", source=remove),
-        "module of the executor": call("importlib.import_module", name="os"),
-        "dunder": call("__class__"),
-        "dunder method": call("__init__"),
-        "private method": call("_load_scenario", scenario={}, long_context=True),
-        "lambda": call(f"(lambda: {write})"),
-        "f-string": call(f"f'{{{write}}}'"),
-        "f-string as argument": call("echo", content=f"{{{write}}}", file_name=f"{{{write}}}"),
-        "attribute chain": call("ls.__func__.__globals__['subprocess'].run", args=["rm", str(canary)]),
-        "attribute chain to classes": call("().__class__.__base__.__subclasses__"),
-        "exit": call("exit") + "\n" + call("quit") + "\n" + call("os._exit", status=0),
-        "endless loop": call("[0 for _ in iter(int, 1)] and ls"),
-        "walrus": call("ls", **{"(a := 1)": True}),
-        "keyword breaks out": call("ls", **{f"a=True), {write}, dict(b": True}),
-        "unpacking": call("ls", **{"**{'a'": True}) + "\n" + call("ls", **{"*a": [remove]}),
-        "reserved word": call("ls", **{"lambda": write}),
-        "self": call("ls", self=None, a=True),
-        "quote breaks out": call("echo", content=f"'); {remove} #", file_name=f'"); {remove} #'),
-        "backslash breaks out": call("echo", content=f"\\'); {remove} #\\"),
-        "triple quotes": call("echo", content=f"'''\"\"\"); {remove} #"),
-        "call in a string": call("echo", content="rm (file_name='x'), ls()", file_name="ls ()"),
-        "format": call("echo", content="{0.__class__.__mro__} %s %(x)s %n ${HOME} `id`"),
-        "path traversal": call("touch", file_name=str(canary.with_name("new")))
-        + "\n"
-        + call("cat", file_name="../" * 20 + "etc/passwd")
-        + "\n"
-        + call("rm", file_name=str(canary)),
-        "directory into itself": call("mkdir", dir_name="d") + "\n" + call("mv", source="d", destination="d"),
-        "white space in the name": call("ls ") + "\n" + call("ls\n;pwd") + "\n" + call("\tls"),
-        "full-width name": call("ｌｓ") + "\n" + call("ls", ａ=True),
-        "null and surrogates": call("echo", content="\x00\ud800", file_name="\udfff") + "\n" + call("\ud800"),
-        "huge precision": call("logarithm", value=10, base=3, precision=200_000),
-        "huge power": call("power", base=7, exponent=10**8),
-        "huge memory": call("square_root", number=2, precision=10**11),
-        "huge integer": call("add", a=int("9" * 4000), b=1),
-        "endless integer": '{"name": "add", "parameters": {"a": ' + "9" * 100_000 + ', "b": 1}}',
-        "not finite": '{"name": "add", "parameters": {"a": 1e999, "b": -Infinity}}',
-        "giant list": call("mean", numbers=[1] * 300_000),
-        "giant string": call("echo", content="x" * 5_000_000),
-        "many calls": "\n".join([call("pwd")] * 5000),
-        "deep": '{"name": "echo", "parameters": {"content": ' + "[" * 90 + "]" * 90 + "}}",
-        "deeper": '{"name": "echo", "parameters": {"content": ' + "[" * 900 + "]" * 900 + "}}",
-        "deepest": '{"name": "echo", "parameters": {"content": ' + '{"a":' * 100_000 + "0" + "}" * 100_000 + "}}",
-        "deep and open": "[" * 100_000,
-    }
-
-
 LABELS = list(hostile(Path("canary")))
+
+
+def test_there_are_a_hundred():
+    assert len(LABELS) >= 100
 
 
 @pytest.fixture(scope="module")
