@@ -87,7 +87,8 @@ class RolloutCheckpoint(ModelCheckpoint):
     @override
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the best, then it is the end of the rollout step."""
-        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not trainer.fast_dev_run:
+        fast = getattr(trainer, "fast_dev_run", False)  # Lightning sets it without declaring it
+        if trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking and not fast:
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
             self._end_step(trainer, pl_module)
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, cast, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -167,9 +167,10 @@ def load_model(config: PolicyConfig) -> PreTrainedModel:
 def _pretrained(source: str, dtype: torch.dtype | str, trust: bool) -> PreTrainedModel:
     """The model with all of its weights: transformers draws those that no file has at random, and goes on."""
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=dtype, trust_remote_code=trust, weights_only=True, output_loading_info=True
         )
+        model, found = loaded
     except RuntimeError as error:  # another shape
         reason = " ".join(str(error).split())[:400]
         raise ValueError(f"policy: the weights of '{source}' do not fit its config.json: {reason}") from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.utils.checks import advice, nearest
-from src.utils.config_keys import CONFIGS
+from src.utils.config_keys import CONFIGS, names_in
 from src.utils.run_folder import keep_to_owner
 
 
@@ -71,15 +72,15 @@ def _problem(config: DictConfig, key: str) -> list[str]:
     >>> _problem(OmegaConf.create({"updates": {"rollout_steps": 3}}), "rollout_steps")
     ['rollout_steps: no such key. Did you mean updates.rollout_steps?']
     """
-    node, path = config, ""
+    node: Any = config
+    path = ""
     for part in key.split("."):
-        names = [str(name) for name in node] if isinstance(node, DictConfig) else []
+        names = names_in(node) if isinstance(node, DictConfig) else []
         if part not in names:
             elsewhere = sorted(other for other in _leaves(config) if other.rpartition(".")[2] == part)
             if elsewhere and nearest(part, names) is None:
                 return [f"{key}: no such key. Did you mean {' or '.join(elsewhere[:3])}?"]
             return [f"{key}: no such key. {advice(part, names, path)}"]
-        assert isinstance(node, DictConfig)
         node = None if OmegaConf.is_missing(node, part) or OmegaConf.is_interpolation(node, part) else node[part]
         path += f"{part}."
         if not isinstance(node, DictConfig):
@@ -88,7 +89,7 @@ def _problem(config: DictConfig, key: str) -> list[str]:
 
 
 def _leaves(node: DictConfig, path: str = "") -> Iterator[str]:
-    for key in node:
+    for key in names_in(node):
         name = f"{path}{key}"
         if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
             yield name

@@ -48,9 +48,9 @@ def check_keys(config: DictConfig, primary: str) -> None:
     file = CONFIGS / primary
     groups = _groups(file)
     known = {*_file_keys(file), *groups, *_set_by_groups(groups), "hydra"}
-    for key in config:
-        if str(key) not in known:
-            raise ConfigError(f"{key}: no such key in configs/{primary}. {advice(str(key), known)}")
+    for key in names_in(config):
+        if key not in known:
+            raise ConfigError(f"{key}: no such key in configs/{primary}. {advice(key, known)}")
     for key, value in _present(cast(DictConfig, OmegaConf.load(file))):
         plain = isinstance(value, DictConfig) and value and "_target_" not in value
         if plain and key not in (*_COLLECTIONS, "hydra") and config.get(key) is not None:
@@ -63,9 +63,9 @@ def check_keys(config: DictConfig, primary: str) -> None:
     for key in _COLLECTIONS:
         if config.get(key) is not None:
             _check_collection(config[key], key)
-    for key in config:
-        if key not in (*_COLLECTIONS, "hydra") and not OmegaConf.is_missing(config, str(key)):
-            _check_nodes(config[key], str(key))
+    for key in names_in(config):
+        if key not in (*_COLLECTIONS, "hydra") and not OmegaConf.is_missing(config, key):
+            _check_nodes(config[key], key)
 
 
 def target_of(node: DictConfig, path: str) -> Any:
@@ -123,7 +123,7 @@ def _check_nodes(value: Any, path: str) -> None:
         return
     if "_target_" in value:
         _check_target(value, path)
-    for key in value:
+    for key in names_in(value):
         if not OmegaConf.is_missing(value, key) and not OmegaConf.is_interpolation(value, key):  # checked where it is
             _check_nodes(value[key], f"{path}.{key}")
 
@@ -151,9 +151,9 @@ def _check_value(value: Any, path: str, hint: Any) -> None:
 def _check_plain(node: Any, path: str, known: Collection[str]) -> None:
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{path}: expected the keys {', '.join(sorted(known))}, found {node!r}.")
-    for key in node:
-        if str(key) not in known:
-            raise ConfigError(f"{path}.{key}: no such key. {advice(str(key), known, path + '.')}")
+    for key in names_in(node):
+        if key not in known:
+            raise ConfigError(f"{path}.{key}: no such key. {advice(key, known, path + '.')}")
 
 
 def _check_collection(node: Any, group: str) -> None:
@@ -180,6 +180,11 @@ def _entries(file: Path, group: str) -> set[str]:
     return _file_keys(file)
 
 
+def names_in(node: DictConfig) -> list[str]:
+    """A section's keys; configs have no others than strings."""
+    return [str(key) for key in node]
+
+
 def _file_keys(file: Path) -> set[str]:
     return {str(key) for key in OmegaConf.load(file) if key != "defaults"}
 
@@ -187,7 +192,7 @@ def _file_keys(file: Path) -> set[str]:
 def _groups(file: Path) -> set[str]:
     """Groups that a file's defaults list names."""
     names: set[str] = set()
-    for entry in OmegaConf.load(file).get("defaults", []):
+    for entry in cast(DictConfig, OmegaConf.load(file)).get("defaults", []):
         if isinstance(entry, DictConfig):
             names |= {str(key).removeprefix("optional ").removeprefix("override ") for key in entry}
     return {name.partition("@")[0].strip("/").partition("/")[0] for name in names}

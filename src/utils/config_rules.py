@@ -18,7 +18,7 @@ from src.data.sources.rlla import RllaSource
 from src.rollout.engine import SamplingParams
 from src.rollout.requests import check_mode, check_request, require_vllm
 from src.utils.checks import ConfigError, advice
-from src.utils.config_keys import target_of
+from src.utils.config_keys import names_in, target_of
 from src.utils.placement import placement
 
 VALIDATION_METRICS = tuple(
@@ -229,8 +229,8 @@ def _nodes(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
     if isinstance(node, DictConfig):
         if "_target_" in node:
             yield path, node
-        for key, value in node.items():
-            yield from _nodes(value, f"{path}.{key}")
+        for key in names_in(node):
+            yield from _nodes(node[key], f"{path}.{key}")
 
 
 RULES: tuple[Callable[[DictConfig], None], ...] = (

@@ -46,7 +46,12 @@ def test_experiment_takes_one_step(name, corpus, random_policy, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["rollout_steps"] == 1 and summary["optimizer_steps"] == 2
     events = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    assert [event["event"] for event in events if event["event"] != "alarm"] == ["validation", "rollout_step", "validation"]
+    kinds = [event["event"] for event in events]
+    assert [kind for kind in kinds if kind != "alarm"] == [
+        "validation",
+        "rollout_step",
+        "validation",
+    ]
     assert (tmp_path / "checkpoints/last.ckpt").exists() and (tmp_path / "checkpoints/best.ckpt").exists()
     rollouts = [json.loads(line) for line in (tmp_path / "rollouts.jsonl").read_text().splitlines()]
     assert len(rollouts) == 2

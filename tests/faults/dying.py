@@ -12,17 +12,18 @@ Without FAULT it is `src/train.py`.
 """
 
 import os
+import runpy
 import signal
 import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
 
-import src.callbacks.checkpoint as checkpoint
-from src.callbacks.checkpoint import RolloutCheckpoint
-from src.train import main
-from src.utils.line_file import LineFile
+import src.callbacks.checkpoint as checkpoint  # noqa: E402
+from src.callbacks.checkpoint import RolloutCheckpoint  # noqa: E402
+from src.utils.line_file import LineFile  # noqa: E402
 
 POINTS = ("writing", "sealed", "moved", "published", "line")
 
@@ -92,4 +93,4 @@ def arm(point: str, step: int) -> None:
 if __name__ == "__main__":
     if fault := os.environ.get("FAULT"):
         arm(fault.split(":")[0], int(fault.split(":")[1]))
-    main()
+    runpy.run_path(str(ROOT / "src/train.py"), run_name="__main__")

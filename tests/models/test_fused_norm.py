@@ -39,14 +39,17 @@ def test_in_half_precision_it_is_transformers_own():
     assert torch.equal(norm(x), expected)
 
 
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": 50}
+
+
 @pytest.mark.parametrize(
     ("model", "norms"),
     [
-        (lambda: LlamaForCausalLM(LlamaConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=50)), 5),
-        (lambda: Qwen3ForCausalLM(Qwen3Config(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, head_dim=16, vocab_size=50)), 9),
+        (lambda: LlamaForCausalLM(LlamaConfig(**SIZES)), 5),
+        (lambda: Qwen3ForCausalLM(Qwen3Config(**SIZES, num_key_value_heads=1, head_dim=16)), 9),
     ],
     ids=["llama", "qwen3"],
-)  # fmt: skip
+)
 def test_all_norms_of_a_model_are_found(model, norms):
     torch.manual_seed(0)
     model = model()

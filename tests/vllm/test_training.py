@@ -46,7 +46,7 @@ def test_an_engine_that_does_not_follow_is_caught(engine: str, when: int, random
 
 @pytest.mark.slow
 def test_training_outlives_its_server(random_policy: Path, tmp_path: Path) -> None:
-    """The server is killed between two rollout steps and started again with random weights; it gets those of the run."""
+    """The server is killed between two rollout steps and started with random weights; it gets those of the run."""
     training = tmp_path / "run"
     server = VllmServer(random_policy, tmp_path / "server.txt")
 
