@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -159,13 +159,3 @@ class StepGuard:
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         """Continue counting."""
         self.skipped, self.in_a_row, self._saved = state["skipped"], state["in_a_row"], state["saved"]
-
-
-def mean_of_finite(values: Sequence[float]) -> float:
-    """Mean of the finite ones; NaN without any.
-
-    >>> mean_of_finite([1.0, float("inf"), 3.0])
-    2.0
-    """
-    finite = [value for value in values if math.isfinite(value)]
-    return sum(finite) / len(finite) if finite else math.nan
