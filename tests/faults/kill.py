@@ -169,7 +169,10 @@ def compare(folder: Path, kills: int, *, ranks: int = 1, steps: int = 12, seed: 
             )
         if not ended and (status := victim.end()) != 0:
             raise RuntimeError(f"it failed with status {status}, see '{victim.folder / 'output.txt'}'")
-        problems += [f"{victim.folder.name}: {problem}" for problem in differences(whole.folder, victim.folder)]
+        found = [f"{victim.folder.name}: {problem}" for problem in differences(whole.folder, victim.folder)]
+        for line in found or [f"{victim.folder.name}: as the uninterrupted run"]:
+            log.info("%s", line)
+        problems += found
         total += victim.kills
         starts += victim.starts
     kinds = ", ".join(f"{count} {kind}" for kind, count in total.items())
@@ -194,8 +197,6 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kill-"))
     told, problems = compare(folder, options.kills, ranks=options.ranks, steps=options.steps, seed=options.seed)
-    for problem in problems:
-        log.info("DIFFERS: %s", problem)
     log.info("%s: %s", told, f"{len(problems)} differences" if problems else "bit for bit the uninterrupted run")
     return 1 if problems else 0
 
