@@ -79,7 +79,7 @@ class Bench:
     def trl_job(self, setting: Setting, **changes: Any) -> dict[str, Any]:
         """The same with the prompts themselves, as TRL's environment lacks the project."""
         prompts = self.prompts(setting, setting.prompt_tokens, setting.prompts)
-        return {**self.step_job(setting), "prompt_ids": prompts, **changes}
+        return {**self.step_job(setting), "prompt_ids": prompts, "checkpointing": False, **changes}
 
     def start(self, module: str, job: dict[str, Any]) -> Contestant:
         """A contestant that has loaded its job."""

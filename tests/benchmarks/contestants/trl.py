@@ -1,8 +1,8 @@
 """TRL's GRPOTrainer, in its own environment: whole steps, or forward and backward alone. Imports nothing of `src`.
 
-Set up to be as fast as it can be: no gradient checkpointing (its default), no logging, no reference model, old
-log-probabilities not computed (its own shortcut where a rollout is used once), a cheap reward. Prompts come as token
-ids, the same as ours.
+Set up to be as fast as it can be: no logging, no reference model, old log-probabilities not computed (its own shortcut
+where a rollout is used once), a cheap reward, and no gradient checkpointing, its default, unless the job asks for it.
+Prompts come as token ids, the same as ours.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def build(job: dict[str, Any], channel: Channel, folder: str) -> GivenPrompts:
         num_iterations=1,
         learning_rate=1e-6,
         max_grad_norm=1.0,
-        gradient_checkpointing=False,
+        gradient_checkpointing=job["checkpointing"],
         max_steps=_MANY,
         shuffle_dataset=False,
         logging_strategy="no",

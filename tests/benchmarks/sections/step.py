@@ -22,12 +22,15 @@ def measure(bench: Bench) -> Iterator[Result]:
             contestants = {"ours": stack.enter_context(bench.start("step", bench.step_job(setting)))}
             if has_peer("trl"):
                 contestants["TRL"] = stack.enter_context(bench.start("trl", bench.trl_job(setting)))
+                default = bench.trl_job(setting, checkpointing=True)
+                contestants["TRL, checkpointing"] = stack.enter_context(bench.start("trl", default))
             turns = {name: Steps(name, contestant, setting) for name, contestant in contestants.items()}
             seconds = take_turns(turns, bench.repeats)
         for key in sorted(turns["ours"].parts):
             value = statistics.median(turns["ours"].parts[key][1:])
             yield Result("step", setting.name, setting.case, f"ours: {key}", value, unit=" s")
-        yield from times_as_fast("step", setting.name, setting.case, seconds, {"TRL": BARS.get(setting.name)})
+        bars = {"TRL": BARS.get(setting.name), "TRL, checkpointing": None}
+        yield from times_as_fast("step", setting.name, setting.case, seconds, bars)
 
 
 class Steps:
