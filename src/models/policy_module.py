@@ -76,7 +76,7 @@ class PolicyModule(UpdateModule, ResumableModule):
 
         Args:
             step: its groups without token weights, and no entropies.
-            scores: of the last groups; of the others the update's first forward makes them.
+            scores: of the last groups; of the others the first forward of their update makes them.
             scored_from: `time.monotonic()` when scoring began.
         """
         if len(scores) == len(step.groups):

@@ -84,7 +84,8 @@ class RLModule(PolicyModule):
     ) -> tuple[list[PromptGroup], list[GroupScores]]:
         """The groups with the log-probabilities that the loss wants of the trainer and of the reference, and scores.
 
-        There are no scores of the first groups if their minibatch's update can make them.
+        There are no scores of the first groups if their minibatch's update can make them. Where no pass scores the
+        minibatches after the first either, their old log-probabilities are the sampler's.
         """
         estimator, delta = self.algorithm.estimator, self.algorithm.advantage_delta
         groups = [group.to_experience(estimator, delta).to(self.device) for group in scored]
@@ -93,6 +94,8 @@ class RLModule(PolicyModule):
         else:
             scores = self._score_later(groups, minibatches, all_of_them=self._needs_scores())
         start = len(groups) - len(scores)
+        for index in range(minibatches[0], start):
+            groups[index] = replace(groups[index], old_logprobs=groups[index].rollout_logprobs)
         for index, known in enumerate(scores, start):
             groups[index] = replace(groups[index], old_logprobs=known.logprobs)
         if self.reference is not None:

@@ -138,7 +138,7 @@ class ScoringModule(SamplingModule):
         return found
 
     def _score_later(self, groups: list[PromptGroup], counts: Sequence[int], *, all_of_them: bool) -> list[GroupScores]:
-        """Scores of the groups whose update does not give them: those of the first minibatch wait for its forward.
+        """Scores of the groups that do not wait for the forward of their own update, by `updates.old_logprobs`.
 
         Args:
             groups: of a rollout step.
@@ -146,9 +146,10 @@ class ScoringModule(SamplingModule):
             all_of_them: something needs all scores before the update.
 
         Returns:
-            Of the last groups, in order: all, or all but the first minibatch.
+            Of the last groups, in order: all, all but the first minibatch, or none.
         """
-        reused = 0 if all_of_them or self.update.old_logprobs == "score" else counts[0]
+        source = "score" if all_of_them else self.update.old_logprobs
+        reused = {"score": 0, "update": counts[0], "sampler": len(groups)}[source]
         return self._score(groups[reused:])
 
 

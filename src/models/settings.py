@@ -11,7 +11,7 @@ from src.algorithm.region_weights import RegionWeighting
 from src.utils.checks import check_fields
 
 RegionTagger = Literal["sampled", "published"]
-OldLogprobs = Literal["update", "score"]
+OldLogprobs = Literal["update", "score", "sampler"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,8 @@ class UpdateSettings:
         max_row_tokens: longest packed row; bounds the memory of a forward.
         gradient_clip: largest gradient norm.
         old_logprobs: where the policy's log-probabilities before the update come from: `update`, for the first
-            minibatch from its own forward and for the others from a scoring pass; `score`, that pass for all.
+            minibatch from its own forward and for the others from a scoring pass; `score`, that pass for all;
+            `sampler`, for the others the sampler's, which saves that pass where the sampler has the policy's weights.
         probe_tokens: tokens by which an engine with weights of its own is compared with the policy after every update;
             0: it is trusted.
         probe_tolerance: largest difference of their log-probabilities, in nats; None: by the type (`rollout.probe`).

@@ -101,7 +101,7 @@ class UpdateModule(ScoringModule):
         Args:
             groups: with token weights; those that are not known gain old log-probabilities, in place.
             counts: of groups in each minibatch.
-            known: how many of the groups, the last ones, have scores.
+            known: how many of the groups, the last ones, have scores; the others get those of their first update.
 
         Returns:
             Metrics, as means over tokens and minibatches, and the scores of the groups that had none.
@@ -112,12 +112,14 @@ class UpdateModule(ScoringModule):
         losses: list[float] = []
         norms: list[float] = []
         missing: list[GroupScores] = []
+        unknown = len(groups) - known
         for number, (start, count) in enumerate(minibatches):
-            first = number == 0 and known < len(groups)
+            first = number == 0 and unknown > 0
             step = self._optimizer_step(groups[start : start + count], number, first=first)
+            if number < len(counts) and start < unknown:
+                missing += step.scores
             if first:
-                missing = step.scores
-                for index, scores in enumerate(missing):
+                for index, scores in enumerate(step.scores):
                     groups[index] = replace(groups[index], old_logprobs=scores.logprobs)
             totals = totals + (step.metrics if step.taken else _uncounted(step.metrics))
             if step.taken:

@@ -129,6 +129,11 @@ def _engine(config: DictConfig) -> None:
     rollout, name = config.rollout, str(config.rollout.get("_target_", "")).rpartition(".")[2]
     if name not in ("vllm_engine", "vllm_server_engine"):
         return
+    if config.updates.old_logprobs == "sampler":
+        raise ConfigError(
+            "updates.old_logprobs=sampler needs rollout=native, whose log-probabilities are the policy's own; vLLM "
+            "computes them otherwise. Set updates.old_logprobs=update."
+        )
     limit = rollout.get("max_model_len")
     longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
     if limit is not None and longest > limit:

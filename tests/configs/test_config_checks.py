@@ -57,6 +57,7 @@ def test_evaluations_pass():
             ["rollout=vllm", "sampling.temperature=0.7", "rollout.logprobs_mode=raw_logprobs"],
             "Set rollout.logprobs_mode=",
         ),
+        (["rollout=vllm", "updates.old_logprobs=sampler"], "old_logprobs=sampler needs rollout=native"),
         (["rollout=vllm", "rollout.gpu_memory_utilization=90"], "gpu_memory_utilization: expected in"),
         (["rollout=vllm", "rollout.tensor_parallel_size=2"], "expected a divisor of the 1 ranks of a node"),
         (["rollout=vllm_server", "rollout.url=gpu7:8000"], "rollout.url: expected http://HOST:PORT"),

@@ -93,8 +93,8 @@ def test_rows_do_not_matter(random_policy, tmp_path):
 
 
 @pytest.mark.parametrize(("method", "passes"), [("rest", 2), ("rest_kl", 1), ("sft", 1)])
-def test_the_first_minibatch_needs_no_scoring_of_its_own(method, passes, random_policy, tmp_path, monkeypatch):
-    """Whether its old log-probabilities come from a pass before the update or from the update's own: the same run."""
+def test_updates_need_no_scoring_of_their_own(method, passes, random_policy, tmp_path, monkeypatch):
+    """Whether old log-probabilities come from a pass before the update, its own forward or the sampler: the same run."""
     settings = (f"algorithm={method}", f"updates.passes={passes}", "updates.rollout_steps=2", "data.prompts_per_step=6")
     settings += ("updates.prompts_per_minibatch=3", "trainer.val_check_interval=2")
     scored: list[int] = []
@@ -115,6 +115,14 @@ def test_the_first_minibatch_needs_no_scoring_of_its_own(method, passes, random_
         assert other == pytest.approx(one, abs=2e-5)
     for name, value in weights(tmp_path / "score").items():
         torch.testing.assert_close(weights(tmp_path / "update")[name], value, rtol=0, atol=2e-5)
+    scored.clear()
+    sampled = run(tmp_path / "sampler", random_policy, "updates.old_logprobs=sampler", *settings)
+    assert scored == every[1:] * 2
+    for one, other in zip(without_times(before), without_times(sampled), strict=True):
+        same = [key for key in one if not key.startswith(("entropy/", "train/sampler_gap"))]  # see docs/method.md
+        assert {key: other[key] for key in same} == pytest.approx({key: one[key] for key in same}, abs=5e-5)
+    for name, value in weights(tmp_path / "score").items():
+        torch.testing.assert_close(weights(tmp_path / "sampler")[name], value, rtol=0, atol=5e-5)
 
 
 def test_stale_weights_are_an_error(random_policy, tmp_path, monkeypatch):
