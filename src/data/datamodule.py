@@ -140,8 +140,8 @@ class ToolDialogueDataModule(LightningDataModule):
 
     @property
     def probe_prompt(self) -> RenderedPrompt:
-        """One prompt, the same through a run: the shortest of the first split that was read."""
-        prompts = next(iter(self._prompts.values()))
+        """One prompt, the same through a run and what resumes it: the shortest of the first validation split."""
+        prompts = self._prompts[next(iter(self.val_names), "train")]  # validation splits are read at every stage
         return min(prompts, key=lambda prompt: len(prompt.prompt_ids))
 
     def draw(self, count: int, key: str, exclude: Collection[str]) -> list[RenderedPrompt]:
