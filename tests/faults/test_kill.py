@@ -1,7 +1,4 @@
-"""Killed runs, in small; minutes long, so by hand: `python -m pytest tests/faults/kill_checks.py`.
-
-`python -m tests.faults.kill --kills 20` is the whole of it.
-"""
+"""Killed runs, in small; `python -m tests.faults.kill --kills 20` is the whole of it."""
 
 import os
 import signal
