@@ -23,14 +23,14 @@ class InspectedRun:
 
 @dataclass(frozen=True, slots=True)
 class Fragment:
-    """A section of the page. All styles of a page end up in one `<style>`, and each script in a `<script>` of its own.
+    r"""A section of the page: all styles end up in one `<style>`, and each script in a `<script>` of its own.
 
     The page's Content-Security-Policy names these by hash and allows nothing else: no `style` or `on…` attributes in
     the HTML, nor in what the script gives to `innerHTML`; `element.style.x = …` in the script is fine.
 
     Attributes:
         html: one `<section id="…" aria-labelledby="…">` with an `<h2>`, everything in it escaped. Data stands in
-            `<script type="application/json">` with `<`, `>` and `&` written as `\\u003c`, `\\u003e` and `\\u0026`.
+            `<script type="application/json">` with `<`, `>` and `&` written as `\u003c`, `\u003e` and `\u0026`.
         css: rules whose selectors begin with the section's id. Colours are the page's custom properties, which follow
             its theme: `--page`, `--raised`, `--ink`, `--muted`, `--rule`, `--accent`, `--good`, `--bad`, and
             `--region-<label>` for each region (text and lines) with `--region-<label>-soft` (behind text); in a label
