@@ -32,32 +32,32 @@ PAGE: Mapping[str, Tone] = {
 
 METHODS: Sequence[Tone] = (
     Tone("#0067a5", "#5eb1ef"),
-    Tone("#c04a00", "#f08a4b"),
-    Tone("#11734b", "#52c498"),
-    Tone("#8e3b8e", "#d591d8"),
-    Tone("#8a6d00", "#d9bb45"),
-    Tone("#333a42", "#c9ced4"),
-    Tone("#b03060", "#f283a8"),
-    Tone("#2b8a99", "#6fd6e0"),
+    Tone("#a83c00", "#f08a4b"),
+    Tone("#0d6b4a", "#b4f5cf"),
+    Tone("#c26ad6", "#a86fe8"),
+    Tone("#4a0d24", "#ff9fbe"),
+    Tone("#2a97a8", "#2a9c86"),
+    Tone("#5a6472", "#f4f6f8"),
+    Tone("#ab8d00", "#dcc02f"),
 )
 """By the order in which methods appear; after the last, from the first again with another dash pattern."""
 
 REGIONS: Mapping[Region, Tone] = {
-    Region.FORMAT: Tone("#5f656d", "#a9b1ba"),
+    Region.FORMAT: Tone("#5a6472", "#c3c9d0"),
     Region.TOOL_NAME: Tone("#0067a5", "#5eb1ef"),
-    Region.TOOL_PARAMETERS: Tone("#c04a00", "#f08a4b"),
-    Region.REASONING: Tone("#8e3b8e", "#d591d8"),
-    Region.RESPONSE: Tone("#11734b", "#52c498"),
-    Region.OTHER: Tone("#8a6d00", "#d9bb45"),
+    Region.TOOL_PARAMETERS: Tone("#a83c00", "#f08a4b"),
+    Region.REASONING: Tone("#c26ad6", "#a86fe8"),
+    Region.RESPONSE: Tone("#0d6b4a", "#b4f5cf"),
+    Region.OTHER: Tone("#ab8d00", "#dcc02f"),
 }
 
 SOFT: Mapping[Region, Tone] = {
-    Region.FORMAT: Tone("#e4e6e8", "#353b42"),
-    Region.TOOL_NAME: Tone("#cfe5f5", "#153d5c"),
-    Region.TOOL_PARAMETERS: Tone("#fbdcc8", "#5a2f14"),
-    Region.REASONING: Tone("#ecd9ee", "#4a2a4d"),
-    Region.RESPONSE: Tone("#cdeadd", "#173f2f"),
-    Region.OTHER: Tone("#f2e6b8", "#463a0f"),
+    Region.FORMAT: Tone("#e1e4e8", "#3a4149"),
+    Region.TOOL_NAME: Tone("#a9d2f7", "#0d4270"),
+    Region.TOOL_PARAMETERS: Tone("#ffcf9e", "#7a3d0c"),
+    Region.REASONING: Tone("#f0d9f7", "#6b3f86"),
+    Region.RESPONSE: Tone("#cdf2db", "#1a5c44"),
+    Region.OTHER: Tone("#f5eb8c", "#46480e"),
 }
 
 DASHES: Sequence[tuple[int, ...]] = ((), (6, 3), (2, 2), (8, 3, 2, 3))
@@ -68,7 +68,7 @@ def method_style(index: int) -> tuple[Tone, tuple[int, ...]]:
     """Colour and dash pattern of a report's index-th method.
 
     >>> method_style(1)
-    (Tone(light='#c04a00', dark='#f08a4b'), (6, 3))
+    (Tone(light='#a83c00', dark='#f08a4b'), (6, 3))
     >>> method_style(len(METHODS))[1]
     (6, 3)
     """
