@@ -92,7 +92,7 @@ def _paper_table(
     percent = {key: 100 * value for key, value in report.scores.items()}
     references = paper_rows(layout.tables, reference_rows)
     rows = [[f"**{model}**", *_cells(layout, percent)]]
-    rows += [[_label(row), *_cells(layout, row.scores)] for row in references]
+    rows += [[row_label(row), *_cells(layout, row.scores)] for row in references]
     lines = [f"## {layout.title}, {_size(count, subset)}", markdown_table(["Model", *layout.columns], rows)]
     if layout.note:
         lines.append(layout.note)
@@ -119,7 +119,12 @@ def _cells(layout: TableLayout, percent: Mapping[str, float]) -> list[str]:
     return [f"{percent[key]:.2f}%" if key in percent else "–" for key in layout.columns.values()]
 
 
-def _label(row: PaperRow) -> str:
+def row_label(row: PaperRow) -> str:
+    """How a table calls a row of the paper: † if its overall is not the mean of its parts, [D.3] if it is from there.
+
+    >>> row_label(PaperRow("D.3", "Llama-3.2-3B-Instruct (Base)", {}))
+    'Llama-3.2-3B-Instruct (Base) [D.3]'
+    """
     name = row.model if row.adds_up else f"{row.model} †"
     return f"{name} [D.3]" if row.table == "D.3" else name
 

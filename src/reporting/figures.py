@@ -84,16 +84,17 @@ def draw(chart: Chart, order: Sequence[str]) -> Figure:
     """
     columns = 1 if chart.kind in ("bars", "events") else min(_COLUMNS, max(1, len(chart.panels)))
     rows = math.ceil(len(chart.panels) / columns)
-    height = sum(_height(panel, chart.kind) for panel in chart.panels[::columns])
-    figure = Figure(figsize=(max(4.2 * columns, 6.0), max(height, 1.5) + 0.6), layout="constrained")
+    heights = [_height(panel, chart.kind) for panel in chart.panels[::columns]]
+    figure = Figure(figsize=(max(4.2 * columns, 6.0), max(sum(heights), 1.5) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(chart.title, fontsize=12, x=0.01, ha="left", color=_INK)
     if not chart.panels:
         figure.text(0.5, 0.4, "no numbers", ha="center", color=_MUTED)
         return figure
     styles = _Styles(chart, order)
+    grid = figure.add_gridspec(rows, columns, height_ratios=heights)
     for index, panel in enumerate(chart.panels):
-        axes = figure.add_subplot(rows, columns, index + 1, polar=chart.kind == "radar")
+        axes = figure.add_subplot(grid[index // columns, index % columns], polar=chart.kind == "radar")
         axes.set_title(panel.title, fontsize=10, loc="left", color=_INK)
         axes.tick_params(labelsize=8, colors=_MUTED)
         _DRAWN[chart.kind](axes, panel, styles)
