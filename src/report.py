@@ -17,7 +17,6 @@ from src.evaluation.records import write_whole  # noqa: E402
 from src.reporting import page, tables  # noqa: E402
 from src.reporting.charts import Chart  # noqa: E402
 from src.reporting.figures import CHARTS, draw  # noqa: E402
-from src.reporting.fragment import Fragment, InspectedRun  # noqa: E402
 from src.reporting.lead import lead, title  # noqa: E402
 from src.reporting.paper_tables import paper_tables  # noqa: E402
 from src.reporting.records import RunRecord, methods  # noqa: E402
@@ -56,16 +55,10 @@ def report(config: DictConfig) -> Path:
     output = _output(config, folders, runs)
     output.mkdir(parents=True, exist_ok=True)
     file = output / "report.html"
-    write_whole(file, page.render(runs, contents, charts, _sections(runs)))
+    write_whole(file, page.render(runs, contents, charts))
     _write_figures(output / "figures", charts, methods(runs), list(config.formats), config.dpi)
     log.info("%d runs of %d methods: %s", len(runs), len(methods(runs)), file)
     return file
-
-
-def _sections(runs: Sequence[RunRecord]) -> list[Fragment]:
-    """What stands below the charts."""
-    inspected = [InspectedRun(run.name, run.folder, run.method) for run in runs if run.folder is not None]
-    return [] if not inspected else []
 
 
 def _folders(config: DictConfig) -> list[Path]:

@@ -25,7 +25,7 @@ def title(runs: Sequence[RunRecord]) -> str:
 
 
 def lead(runs: Sequence[RunRecord]) -> list[str]:
-    """What became of the first headline metrics, who is ahead, which runs are unfinished, how many alarms there were."""
+    """What became of the first headline metrics, who is ahead, which runs are unfinished, how many alarms."""
     sentences = [found for key in headline_metrics(runs)[:2] if (found := _told(key, runs))]
     unfinished = [run for run in runs if not run.finished]
     for run in unfinished[:5]:
