@@ -82,13 +82,14 @@ def benchmark_radar(runs: Sequence[RunRecord], references: bool = True) -> Chart
 
 
 def base_model(run: RunRecord) -> str:
-    """The model that a run starts from: the last part of its policy's path, or the name that its config gives.
+    """The model that a run starts from: the last part of its policy's folder, hub id or file.
 
-    >>> base_model(RunRecord("a", "rest", 1, {}, settings={"policy.path": "Qwen/Qwen3-8B"}))
+    >>> base_model(RunRecord("a", "rest", 1, {}, settings={"policy.path": None, "policy.hub_id": "Qwen/Qwen3-8B"}))
     'Qwen3-8B'
     """
-    path = run.settings.get("policy.path")
-    return path.rstrip("/").rsplit("/", 1)[-1] if isinstance(path, str) else "unknown"
+    places = (run.settings.get(f"policy.{key}") for key in ("path", "hub_id", "gguf_file", "package"))
+    found = next((place for place in places if isinstance(place, str) and place), "unknown")
+    return found.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
 
 
 def same_model(row: PaperRow, model: str) -> bool:

@@ -20,6 +20,15 @@ def is_secret(key: str) -> bool:
     return bool(_SECRET.search(key))
 
 
+def is_place(value: object) -> bool:
+    """Whether a value is a path of the machine or of the run folder.
+
+    >>> [is_place(value) for value in ("/srv/ann/runs/a", "~/a", "<run>/checkpoints", "<project>/src", "Qwen/Qwen3-8B")]
+    [True, True, True, False, False]
+    """
+    return isinstance(value, str) and (value.startswith("<run>") or bool(re.match(r"[/~\\]|[A-Za-z]:[/\\]", value)))
+
+
 def shown_value(value: object) -> str:
     """A value as a report writes it: absolute paths by their last part, those below the project from there.
 

@@ -11,7 +11,7 @@ from src.evaluation.run_folders import check_budgets
 from src.evaluation.statistics import bootstrap_interval, estimate
 from src.reporting.benchmarks import base_model, benchmark_names, main_score
 from src.reporting.records import RunRecord, methods
-from src.reporting.sharing import HIDDEN_SECTIONS, is_secret, shown_command, shown_value, without_paths
+from src.reporting.sharing import HIDDEN_SECTIONS, is_place, is_secret, shown_command, shown_value, without_paths
 
 _HEADLINE = ("val/exact_match", "val_unseen/exact_match", "val/correctness", "val/format", "val/reward")
 _RESAMPLES = 10_000
@@ -106,17 +106,20 @@ def comparable(runs: Sequence[RunRecord]) -> str:
 
 
 def differences(runs: Sequence[RunRecord]) -> Table:
-    """Settings that not all runs share, without seeds, paths and secrets; runs with the same ones share a column."""
-    keys = sorted({key for run in runs for key in run.settings if _shown(key)})
-    written = {run.name: {key: _setting(run, key) for key in keys} for run in runs}
+    """Settings that not all runs share, without seeds, paths and secrets; runs with the same ones share a column.
+
+    A setting that a run does not have is no different from one that is null.
+    """
+    keys = sorted({key for run in runs for key, value in run.settings.items() if _shown(key, value)})
+    written = {run.name: {key: shown_value(run.settings.get(key)) for key in keys} for run in runs}
     differing = [key for key in keys if len({values[key] for values in written.values()}) > 1]
-    columns: dict[tuple[str, ...], list[str]] = {}
-    for name, values in written.items():
-        columns.setdefault(tuple(values[key] for key in differing), []).append(name)
+    columns: dict[tuple[str, ...], list[RunRecord]] = {}
+    for run in runs:
+        columns.setdefault(tuple(written[run.name][key] for key in differing), []).append(run)
     rows = tuple(
         (Cell(key, "code"), *(Cell(values[index], "code") for values in columns)) for index, key in enumerate(differing)
     )
-    head = ("Setting", *(", ".join(names) for names in columns.values()))
+    head = ("Setting", *(_together(found, runs) for found in columns.values()))
     return Table("differences", "Settings that differ", head, rows, "Seeds, paths and secrets are left out.")
 
 
@@ -136,7 +139,7 @@ def events(runs: Sequence[RunRecord]) -> Table:
 
 def provenance(runs: Sequence[RunRecord]) -> Table:
     """How each run was made."""
-    head = ("Run", "Method", "Seed", "Model", "Rollout steps", "Optimizer steps", "Minutes", "State", "Best checkpoint")
+    head = ("Run", "Method", "Seed", "Model", "Rollout steps", "Optimizer steps", "Time", "State", "Best checkpoint")
     return Table("runs", "Runs", head, tuple(_origin(run) for run in runs))
 
 
@@ -157,6 +160,23 @@ def versions(runs: Sequence[RunRecord]) -> Table:
     rows = tuple((Cell(p, "name"), *(Cell(values[i]) for values in columns)) for i, p in enumerate(packages))
     names = ["Version"] if len(columns) == 1 else [", ".join(runs) for runs in columns.values()]
     return Table("versions", "Versions", ("Package", *names), rows)
+
+
+def duration(seconds: object) -> str:
+    """A time in its unit.
+
+    >>> duration(5.0), duration(246.0), duration(9000), duration(None)
+    ('5 s', '4.1 min', '2.5 h', '–')
+    """
+    if not isinstance(seconds, int | float):
+        return "–"
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 60
+        else f"{seconds / 60:.1f} min"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} h"
+    )
 
 
 def _mean(values: Sequence[float]) -> str:
@@ -188,16 +208,22 @@ def _against(key: str, method: str, baseline: str, runs: Sequence[RunRecord]) ->
     return Cell(f"{mean:+.3f}{told}", ("better" if mean > 0 else "worse") if clear else "number")
 
 
-def _shown(key: str) -> bool:
-    parts = key.split(".")
-    return parts[0] not in HIDDEN_SECTIONS and parts[-1] != "seed" and not is_secret(key)
+def _together(found: Sequence[RunRecord], runs: Sequence[RunRecord]) -> str:
+    """Names of runs; of a method's runs, if all of them are there, the method's."""
+    complete = [m for m in methods(found) if _of(found, m) == _of(runs, m) and len(_of(runs, m)) > 1]
+    return ", ".join([*complete, *(run.name for run in found if run.method not in complete)])
 
 
-def _setting(run: RunRecord, key: str) -> str:
-    if key not in run.settings:
-        return "–"
-    value = run.settings[key]
-    return "(run folder)" if isinstance(value, str) and value.startswith("<run>") else shown_value(value)
+def _of(runs: Sequence[RunRecord], method: str) -> list[str]:
+    return [run.name for run in runs if run.method == method]
+
+
+def _shown(key: str, value: object) -> bool:
+    """Whether a report may show a setting and a reader may want it: no machinery, no seed, secret or place."""
+    section, *_, last = key.split(".") if "." in key else (key, key)
+    if section in HIDDEN_SECTIONS or last == "seed" or last.startswith("_") or is_secret(key):
+        return False
+    return last == "path" or not is_place(value)
 
 
 def _steps_with(run: RunRecord, alarm: str) -> str:
@@ -209,7 +235,7 @@ def _origin(run: RunRecord) -> tuple[Cell, ...]:
     summary: Mapping[str, object] = run.summary or {}
     planned = run.settings.get("updates.rollout_steps")
     steps = f"{run.steps_done}" if planned in (None, run.steps_done) else f"{run.steps_done} of {planned}"
-    seconds, best = summary.get("seconds"), summary.get("best_checkpoint")
+    best = summary.get("best_checkpoint")
     state = "finished" if run.finished else "unfinished"
     if summary.get("resumed_from"):
         state += ", resumed"
@@ -217,6 +243,6 @@ def _origin(run: RunRecord) -> tuple[Cell, ...]:
     return (
         *(Cell(run.name, "name"), Cell(run.method), Cell("–" if run.seed is None else str(run.seed), "number")),
         *(Cell(base_model(run)), Cell(steps, "number"), Cell(str(summary.get("optimizer_steps", "–")), "number")),
-        Cell(f"{seconds / 60:.1f}" if isinstance(seconds, int | float) else "–", "number"),
+        Cell(duration(summary.get("seconds")), "number"),
         *(Cell(state, "text", not run.finished), Cell(score)),
     )
