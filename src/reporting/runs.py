@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from collections import Counter
@@ -28,14 +29,15 @@ class ReportError(ComparisonError):
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     """All runs in these folders, run folders themselves or folders of them (sweeps, comparisons), with unique names.
 
-    Unfinished runs are among them, unless they have no config or numbers yet.
+    They are in the order of the folders, and by name in each. Unfinished runs are among them, unless they have no
+    config or numbers yet.
 
     Raises:
         ComparisonError: a folder is not there or holds no run, or a run's files cannot be read.
     """
-    finished, unfinished = find_runs(folders)
+    found = dict.fromkeys(run for folder in folders for run in sorted(itertools.chain(*find_runs([folder]))))
     runs = []
-    for folder in sorted([*finished, *unfinished]):
+    for folder in found:
         missing = [name for name in ("config.yaml", "metrics.jsonl") if not (folder / name).is_file()]
         if missing:
             log.warning("Left out, without %s: '%s'.", " and ".join(missing), folder)

@@ -65,6 +65,7 @@ def test_folders_of_runs_are_expanded_and_names_are_unique(tmp_path: Path) -> No
     assert [run.name for run in read_runs([tmp_path / "a"])] == ["grpo-1", "rest-1"]
     assert [run.name for run in read_runs([tmp_path])] == ["a/grpo-1", "a/rest-1", "b/rest-1"]
     assert len(read_runs([tmp_path, tmp_path / "a", tmp_path / "a/rest-1"])) == 3
+    assert [run.method for run in read_runs([tmp_path / "a/rest-1", tmp_path / "a"])] == ["rest", "grpo"]
 
 
 def test_the_latest_run_is_the_one_that_finished_last(tmp_path: Path) -> None:

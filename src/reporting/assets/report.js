@@ -213,7 +213,7 @@
     const update = [];
 
     function toggle(name, label, runs) {
-      const button = element("button", { type: "button", title: label }, ...name);
+      const button = element("button", { type: "button", title: label, ariaLabel: label }, ...name);
       button.addEventListener("click", () => {
         const hide = runs.some((run) => !hidden.has(run));
         for (const run of runs) hide ? hidden.add(run) : hidden.delete(run);

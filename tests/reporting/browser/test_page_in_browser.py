@@ -1,4 +1,4 @@
-"""The page in a headless Chromium: no console error, both widths and themes, pointer and keyboard. `make test-browser`."""
+"""The page in a headless Chromium: console, widths, themes, pointer and keyboard. `make test-browser`."""
 
 import os
 import shutil
@@ -58,7 +58,7 @@ def page(request: pytest.FixtureRequest, browser: "playwright.Browser", file: Pa
 def test_it_fits_and_every_chart_is_drawn(page: "playwright.Page") -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
     panels = page.locator("[data-chart] .panel").count()
-    assert panels > 30 and page.locator("[data-chart] .panel svg[role=img]").count() == panels
+    assert panels > 20 and page.locator("[data-chart] .panel svg[role=img]").count() == panels
     assert page.locator("nav a").all_text_contents()[:2] == ["Results", "Learning"]
     colours = page.evaluate("[...document.querySelectorAll('.mean')].map((x) => getComputedStyle(x).stroke)")
     assert all(colour.startswith("rgb") for colour in colours)
@@ -92,11 +92,9 @@ def test_the_keyboard_reads_a_chart_aloud(page: "playwright.Page") -> None:
 def test_the_legend_hides_runs(page: "playwright.Page") -> None:
     strokes = page.locator("[data-chart=learning_curves] .panel").nth(1).locator("path")
     assert strokes.count() == 4  # two seeds and their mean, and a run alone
-    page.get_by_role("button", name="Show or hide rest-2").or_(
-        page.locator("#legend button[title*='rest-2']")
-    ).first.click()
+    page.get_by_role("button", name="Show or hide rest-2").click()
     assert strokes.count() == 2
-    page.locator("#legend button[title='Show or hide grpo']").click()
+    page.get_by_role("button", name="Show or hide grpo").click()
     assert strokes.count() == 1
     assert page.locator("#legend button[aria-pressed=false]").count() == 2
 
