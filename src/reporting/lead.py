@@ -44,18 +44,24 @@ def lead(runs: Sequence[RunRecord]) -> list[str]:
 
 
 def _told(key: str, runs: Sequence[RunRecord]) -> str:
-    scored = [run for run in runs if key in run.final and key in run.start]
+    scored = [run for run in runs if key in run.final]
+    order = methods(scored)
     if not scored:
         return ""
-    start = estimate([run.start[key] for run in scored]).mean
-    end = estimate([run.final[key] for run in scored]).mean
-    verb = "rose" if end > start else "fell"
-    mean = "" if len(scored) == 1 else f", the mean of {len(scored)} runs,"
-    told = f"{key}{mean} {verb} from {start:.3f} to {end:.3f}" if end != start else f"{key}{mean} stayed at {end:.3f}"
-    order = methods(scored)
     if len(order) == 1:
-        steps = max(run.steps_done for run in scored)
-        return f"{told} in {steps} rollout steps."
-    means = {m: estimate([run.final[key] for run in scored if run.method == m]).mean for m in order}
-    best = max(means, key=lambda method: means[method])
-    return f"{told}; {best} ends highest, at {means[best]:.3f}."
+        return _of_one_method(key, scored)
+    ends = {m: estimate([run.final[key] for run in scored if run.method == m]).mean for m in order}
+    best, worst = max(ends, key=lambda m: ends[m]), min(ends, key=lambda m: ends[m])
+    return f"{key} ends highest with {best}, at {ends[best]:.3f}, and lowest with {worst}, at {ends[worst]:.3f}."
+
+
+def _of_one_method(key: str, runs: Sequence[RunRecord]) -> str:
+    measured = [run for run in runs if key in run.start]
+    steps = max(run.steps_done for run in runs)
+    mean = "" if len(runs) == 1 else f", the mean of {len(runs)} runs,"
+    end = estimate([run.final[key] for run in runs]).mean
+    if len(measured) < len(runs):
+        return f"{key}{mean} is {end:.3f} after {steps} rollout steps."
+    start = estimate([run.start[key] for run in runs]).mean
+    verb = "rose" if end > start else "fell" if end < start else "went"
+    return f"{key}{mean} {verb} from {start:.3f} to {end:.3f} in {steps} rollout steps."

@@ -68,7 +68,7 @@ def results(runs: Sequence[RunRecord], baseline: str) -> Table:
     """
     order = methods(runs)
     compared = baseline in order and len(order) > 1
-    head = ["Metric", "Method", "Seeds", "Start", "End", "Change"]
+    head = ["Metric", *(["Method", "Runs"] if len(runs) > 1 else []), "Start", "End", "Change"]
     rows = []
     for key in headline_metrics(runs):
         of_methods = {method: [run for run in runs if run.method == method] for method in order}
@@ -80,11 +80,10 @@ def results(runs: Sequence[RunRecord], baseline: str) -> Table:
                 run.final[key] - run.start[key] for run in of_methods[method] if key in run.final and key in run.start
             ]
             is_best = bool(end) and len(order) > 1 and sum(end) / len(end) == best
-            row = [
-                *(Cell(key, "name"), Cell(method, "name"), Cell(str(len(of_methods[method])), "number")),
-                *(Cell(_mean(start), "number"), Cell(_mean(end), "number", is_best), _change(changes)),
-            ]
-            rows.append(tuple([*row, _against(key, method, baseline, runs)] if compared else row))
+            who = (Cell(method, "name"), Cell(str(len(of_methods[method])), "number")) if len(runs) > 1 else ()
+            what = (Cell(_mean(start), "number"), Cell(_mean(end), "number", is_best), _change(changes))
+            more = (_against(key, method, baseline, runs),) if compared else ()
+            rows.append((Cell(key, "name"), *who, *what, *more))
     note = "± is one standard error over seeds." if len(order) < len(runs) else ""
     if compared:
         head.append(f"Against {baseline}")

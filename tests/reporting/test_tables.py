@@ -20,6 +20,9 @@ def test_results_are_means_over_seeds_and_paired_differences(tmp_path: Path) -> 
         write_run(tmp_path, method, seed, lift=lift)
     table = tables.results(read_runs([tmp_path]), baseline="grpo")
     grpo, rest = texts(table)[:2]
+    assert lead(read_runs([tmp_path]))[0] == (
+        "val/exact_match ends highest with rest, at 1.000, and lowest with grpo, at 0.812."
+    )
     # grpo ends at 0.75 and 0.875: 0.8125, error 0.125 / 2; rest at 1.0 twice, 0.25 and 0.125 above
     assert grpo == ["val/exact_match", "grpo", "2", "0.250 ± 0.000", "0.812 ± 0.062", "+0.562", "–"]
     assert rest[4:6] == ["1.000 ± 0.000", "+0.750"] and rest[6].startswith("+0.188 [+0.125, +0.250]")
@@ -34,12 +37,12 @@ def test_one_run_is_compared_with_its_start_alone(tmp_path: Path) -> None:
     write_run(tmp_path, "rest", 1)
     table = tables.results(read_runs([tmp_path]), baseline="grpo")
     assert table.head[-1] == "Change"
-    assert texts(table)[0] == ["val/exact_match", "rest", "1", "0.250", "0.750", "+0.500"]
+    assert texts(table)[0] == ["val/exact_match", "0.250", "0.750", "+0.500"]
 
 
 def test_a_run_without_measurements_has_dashes() -> None:
     unmeasured = RunRecord("rest-1", "rest", 1, {0: {}}, validations={2: {"val/exact_match": 0.5}})
-    assert texts(tables.results([unmeasured], "grpo")) == [["val/exact_match", "rest", "1", "–", "0.500", "–"]]
+    assert texts(tables.results([unmeasured], "grpo")) == [["val/exact_match", "–", "0.500", "–"]]
     assert tables.results([RunRecord("rest-1", "rest", 1, {0: {}})], "grpo").rows == ()
 
 
