@@ -25,7 +25,7 @@
 
   function remembered() {
     try {
-      return localStorage.getItem("theme");
+      return localStorage.getItem("report-theme");
     } catch (error) {
       if (error instanceof DOMException) return null;
       throw error;
@@ -37,7 +37,7 @@
     else document.documentElement.dataset.theme = theme;
     byId("theme").textContent = `Theme: ${theme}`;
     try {
-      localStorage.setItem("theme", theme);
+      localStorage.setItem("report-theme", theme);
     } catch (error) {
       if (!(error instanceof DOMException)) throw error;
     }
@@ -246,5 +246,6 @@
 
   legend();
   drawn.forEach(redraw);
-  new ResizeObserver(() => drawn.filter((one) => one.plot.clientWidth !== one.width).forEach(redraw)).observe(document.body);
+  const fit = () => drawn.filter((one) => one.plot.clientWidth !== one.width).forEach(redraw);
+  new ResizeObserver(() => requestAnimationFrame(fit)).observe(document.body);
 })();
