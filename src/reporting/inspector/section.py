@@ -12,6 +12,7 @@ from src.reporting.fragment import Fragment, InspectedRun
 from src.reporting.inspector.encoding import Encoder, for_script, names
 from src.reporting.inspector.records import GroupPlace, NoSamplesError, RolloutFile
 from src.reporting.inspector.sampling import FEWEST, chosen, most_groups
+from src.reporting.palette import custom_properties
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +20,10 @@ MAX_BYTES = 8_000_000
 
 _ASSETS = Path(__file__).parent / "assets"
 _SCRIPTS = ("decode.js", "view.js", "inspector.js")
+_WITHOUT = Template(
+    '<section id="inspector" aria-labelledby="h-inspector">\n<h2 id="h-inspector">Rollouts</h2>\n'
+    "<p>$note</p>\n</section>"
+)
 _SHARE = 0.3
 """Bytes of a page for a byte of `rollouts.jsonl`: less than what was seen, and what is too much is left out again."""
 _KEPT = 0.97  # of a size that fits
@@ -45,7 +50,7 @@ def section(runs: Sequence[InspectedRun], *, max_bytes: int = MAX_BYTES) -> Frag
     note = _note(runs, files, shown)
     css = _asset("inspector.css")
     if not files:
-        return Fragment(f'<section class="ri" id="inspector"><h2>Rollouts</h2><p>{note}</p></section>', css)
+        return Fragment(_WITHOUT.substitute(note=note), css, "")
     script = "\n".join(_asset(name) for name in _SCRIPTS)
     return Fragment(
         html=Template(_asset("inspector.html")).substitute(note=note, data=data),
@@ -61,27 +66,10 @@ def standalone_page(fragment: Fragment, title: str = "Rollouts") -> str:
         fragment: of `section`.
         title: of the page.
     """
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{html.escape(title)}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-:root[data-theme="light"] {{ color-scheme: light; }}
-:root[data-theme="dark"] {{ color-scheme: dark; }}
-body {{ margin: 0 auto; padding: 0.5rem 1rem 2rem; max-width: 110rem; background: Canvas; }}
-{fragment.css}</style>
-</head>
-<body>
-{fragment.html}
-<script>
-{fragment.js}</script>
-</body>
-</html>
-"""
+    light, dark = (custom_properties(theme) for theme in ("light", "dark"))
+    return Template(_asset("page.html")).substitute(
+        title=html.escape(title), light=light, dark=dark, css=fragment.css, html=fragment.html, js=fragment.js
+    )
 
 
 def _encoded(

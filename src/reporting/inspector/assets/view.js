@@ -39,8 +39,8 @@ function card(samples, group, completion, position, matches) {
     "li",
     { class: "ri-card", "data-match": matches ? "yes" : "no", "data-position": position },
     el(
-      "header",
-      {},
+      "div",
+      { class: "ri-head" },
       el("h4", {}, `Completion ${completion.index}`),
       el("span", { class: "ri-kind", "data-kind": kind === "correct" ? "correct" : "wrong" }, kind),
     ),
