@@ -28,6 +28,8 @@ from src.utils.config_keys import check_keys  # noqa: E402
 
 log = logging.getLogger(__name__)
 
+_PIPE_WIDTH = 160
+
 
 def inspect_rollouts(config: DictConfig) -> None:
     """Print the group that the config names, or write a page of all.
@@ -106,6 +108,8 @@ def _check_choice(key: str, value: object, options: Sequence[str]) -> None:
 def _console(width: int | None) -> Console:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may lack characters
+    if width is None and not sys.stdout.isatty():
+        width = _PIPE_WIDTH
     return Console(file=sys.stdout, width=width, highlight=False, markup=False, emoji=False)
 
 

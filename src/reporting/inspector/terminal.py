@@ -67,16 +67,17 @@ def show_group(console: Console, group: LoggedGroup, *, numbers: str | None = No
 
 
 class _Writer:
-    """Prints text as it is: no markup, no highlighting, no emoji codes."""
+    """Prints text as it is: no markup, no highlighting, no emoji codes; lines are broken for a terminal alone."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self._wrap = console.is_terminal
 
     def line(self, text: str, style: str | Style = "") -> None:
         self.text(Text(text, style))
 
     def text(self, text: Text | Table, *, wrap: bool = True) -> None:
-        self.console.print(text, soft_wrap=not wrap)
+        self.console.print(text, soft_wrap=isinstance(text, Text) and not (wrap and self._wrap))
 
 
 def _show_completion(
@@ -147,7 +148,7 @@ def _reward_line(completion: LoggedCompletion) -> Text:
 
 def _call_table(pair: CallPair) -> Table:
     """A predicted call beside its gold call."""
-    table = Table(box=SIMPLE, pad_edge=False, show_edge=False)
+    table = Table(box=SIMPLE, pad_edge=False, show_edge=False, header_style=_SOFT)
     for title in ("", "", "predicted", "gold"):
         table.add_column(title, overflow="fold")
     if pair.predicted is None:

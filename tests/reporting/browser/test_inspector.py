@@ -32,7 +32,7 @@ FIELDS = {
 @pytest.fixture(scope="module")
 def browser():
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = driver.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False)  # as root, in containers
         yield opened
         opened.close()
 
