@@ -14,9 +14,10 @@ rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 from omegaconf import DictConfig, ListConfig  # noqa: E402
 
 from src.evaluation.records import write_whole  # noqa: E402
-from src.reporting import page, tables  # noqa: E402
+from src.reporting import inspector, page, tables  # noqa: E402
 from src.reporting.charts import Chart  # noqa: E402
 from src.reporting.figures import CHARTS, draw  # noqa: E402
+from src.reporting.fragment import InspectedRun  # noqa: E402
 from src.reporting.lead import lead, title  # noqa: E402
 from src.reporting.paper_tables import paper_tables  # noqa: E402
 from src.reporting.records import RunRecord, methods  # noqa: E402
@@ -55,10 +56,14 @@ def report(config: DictConfig) -> Path:
     output = _output(config, folders, runs)
     output.mkdir(parents=True, exist_ok=True)
     file = output / "report.html"
-    write_whole(file, page.render(runs, contents, charts))
+    write_whole(file, page.render(runs, contents, charts, [inspector.section(_inspected(runs))]))
     _write_figures(output / "figures", charts, methods(runs), list(config.formats), config.dpi)
     log.info("%d runs of %d methods: %s", len(runs), len(methods(runs)), file)
     return file
+
+
+def _inspected(runs: Sequence[RunRecord]) -> list[InspectedRun]:
+    return [InspectedRun(run.name, run.folder, run.method) for run in runs if run.folder is not None]
 
 
 def _folders(config: DictConfig) -> list[Path]:
