@@ -54,7 +54,7 @@ def benchmark_bars(runs: Sequence[RunRecord]) -> Chart:
     if not panels and tags:
         panels.append(_at_the_end(runs, "Exact match in validation, by kind of dialogue", _BY_KIND, tags))
     caption = "A tick across a bar is the score before training; whiskers are one standard error over seeds."
-    return Chart("benchmark_bars", "Benchmarks", caption, tuple(filter(None, panels)), "bars")
+    return Chart("benchmark_bars", "Scores", caption, tuple(filter(None, panels)), "bars")
 
 
 def benchmark_radar(runs: Sequence[RunRecord], references: bool = True) -> Chart:
@@ -78,7 +78,7 @@ def benchmark_radar(runs: Sequence[RunRecord], references: bool = True) -> Chart
         if any(name in _AXES for name in benchmark_names(runs))
         else "In the manner of the paper's Figure 2: final scores, each spoke from 0 in the middle."
     )
-    return Chart("benchmark_radar", "Benchmarks by part", caption, tuple(filter(None, panels)), "radar")
+    return Chart("benchmark_radar", "Scores by part", caption, tuple(filter(None, panels)), "radar")
 
 
 def base_model(run: RunRecord) -> str:

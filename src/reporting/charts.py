@@ -43,12 +43,14 @@ class Panel:
         unit: of the numbers; may be empty.
         series: at least one.
         categories: what bars, spokes or rows stand for; empty for lines.
+        last: where the axis of rollout steps ends, if that is after the last number.
     """
 
     title: str
     unit: str
     series: tuple[Series, ...]
     categories: tuple[str, ...] = ()
+    last: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,22 +80,24 @@ _LEARNING = (
     ("val/exact_match", "Exact match in validation", "share"),
     ("train/entropy", "Policy entropy", "nats a token"),
     ("response/tokens", "Response length", "tokens"),
-    ("reward/format", "Format", "component of the reward"),
-    ("reward/name", "Tool names", "component of the reward"),
-    ("reward/parameter_names", "Parameter names", "component of the reward"),
-    ("reward/parameter_values", "Parameter values", "component of the reward"),
-    ("reward/correctness", "Correctness", "component of the reward"),
+    ("reward/format", "Format", "component"),
+    ("reward/name", "Tool names", "component"),
+    ("reward/parameter_names", "Parameter names", "component"),
+    ("reward/parameter_values", "Parameter values", "component"),
+    ("reward/correctness", "Correctness", "component"),
     ("val_unseen/exact_match", "Exact match on unseen tools", "share"),
     ("train/nll", "Negative log-likelihood", "nats a token"),
 )
+_FEWEST_TOKENS = 0.001
+"""Share of a region in all tokens of a run, for it to be drawn: the means over fewer are noise."""
 _UPDATES = (
     ("group/zero_variance", "Groups with equal rewards", "share"),
-    ("group/reward_std", "Spread of rewards in a group", "standard deviation"),
+    ("group/reward_std", "Spread of rewards in a group", "std. dev."),
     ("response/truncated", "Cut completions", "share"),
     ("train/grad_norm", "Gradient norm", "before clipping"),
     ("train/approx_kl", "KL of an update", "nats a token"),
     ("train/clip_fraction_high", "Clipped above", "share of tokens"),
-    ("train/sampler_gap", "Sampler against trainer", "mean |difference|, nats"),
+    ("train/sampler_gap", "Sampler against trainer", "nats"),
     ("time/rollout", "Time of rollouts", "seconds a step"),
     ("time/update", "Time of updates", "seconds a step"),
 )
@@ -158,7 +162,8 @@ def events(runs: Sequence[RunRecord]) -> Chart:
         for kind in dict.fromkeys(event.kind for event in run.events)
         if (found := sorted((event for event in run.events if event.kind == kind), key=lambda event: event.step))
     )
-    panels = (Panel("Events", "rollout step", series, names),) if series else ()
+    last = max((run.steps_done for run in runs if run.events), default=0)
+    panels = (Panel("Events", "rollout step", series, names, last),) if series else ()
     return Chart("events", "Alarms and faults", "An alarm is told the first time that it holds.", panels, "events")
 
 
@@ -192,6 +197,6 @@ def _regions(
 
 
 def _appears(runs: Sequence[RunRecord], region: Region) -> bool:
-    """Whether a run has tokens of it, or nobody counted."""
+    """Whether enough tokens of some run are in it, or nobody counted."""
     shares = [run.curve(f"token_share/{region.label}")[1] for run in runs]
-    return not any(shares) or any(share > 0 for found in shares for share in found)
+    return not any(shares) or any(sum(found) > _FEWEST_TOKENS * len(found) for found in shares)

@@ -37,6 +37,7 @@ CHARTS: Mapping[str, Callable[[Sequence[RunRecord]], Chart]] = {
 
 _MARKERS = "osD^vP*X"
 _COLUMNS = 3
+_FURTHEST = 0.9
 _INK, _MUTED, _RULE = (PAGE[name].light for name in ("ink", "muted", "rule"))
 
 
@@ -154,13 +155,16 @@ def grouped(panel: Panel) -> dict[str, list[Series]]:
 
 
 def mean_line(found: Sequence[Series]) -> tuple[list[int], list[float]]:
-    """Mean over runs at the x that all of them have.
+    """Mean over the runs that got furthest, at the x that all of these have.
 
-    >>> mean_line([Series("a", "g", (0, 1), (1.0, 2.0)), Series("b", "g", (1, 2), (4.0, 9.0))])
+    A run that ended before nine tenths of the longest is left out: with it the mean would end or jump there.
+
+    >>> mean_line([Series("a", "g", (0, 1), (1.0, 2.0)), Series("b", "g", (1,), (4.0,)), Series("c", "g", (0,), (9.0,))])
     ([1], [3.0])
     """
-    values = [dict(zip(series.x, series.y, strict=True)) for series in found]
-    shared = [x for x in found[0].x if all(x in of_run for of_run in values)]
+    end = max(max(series.x, default=0) for series in found)
+    values = [dict(zip(s.x, s.y, strict=True)) for s in found if max(s.x, default=0) >= _FURTHEST * end]
+    shared = [x for x in values[0] if all(x in of_run for of_run in values)]
     return shared, [math.fsum(of_run[x] for of_run in values) / len(values) for x in shared]
 
 
@@ -225,7 +229,7 @@ def _events(axes: Axes, panel: Panel, styles: _Styles) -> None:
         axes.scatter(x, y, marker=marker, color=styles(group)[0], label=group.replace("_", " "), zorder=3)
     axes.set_yticks(range(len(panel.categories)), panel.categories)
     axes.set_ylim(len(panel.categories) - 0.5, -0.5)
-    axes.set_xlim(left=0)
+    axes.set_xlim(0, max(panel.last, 1))
     axes.set_xlabel("rollout step", fontsize=8, color=_MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.grid(color=_RULE, linewidth=0.5)

@@ -149,6 +149,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "title": panel.title,
         "unit": panel.unit,
         "categories": list(panel.categories),
+        "last": panel.last,
         "series": [
             {
                 "run": series.run,

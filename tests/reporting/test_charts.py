@@ -80,6 +80,7 @@ def test_a_chart_of_events_has_a_row_a_run_that_has_any(tmp_path: Path) -> None:
     (panel,) = charts.events(read_runs([tmp_path])).panels
     assert panel.categories == ("rest-2",)
     assert panel.series == (charts.Series("rest-2", "truncated", (1,), (0.0,), notes=("found",)),)
+    assert panel.last == 4
 
 
 @pytest.mark.parametrize("several", [False, True])

@@ -31,6 +31,22 @@ const Charts = (() => {
     return found;
   }
 
+  // Rollout steps to write under an axis, the first among them.
+  function steps(first, last, width) {
+    const whole = ticks(first, last, Math.max(3, width / 75)).filter((x) => x > first && x <= last && Number.isInteger(x));
+    const step = whole.length > 1 ? whole[1] - whole[0] : 1;
+    return [first, ...whole.filter((x) => x - first >= step / 2)];
+  }
+
+  // All of an axis with as many digits as its steps need.
+  function labels(marks) {
+    const step = Math.abs(marks[1] - marks[0] || marks[0] || 1);
+    const largest = Math.max(...marks.map(Math.abs));
+    if (largest >= 100000 || (largest > 0 && largest < 0.001)) return marks.map(number);
+    const digits = Math.max(0, -Math.floor(Math.log10(step) + 1e-9));
+    return marks.map((mark) => mark.toFixed(digits).replace("-", "−"));
+  }
+
   function grouped(series) {
     const groups = new Map();
     for (const one of series) groups.set(one.group, [...(groups.get(one.group) || []), one]);
@@ -49,7 +65,12 @@ const Charts = (() => {
     return { mean, error: Math.sqrt(variance / found.length), count: found.length, low: Math.min(...found), high: Math.max(...found) };
   }
 
-  // The x that all series of a group have: a mean over fewer runs would jump.
+  // The runs that got furthest, which a mean is taken over: with one that ended early it would end or jump there.
+  function furthest(found) {
+    const end = Math.max(...found.flatMap((one) => one.x));
+    return found.filter((one) => one.x[one.x.length - 1] >= 0.9 * end);
+  }
+
   function sharedX(found) {
     const others = found.slice(1).map((one) => new Set(one.x));
     return found[0].x.filter((x) => others.every((set) => set.has(x)));
@@ -59,9 +80,10 @@ const Charts = (() => {
     return points.map(([x, y], index) => `${index ? "L" : "M"}${x.toFixed(1)} ${y.toFixed(1)}`).join("");
   }
 
-  function values(groups, x) {
+  function values(groups, x, members = (found) => found) {
     const rows = [];
-    for (const [group, found] of groups) {
+    for (const [group, all] of groups) {
+      const found = members(all);
       const of = summary(found.map((one) => at(one, x)));
       if (!of) continue;
       const spread = of.count > 1 ? ` (${of.count} runs, ${number(of.low)} to ${number(of.high)})` : "";
@@ -83,22 +105,24 @@ const Charts = (() => {
     const px = (x) => left + ((x - first) / (last - first || 1)) * (width - left - right);
     const py = (y) => top + (1 - (y - low) / (high - low || 1)) * (height - top - bottom);
     const svg = node("svg", { viewBox: `0 0 ${width} ${height}`, height });
-    for (const mark of marks) {
-      svg.append(node("line", { class: "grid", x1: left, x2: width - right, y1: py(mark), y2: py(mark) }));
-      svg.append(node("text", { x: left - 6, y: py(mark) + 4, "text-anchor": "end" }, number(mark)));
-    }
-    for (const mark of ticks(first, last, Math.max(2, width / 90)).filter((x) => x >= first && x <= last && Number.isInteger(x))) {
-      svg.append(node("text", { x: px(mark), y: height - 8, "text-anchor": "middle" }, String(mark)));
+    labels(marks).forEach((label, index) => {
+      const y = py(marks[index]);
+      svg.append(node("line", { class: "grid", x1: left, x2: width - right, y1: y, y2: y }));
+      svg.append(node("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, label));
+    });
+    for (const mark of steps(first, last, width)) {
+      const label = mark === first ? `step ${mark}` : String(mark);
+      svg.append(node("text", { x: px(mark), y: height - 8, "text-anchor": "middle" }, label));
     }
     for (const [group, found] of groups) {
       const style = look(group);
       if (found.length > 1) {
         for (const one of found) {
-          svg.append(node("path", { class: "one", stroke: style.colour, d: path(one.x.map((x, i) => [px(x), py(one.y[i])])) }));
+          svg.append(node("path", { class: groups.size > 4 ? "one crowded" : "one", stroke: style.colour, d: path(one.x.map((x, i) => [px(x), py(one.y[i])])) }));
         }
       }
-      const shared = sharedX(found);
-      const means = shared.map((x) => [px(x), py(summary(found.map((one) => at(one, x))).mean)]);
+      const long = furthest(found);
+      const means = sharedX(long).map((x) => [px(x), py(summary(long.map((one) => at(one, x))).mean)]);
       svg.append(node("path", { class: "mean", stroke: style.colour, "stroke-dasharray": style.dashes.join(" "), d: path(means) }));
       if (means.length < 12) {
         for (const [x, y] of means) svg.append(node("circle", { cx: x, cy: y, r: 2.5, fill: style.colour }));
@@ -109,7 +133,7 @@ const Charts = (() => {
       svg,
       places: xs,
       name: (index) => `rollout step ${xs[index]}`,
-      rows: (index) => values(groups, xs[index]),
+      rows: (index) => values(groups, xs[index], furthest),
       nearest: (x) => nearest(xs.map(px), x),
       mark: (index) => mark(cursor, { x1: px(xs[index]), x2: px(xs[index]) }),
       anchor: (index) => [px(xs[index]), top],
@@ -125,10 +149,12 @@ const Charts = (() => {
     const high = Math.max(...panel.series.flatMap((one) => [...one.y, ...one.start])) > 0.5 ? 1 : 0.5;
     const px = (value) => left + (value / high) * (width - left - right);
     const svg = node("svg", { viewBox: `0 0 ${width} ${height}`, height });
-    for (const mark of ticks(0, high, width > 420 ? 5 : 2)) {
-      svg.append(node("line", { class: "grid", x1: px(mark), x2: px(mark), y1: top, y2: height - bottom }));
-      svg.append(node("text", { x: px(mark), y: height - 7, "text-anchor": "middle" }, number(mark)));
-    }
+    const marks = ticks(0, high, width > 420 ? 5 : 2);
+    labels(marks).forEach((label, index) => {
+      const x = px(marks[index]);
+      svg.append(node("line", { class: "grid", x1: x, x2: x, y1: top, y2: height - bottom }));
+      svg.append(node("text", { x, y: height - 7, "text-anchor": "middle" }, label));
+    });
     panel.categories.forEach((category, index) => {
       const y0 = top + index * tall + gap / 2;
       const label = node("text", { class: "label", x: left - 7, y: y0 + (tall - gap) / 2 + 4, "text-anchor": "end" }, category);
@@ -181,7 +207,9 @@ const Charts = (() => {
       const [tx, ty] = [cx + side * (radius + 9), cy + Math.sin(angle(index)) * (radius + 15)];
       svg.append(node("text", { class: "label", x: tx, y: ty + 4, "text-anchor": anchor }, category));
     });
-    for (const mark of marks.slice(1)) svg.append(node("text", { x: cx + 4, y: cy - (radius * mark) / high + 11 }, number(mark)));
+    labels(marks).forEach((label, index) => {
+      if (index) svg.append(node("text", { x: cx + 4, y: cy - (radius * marks[index]) / high + 11 }, label));
+    });
     for (const [group, found] of groups) {
       const style = look(group);
       const means = panel.categories.map((_, index) => summary(found.map((one) => at(one, index))));
@@ -215,13 +243,13 @@ const Charts = (() => {
     const width = host.clientWidth, height = top + rowHeight * panel.categories.length + bottom;
     const points = panel.series.flatMap((one) => one.x.map((x, i) => ({ x, y: one.y[i], group: one.group, note: one.notes[i], run: one.run })));
     points.sort((a, b) => a.y - b.y || a.x - b.x);
-    const last = Math.max(...points.map((one) => one.x), panel.last || 0, 1);
+    const last = Math.max(...points.map((one) => one.x), panel.last, 1);
     const px = (x) => left + (x / last) * (width - left - right);
     const py = (y) => top + (y + 0.5) * rowHeight;
     const svg = node("svg", { viewBox: `0 0 ${width} ${height}`, height });
-    for (const mark of ticks(0, last, Math.max(2, width / 90)).filter((x) => x <= last && Number.isInteger(x))) {
+    for (const mark of steps(0, last, width)) {
       svg.append(node("line", { class: "grid", x1: px(mark), x2: px(mark), y1: top, y2: height - bottom }));
-      svg.append(node("text", { x: px(mark), y: height - 7, "text-anchor": "middle" }, String(mark)));
+      svg.append(node("text", { x: px(mark), y: height - 7, "text-anchor": "middle" }, mark ? String(mark) : "step 0"));
     }
     panel.categories.forEach((name, index) => {
       svg.append(node("line", { class: "grid", x1: left, x2: width - right, y1: py(index), y2: py(index) }));

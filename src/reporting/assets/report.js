@@ -246,6 +246,10 @@
 
   legend();
   drawn.forEach(redraw);
-  const fit = () => drawn.filter((one) => one.plot.clientWidth !== one.width).forEach(redraw);
+  const below = () => (document.documentElement.style.scrollPaddingTop = `${byId("legend").offsetHeight + 4}px`);
+  const fit = () => {
+    below(); // headings that are jumped to stand below the legend
+    drawn.filter((one) => one.plot.clientWidth !== one.width).forEach(redraw);
+  };
   new ResizeObserver(() => requestAnimationFrame(fit)).observe(document.body);
 })();
