@@ -159,7 +159,8 @@ def mean_line(found: Sequence[Series]) -> tuple[list[int], list[float]]:
 
     A run that ended before nine tenths of the longest is left out: with it the mean would end or jump there.
 
-    >>> mean_line([Series("a", "g", (0, 1), (1.0, 2.0)), Series("b", "g", (1,), (4.0,)), Series("c", "g", (0,), (9.0,))])
+    >>> series = [Series("a", "g", (0, 1), (1.0, 2.0)), Series("b", "g", (1,), (4.0,)), Series("c", "g", (0,), (9.0,))]
+    >>> mean_line(series)
     ([1], [3.0])
     """
     end = max(max(series.x, default=0) for series in found)

@@ -115,7 +115,7 @@ def test_the_theme_is_the_system_s_until_chosen(page: "playwright.Page") -> None
 
 
 def test_alarms_are_shown_as_text(page: "playwright.Page") -> None:
-    chart = page.locator("[data-chart=events] svg")
+    chart = page.locator("[data-chart=events] .panel svg")
     chart.focus()
     page.keyboard.press("ArrowRight")
     assert NASTY.split(" &")[0] in page.locator("#readout").inner_text()
