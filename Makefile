@@ -19,9 +19,10 @@ AUDIT_STAMP := $(AUDIT_VENV)/.installed
 ARGS ?=
 PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
+CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 TOOLRL ?= https://github.com/qiancheng0/ToolRL.git
 
-.PHONY: help setup train eval test test-vllm sweep compare format lint audit api-bank bench bench-gpu bench-peers tiny-policy lock lock-vllm clean
+.PHONY: help setup train eval report test test-browser test-vllm sweep compare format lint audit api-bank bench bench-gpu bench-peers tiny-policy lock lock-vllm clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | while IFS= read -r line; do \
@@ -35,8 +36,17 @@ train: $(STAMP) ## Train: make train ARGS="experiment=qwen3_8b trainer.devices=8
 eval: $(STAMP) ## Evaluate: make eval ARGS="policy=tiny benchmark=[synthetic]"
 	$(RUN) src/eval.py $(ARGS)
 
+report: $(STAMP) ## A page of the latest run: make report ARGS="'runs=[logs/train/runs/A,logs/compare/B]'"
+	$(RUN) src/report.py $(ARGS)
+
 test: $(STAMP) ## Run the tests: make test PYTEST_ARGS="-k rollout"
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+
+# Playwright drives a Chromium of the system; it brings none.
+test-browser: $(STAMP) ## Run the report's tests in a headless Chromium
+	@$(RUN) -c 'import playwright' 2>/dev/null || { echo "Playwright is needed: $(RUN) -m pip install --group browser" >&2; exit 1; }
+	@[ -n "$(CHROMIUM)" ] || { echo "Chromium is needed: apt-get install chromium, or make test-browser CHROMIUM=FILE" >&2; exit 1; }
+	CHROMIUM="$(CHROMIUM)" $(RUN) -m pytest -m browser $(PYTEST_ARGS) tests/reporting/browser
 
 # vLLM compiles a helper of its sampler even where it runs eagerly, which takes a C++ compiler and half a minute a process.
 test-vllm: $(VLLM_STAMP) ## Run the tests that need vLLM, with its CPU build in .venv-vllm

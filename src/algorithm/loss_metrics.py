@@ -43,5 +43,8 @@ class RowLoss(Protocol):
     def __call__(self, logprobs: Tensor, entropies: Tensor, part: slice) -> Tensor:
         """What the tokens `part` add, from their log-probabilities [n] and entropies [n]: a scalar with gradient."""
 
+    def terms(self, logprobs: Tensor, entropies: Tensor, part: slice = slice(None)) -> Tensor:
+        """The same for each of these tokens, [n]."""
+
     def metrics(self, logprobs: Tensor, entropies: Tensor) -> LossMetrics:
         """Over all of the row's tokens, [N] each."""

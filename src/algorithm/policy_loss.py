@@ -175,7 +175,11 @@ class PolicyLoss:
             self._weights = inputs.weights * self._scale
 
     def __call__(self, logprobs: Tensor, entropies: Tensor, part: slice = slice(None)) -> Tensor:
-        """What some of the tokens add to the loss, a scalar with gradient.
+        """What some of the tokens add to the loss, a scalar with gradient; see `terms` for the arguments."""
+        return self.terms(logprobs, entropies, part).sum()
+
+    def terms(self, logprobs: Tensor, entropies: Tensor, part: slice = slice(None)) -> Tensor:
+        """What each of some tokens adds to the loss, float32 [n] with gradient.
 
         Args:
             logprobs: float32 [n], of the policy in training.
@@ -192,12 +196,12 @@ class PolicyLoss:
         if config.importance_cap is not None:
             correction = _bounded(old - self._rollout[part]).exp().clamp(max=config.importance_cap)
             surrogate = surrogate * correction.detach()
-        loss = -(self._weights[part] * surrogate).sum()
+        terms = -(self._weights[part] * surrogate)
         if config.kl_coef > 0 and self._ref is not None:
-            loss = loss + config.kl_coef * (self._scale[part] * _k3(self._ref[part] - logprobs)).sum()
+            terms = terms + config.kl_coef * (self._scale[part] * _k3(self._ref[part] - logprobs))
         if config.entropy_coef != 0:
-            loss = loss - config.entropy_coef * (self._scale[part] * entropies).sum()
-        return loss
+            terms = terms - config.entropy_coef * (self._scale[part] * entropies)
+        return terms
 
     @torch.no_grad()
     def metrics(self, logprobs: Tensor, entropies: Tensor) -> LossMetrics:

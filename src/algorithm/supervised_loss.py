@@ -31,14 +31,18 @@ class SupervisedLoss:
         self._weights = weights / (weight_total or 1.0)
 
     def __call__(self, logprobs: Tensor, entropies: Tensor, part: slice = slice(None)) -> Tensor:
-        """What some of the tokens add to the loss, a scalar with gradient.
+        """What some of the tokens add to the loss, a scalar with gradient; see `terms` for the arguments."""
+        return self.terms(logprobs, entropies, part).sum()
+
+    def terms(self, logprobs: Tensor, entropies: Tensor, part: slice = slice(None)) -> Tensor:
+        """What each of some tokens adds to the loss, float [n] with gradient.
 
         Args:
             logprobs: float [n], of the target tokens.
             entropies: not used.
             part: which of the row's tokens they are.
         """
-        return -(logprobs * self._weights[part]).sum()
+        return -(logprobs * self._weights[part])
 
     @torch.no_grad()
     def metrics(self, logprobs: Tensor, entropies: Tensor) -> LossMetrics:

@@ -22,40 +22,42 @@ class RegionEntropy(RolloutCallback):
 
     - `entropy/<region>`: mean entropy in nats of the policy at its tokens, never scaled by weights;
     - `token_share/<region>`: its share of the sampled tokens;
+    - `token_weight/<region>`: mean weight of its tokens, normalised (Eq. 18), where `curriculum/<region>` is not;
     - `gradient_share/<region>`: its share of sum |A_i| w_t / T_i, the size of what tokens contribute to Eq. 19.
     """
 
     def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
-        """Add the three to the step's metrics."""
+        """Add the four to the step's metrics."""
         step.metrics |= region_metrics(step_region_sums(trainer, module, step))
 
 
 def step_region_sums(trainer: Trainer, module: PolicyModule, step: RolloutStep) -> Tensor:
-    """`region_sums` of a whole rollout step over all ranks, float64 [3, 6]."""
+    """`region_sums` of a whole rollout step over all ranks, float64 [4, 6]."""
     local = torch.stack([region_sums(g, h) for g, h in zip(step.groups, step.entropies, strict=True)]).sum(dim=0)
     return torch.as_tensor(trainer.strategy.reduce(local.to(module.device), reduce_op="sum")).cpu()
 
 
 def region_sums(group: PromptGroup, entropies: Tensor) -> Tensor:
-    """Sums by region, float64 [3, 6]: entropy, tokens, |A_i| w_t / T_i.
+    """Sums by region, float64 [4, 6]: entropy, tokens, |A_i| w_t / T_i, w_t.
 
     Args:
         group: with weights.
         entropies: [N], nats.
     """
     share = group.advantages.abs()[group.sequence_ids] * group.weights / group.lengths[group.sequence_ids]
-    columns = (entropies, torch.ones_like(entropies), share)
+    columns = (entropies, torch.ones_like(entropies), share, group.weights)
     return torch.stack([sum_by_region(column, group.regions) for column in columns]).cpu()
 
 
 def region_metrics(sums: Tensor) -> dict[str, float]:
-    """Metrics from `region_sums` added up; a region without tokens has no entropy, and shares of 0."""
+    """Metrics from `region_sums` added up; a region without tokens has no means, and shares of 0."""
     metrics = {}
     totals = sums.sum(dim=1)
     for region in Region:
-        entropy, tokens, gradient = (float(value) for value in sums[:, region])
+        entropy, tokens, gradient, weight = (float(value) for value in sums[:, region])
         if tokens:
             metrics[f"entropy/{region.label}"] = entropy / tokens
+            metrics[f"token_weight/{region.label}"] = weight / tokens
         metrics[f"token_share/{region.label}"] = tokens / max(float(totals[1]), 1.0)
         metrics[f"gradient_share/{region.label}"] = gradient / float(totals[2]) if totals[2] else 0.0
     return metrics

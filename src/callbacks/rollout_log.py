@@ -1,15 +1,16 @@
-"""Samples of what the policy wrote: `rollouts.jsonl` in the run folder."""
+"""Samples of what the policy wrote: `rollouts.jsonl` in the run folder, which `src/reporting/inspector` shows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning import Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from src.algorithm.experience import PromptGroup
+from src.algorithm.policy_loss import LossCounts
 from src.callbacks.base import RolloutStep
 from src.callbacks.lines import LinesCallback
 from src.data.rendering import step_text
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class RolloutLog(LinesCallback):
-    """Appends the first prompt groups of a rollout step, with each token's region, weight, entropy and log-probability.
+    """Appends the first prompt groups of a rollout step, each token with region, weight, scores and loss term.
 
     Args:
         path: the file; in the same run folder a resumed run goes on in it where its checkpoint was.
@@ -38,52 +39,99 @@ class RolloutLog(LinesCallback):
         self._every = every_n_steps
         self._groups = groups
 
-    @rank_zero_only
     def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
         """Write this step's groups, one completion a line."""
         if step.index % self._every:
             return
-        logged = list(zip(step.scored, step.groups, step.entropies, strict=True))[: self._groups]
-        for scored, group, entropies in logged:
-            self.lines.append(group_records(step.index, scored, group, entropies, module.collector.table))
+        counts = minibatch_counts(trainer, module, step)  # over all ranks, so before the others leave
+        if not trainer.is_global_zero:
+            return
+        minibatch = [number for number, size in enumerate(step.minibatches) for _ in range(size)]
+        logged = list(zip(step.scored, step.groups, step.entropies, minibatch, strict=True))[: self._groups]
+        for scored, group, entropies, number in logged:
+            terms = loss_terms(module, group, entropies, counts[number])
+            self.lines.append(group_records(step.index, scored, group, entropies, module.collector.table, terms))
+
+
+def minibatch_counts(trainer: Trainer, module: PolicyModule, step: RolloutStep) -> list[LossCounts]:
+    """What the loss of each minibatch is divided by, over all ranks."""
+    local, start = [], 0
+    for size in step.minibatches:
+        local.append(LossCounts.of(step.groups[start : start + size]))
+        start += size
+    table = torch.tensor(local, dtype=torch.float64, device=module.device)
+    return [LossCounts(*row) for row in torch.as_tensor(trainer.strategy.reduce(table, reduce_op="sum")).tolist()]
+
+
+@torch.no_grad()
+def loss_terms(module: PolicyModule, group: PromptGroup, entropies: Tensor, counts: LossCounts) -> Tensor | None:
+    """What each token adds to its minibatch's loss before the rollout step's first update, float32 [N].
+
+    The loss itself says it: with the policy that `old_logprobs` are of, every ratio of Eq. 19 is 1. None without these.
+
+    Args:
+        module: whose loss it is.
+        group: with weights.
+        entropies: [N], nats.
+        counts: of its minibatch.
+    """
+    if group.old_logprobs is None:
+        return None
+    return module.row_loss([group], counts, first=False).terms(group.old_logprobs, entropies.to(group.weights))
 
 
 def group_records(
-    rollout_step: int, scored: ScoredGroup, group: PromptGroup, entropies: Tensor, table: TokenBytes
+    rollout_step: int,
+    scored: ScoredGroup,
+    group: PromptGroup,
+    entropies: Tensor,
+    table: TokenBytes,
+    terms: Tensor | None = None,
 ) -> list[dict[str, Any]]:
     """One JSON-able record a completion. Per-token lists are aligned; token bytes that are not UTF-8 read as U+FFFD.
+
+    What the completions share, the rendered prompt and the gold calls, is in the first record alone.
 
     Args:
         rollout_step: from 0.
         scored: the group's text and rewards.
-        group: the same as tensors, with weights.
+        group: the same as tensors, with weights; its `old_logprobs` are logged if it has any.
         entropies: [N], nats.
         table: the bytes of each token.
+        terms: [N], of the loss; logged to six digits, as they may be tiny.
     """
     sizes: Sequence[int] = group.lengths.tolist()
-    split = {
-        "weights": group.weights.split(sizes),
-        "entropies": entropies.split(sizes),
-        "rollout_logprobs": group.rollout_logprobs.split(sizes),
+    columns = {
+        "weights": group.weights,
+        "entropies": entropies,
+        "rollout_logprobs": group.rollout_logprobs,
+        "old_logprobs": group.old_logprobs,
     }
+    split = {key: column.split(sizes) for key, column in columns.items() if column is not None}
     example = scored.prompt.example
+    shared: Mapping[str, Any] = {
+        "prompt": table.decode(scored.prompt.prompt_ids).decode("utf-8", "replace"),
+        "gold_calls": [{"name": call.name, "parameters": call.parameters} for call in example.target.calls],
+    }
     records = []
     for index, item in enumerate(scored.completions):
         ids = item.completion.token_ids.tolist()
-        records.append(
-            {
-                "rollout_step": rollout_step,
-                "example": f"{example.source}/{example.id}",
-                "completion": index,
-                "text": item.decoded.text,
-                "target": step_text(example.target),
-                "reward": item.reward.total,
-                "advantage": float(group.advantages[index]),
-                **item.reward.parts.metrics(),
-                "finish_reason": item.completion.finish_reason,
-                "tokens": [table.decode([token]).decode("utf-8", "replace") for token in ids],
-                "regions": [Region(region).label for region in item.decoded.regions.tolist()],
-                **{key: [round(value, 5) for value in parts[index].tolist()] for key, parts in split.items()},
-            }
-        )
+        record = {
+            "rollout_step": rollout_step,
+            "example": f"{example.source}/{example.id}",
+            "completion": index,
+            **(shared if index == 0 else {}),
+            "text": item.decoded.text,
+            "target": step_text(example.target),
+            "reward": item.reward.total,
+            "advantage": float(group.advantages[index]),
+            **item.reward.parts.metrics(),
+            "finish_reason": item.completion.finish_reason,
+            "tokens": [table.decode([token]).decode("utf-8", "replace") for token in ids],
+            "regions": [Region(region).label for region in item.decoded.regions.tolist()],
+            **{key: [round(value, 5) for value in parts[index].tolist()] for key, parts in split.items()},
+        }
+        if terms is not None:
+            record["loss_terms"] = [float(f"{value:.6g}") for value in terms.split(sizes)[index].tolist()]
+        records.append(record)
     return records

@@ -13,7 +13,7 @@ _DAGGER = "† In the paper, this row's overall is not the mean of its parts."
 
 
 @dataclass(frozen=True, slots=True)
-class _Layout:
+class TableLayout:
     """A table of the paper: which scores of which benchmark stand in it, and which categories are behind them."""
 
     benchmark: str
@@ -24,8 +24,8 @@ class _Layout:
     note: str = ""
 
 
-_LAYOUTS = (
-    _Layout(
+TABLES = (
+    TableLayout(
         "bfcl",
         "BFCL multi-turn (Table 1)",
         ("1", "D.3"),
@@ -38,7 +38,7 @@ _LAYOUTS = (
         },
         lambda category: category.startswith("multi_turn"),
     ),
-    _Layout(
+    TableLayout(
         "bfcl",
         "BFCL single-turn (Table D.1)",
         ("D.1", "D.3"),
@@ -53,7 +53,7 @@ _LAYOUTS = (
         "Non-live is the leaderboard's Non-Live AST, without irrelevance; Overall weighs it and Live by 1,150 and "
         "1,351. The paper's rows follow this.",
     ),
-    _Layout(
+    TableLayout(
         "api_bank",
         "API-Bank (Table 2)",
         ("2", "D.2"),
@@ -76,14 +76,14 @@ def render_report(
     """
     parts = [f"# {model}"]
     for name, report in reports.items():
-        layouts = [layout for layout in _LAYOUTS if layout.benchmark == report.name]
+        layouts = [layout for layout in TABLES if layout.benchmark == report.name]
         tables = [_paper_table(layout, model, report, subset, reference_rows) for layout in layouts]
         parts += [*filter(None, tables), _all_scores(name, report, subset)]
     return "\n\n".join(parts) + "\n"
 
 
 def _paper_table(
-    layout: _Layout, model: str, report: EvalReport, subset: Subset | None, reference_rows: str
+    layout: TableLayout, model: str, report: EvalReport, subset: Subset | None, reference_rows: str
 ) -> str | None:
     """One table of the paper; None where the evaluation has no sample of it."""
     count = sum(layout.holds(record.category) for record in report.records)
@@ -92,7 +92,7 @@ def _paper_table(
     percent = {key: 100 * value for key, value in report.scores.items()}
     references = paper_rows(layout.tables, reference_rows)
     rows = [[f"**{model}**", *_cells(layout, percent)]]
-    rows += [[_label(row), *_cells(layout, row.scores)] for row in references]
+    rows += [[row_label(row), *_cells(layout, row.scores)] for row in references]
     lines = [f"## {layout.title}, {_size(count, subset)}", markdown_table(["Model", *layout.columns], rows)]
     if layout.note:
         lines.append(layout.note)
@@ -115,11 +115,16 @@ def _all_scores(name: str, report: EvalReport, subset: Subset | None) -> str:
     return "\n\n".join(lines)
 
 
-def _cells(layout: _Layout, percent: Mapping[str, float]) -> list[str]:
+def _cells(layout: TableLayout, percent: Mapping[str, float]) -> list[str]:
     return [f"{percent[key]:.2f}%" if key in percent else "–" for key in layout.columns.values()]
 
 
-def _label(row: PaperRow) -> str:
+def row_label(row: PaperRow) -> str:
+    """How a table calls a row of the paper: † if its overall is not the mean of its parts, [D.3] if it is from there.
+
+    >>> row_label(PaperRow("D.3", "Llama-3.2-3B-Instruct (Base)", {}))
+    'Llama-3.2-3B-Instruct (Base) [D.3]'
+    """
     name = row.model if row.adds_up else f"{row.model} †"
     return f"{name} [D.3]" if row.table == "D.3" else name
 

@@ -1,4 +1,4 @@
-"""Run folders read back for a comparison, and the check that their budgets are one. Reads files, writes none."""
+"""Run folders read back for comparisons and reports, and the check that budgets are one. Reads files, writes none."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def read_run(folder: Path) -> Run:
             f"{folder / 'config.yaml'}: expected algorithm.name and seed, found {method!r} and {seed!r}. Add "
             "`name: METHOD` to its file in configs/algorithm."
         )
-    events = _read_events(folder / "metrics.jsonl")
+    events = read_events(folder / "metrics.jsonl")
     steps = [values for event, _, values in events if event == "rollout_step"]
     indices = [step for event, step, _ in events if event == "rollout_step"]
     expected = int(OmegaConf.select(config, "updates.rollout_steps"))
@@ -85,13 +85,26 @@ def read_run(folder: Path) -> Run:
             f"{sorted(validations)}."
         )
     start = validations.get(0, {})  # none with validate_at_start=false
-    return Run(method, seed, folder.name, _settings(config), start=start, final=validations[expected], steps=steps)
+    return Run(method, seed, folder.name, flat_settings(config), start=start, final=validations[expected], steps=steps)
 
 
-def _read_events(path: Path) -> list[tuple[str, int, dict[str, float]]]:
-    """(event, rollout step, metrics) of each line."""
+def read_events(path: Path, *, growing: bool = False) -> list[tuple[str, int, dict[str, Any]]]:
+    """(event, rollout step, values) of each line of a `metrics.jsonl`. Values are numbers, those of alarms texts too.
+
+    Args:
+        path: the file.
+        growing: its run may be at work: a last line without its line break is left out.
+
+    Raises:
+        ComparisonError: a line is no event.
+    """
     events = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    content = path.read_bytes()
+    if growing:
+        content = content[: content.rfind(b"\n") + 1]
+    for number, line in enumerate(content.decode("utf-8", "replace").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             values: Any = json.loads(line)
             events.append((str(values.pop("event")), int(values.pop("rollout_step")), values))
@@ -102,8 +115,12 @@ def _read_events(path: Path) -> list[tuple[str, int, dict[str, float]]]:
     return events
 
 
-def _settings(config: DictConfig) -> dict[str, object]:
-    """The config, flat; paths below the run folder or the project read as relative to them."""
+def flat_settings(config: DictConfig) -> dict[str, object]:
+    """A run's config, keys joined by dots; paths below the run folder or the project read as relative to them.
+
+    >>> flat_settings(OmegaConf.create({"paths": {"root_dir": "/a"}, "policy": {"path": "/a/b", "dtype": None}}))
+    {'paths.root_dir': '/a', 'policy.path': '<project>/b', 'policy.dtype': None}
+    """
     roots = {
         OmegaConf.select(config, "paths.output_dir"): "<run>",
         OmegaConf.select(config, "paths.root_dir"): "<project>",

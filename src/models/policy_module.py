@@ -79,6 +79,8 @@ class PolicyModule(UpdateModule, ResumableModule):
             scores: of the last groups; of the others the first forward of their update makes them.
             scored_from: `time.monotonic()` when scoring began.
         """
+        for index, known in enumerate(scores, len(step.groups) - len(scores)):
+            step.groups[index] = replace(step.groups[index], old_logprobs=known.logprobs)
         if len(scores) == len(step.groups):
             step.entropies = [s.entropies for s in scores]
         for callback in self._rollout_callbacks():

@@ -82,7 +82,7 @@ class RLModule(PolicyModule):
     def _scored_groups(
         self, scored: Sequence[ScoredGroup], minibatches: Sequence[int]
     ) -> tuple[list[PromptGroup], list[GroupScores]]:
-        """The groups with the log-probabilities that the loss wants of the trainer and of the reference, and scores.
+        """The groups with the reference's log-probabilities, if the loss wants them, and the policy's scores.
 
         There are no scores of the first groups if their minibatch's update can make them. Where no pass scores the
         minibatches after the first either, their old log-probabilities are the sampler's.
@@ -93,18 +93,16 @@ class RLModule(PolicyModule):
             scores = self._score(groups, moments=True)
         else:
             scores = self._score_later(groups, minibatches, all_of_them=self._needs_scores())
-        start = len(groups) - len(scores)
-        for index in range(minibatches[0], start):
+        for index in range(minibatches[0], len(groups) - len(scores)):
             groups[index] = replace(groups[index], old_logprobs=groups[index].rollout_logprobs)
-        for index, known in enumerate(scores, start):
-            groups[index] = replace(groups[index], old_logprobs=known.logprobs)
         if self.reference is not None:
             with self.reference.in_place_of(self.policy):
                 frozen = self._score(groups)
             groups = [replace(group, ref_logprobs=s.logprobs) for group, s in zip(groups, frozen, strict=True)]
         return groups, scores
 
-    def _loss(self, groups: list[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
+    def row_loss(self, groups: list[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
+        """Eq. 19 or its variant; see `UpdateModule`."""
         return PolicyLoss(LossInputs.of(groups, first=first), self.algorithm.loss, counts)
 
     def _rollout_metrics(

@@ -54,5 +54,6 @@ class SFTModule(PolicyModule):
         step = RolloutStep(self.rollout_step, scored, groups, metrics=metrics, minibatches=minibatches)
         self._learn(step, scores, started)
 
-    def _loss(self, groups: list[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
+    def row_loss(self, groups: list[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
+        """Weighted likelihood; see `UpdateModule`."""
         return SupervisedLoss(torch.cat([group.weights for group in groups]), counts.weight_total)

@@ -65,7 +65,7 @@ class UpdateModule(ScoringModule):
     # What a subclass gives
 
     @abstractmethod
-    def _loss(self, groups: list[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
+    def row_loss(self, groups: list[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
         """The share of a row of groups in its minibatch's loss; `first`: no update has come since they were sampled."""
 
     # Who does what
@@ -170,7 +170,7 @@ class UpdateModule(ScoringModule):
         scored: dict[int, GroupScores] = {}
         for indices in plan.rows:
             row = plan.row(indices)
-            loss = self._loss(row, counts, first=first) if row else None
+            loss = self.row_loss(row, counts, first=first) if row else None
             scores = self.policy(self._pack(row), temperature=self.temperature, loss=loss or _nothing)
             with self._no_reduction():
                 self.manual_backward(scores.loss * self.trainer.world_size)

@@ -43,6 +43,7 @@ def test_region_entropy_by_hand():
     """Two completions of 2 and 4 tokens with advantages 1 and -2.
 
     entropy: reasoning (0.5 + 1.5 + 1.0) / 3 = 1.0; format (0.1 + 0.3) / 2 = 0.2; name 0.7.
+    weight: reasoning (0.5 + 0.5 + 0.5) / 3 = 0.5; format (1.5 + 1.0) / 2 = 1.25; name 2.
     sum |A| w / T: reasoning 1*0.5/2 + 2*(0.5+0.5)/4 = 0.75; format 1*1.5/2 + 2*1/4 = 1.25; name 2*2/4 = 1; total 3.
     """
     made = group([T, F, T, T, F, N], [2, 4], [0.5, 1.5, 0.5, 0.5, 1.0, 2.0], [1.0, -2.0])
@@ -51,6 +52,9 @@ def test_region_entropy_by_hand():
         "entropy/reasoning": 1.0,
         "entropy/format": 0.2,
         "entropy/tool_name": 0.7,
+        "token_weight/reasoning": 0.5,
+        "token_weight/format": 1.25,
+        "token_weight/tool_name": 2.0,
         "token_share/reasoning": 3 / 6,
         "token_share/format": 2 / 6,
         "token_share/tool_name": 1 / 6,
@@ -60,7 +64,7 @@ def test_region_entropy_by_hand():
     }
     assert metrics == pytest.approx({**metrics, **expected}, abs=1e-7)
     assert metrics["token_share/response"] == metrics["gradient_share/response"] == 0
-    assert "entropy/response" not in metrics
+    assert "entropy/response" not in metrics and "token_weight/response" not in metrics
 
 
 def test_entropy_is_not_scaled_by_weights():

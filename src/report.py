@@ -1,0 +1,106 @@
+"""Report: find runs → read → charts and tables → one HTML page, PNG and SVG. `python src/report.py 'runs=[FOLDER]'`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import hydra
+import rootutils
+
+rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
+
+from omegaconf import DictConfig, ListConfig  # noqa: E402
+
+from src.evaluation.records import write_whole  # noqa: E402
+from src.reporting import inspector, page, tables  # noqa: E402
+from src.reporting.charts import Chart  # noqa: E402
+from src.reporting.figures import CHARTS, draw  # noqa: E402
+from src.reporting.fragment import InspectedRun  # noqa: E402
+from src.reporting.lead import lead, title  # noqa: E402
+from src.reporting.paper_tables import paper_tables  # noqa: E402
+from src.reporting.records import RunRecord, methods  # noqa: E402
+from src.reporting.runs import ReportError, latest_run, read_runs  # noqa: E402
+
+log = logging.getLogger(__name__)
+
+_FORMATS = ("png", "svg", "pdf")
+
+
+def report(config: DictConfig) -> Path:
+    """Write `report.html` and `figures/`, and return the page's file.
+
+    Raises:
+        ComparisonError: there is no run, or one cannot be read.
+        ReportError: a format is not known.
+    """
+    folders = _folders(config)
+    unknown = sorted(set(config.formats) - set(_FORMATS))
+    if unknown:
+        raise ReportError(f"formats: expected some of {list(_FORMATS)}, found {unknown}.")
+    runs = read_runs(folders)
+    charts = {key: make(runs) for key, make in CHARTS.items()}
+    contents = page.Contents(
+        title=title(runs),
+        lead=lead(runs),
+        warning=tables.comparable(runs),
+        results=tables.results(runs, config.baseline),
+        paper=paper_tables(runs, config.reference_rows),
+        differences=tables.differences(runs) if len(runs) > 1 else None,
+        events=tables.events(runs),
+        runs=tables.provenance(runs),
+        commands=tables.commands(runs),
+        versions=tables.versions(runs),
+    )
+    output = _output(config, folders, runs)
+    output.mkdir(parents=True, exist_ok=True)
+    file = output / "report.html"
+    write_whole(file, page.render(runs, contents, charts, [inspector.section(_inspected(runs))]))
+    _write_figures(output / "figures", charts, methods(runs), list(config.formats), config.dpi)
+    log.info("%d runs of %d methods: %s", len(runs), len(methods(runs)), file)
+    return file
+
+
+def _inspected(runs: Sequence[RunRecord]) -> list[InspectedRun]:
+    return [InspectedRun(run.name, run.folder, run.method) for run in runs if run.folder is not None]
+
+
+def _folders(config: DictConfig) -> list[Path]:
+    if config.runs is None:
+        return [latest_run(Path(config.paths.log_dir) / "train" / "runs")]
+    given = config.runs if isinstance(config.runs, ListConfig) else [config.runs]
+    if not given:
+        raise ReportError("runs: expected folders, found none. Leave it out to see the latest run.")
+    return [Path(str(folder)).expanduser() for folder in given]
+
+
+def _output(config: DictConfig, folders: Sequence[Path], runs: Sequence[RunRecord]) -> Path:
+    if config.output is not None:
+        return Path(config.output).expanduser()
+    return (runs[0].folder or folders[0]) / "report" if len(runs) == 1 else folders[0] / "report"
+
+
+def _write_figures(
+    folder: Path, charts: Mapping[str, Chart], order: Sequence[str], formats: Sequence[str], dpi: int
+) -> None:
+    """A file a chart and format; one of an earlier report that has no numbers now is removed."""
+    folder.mkdir(exist_ok=True)
+    for key, chart in charts.items():
+        figure = draw(chart, order) if chart.panels and formats else None
+        for suffix in formats:
+            file = folder / f"{key}.{suffix}"
+            if figure is None:
+                file.unlink(missing_ok=True)
+            else:
+                figure.savefig(file, dpi=dpi, metadata={"Date": None} if suffix == "svg" else None)
+
+
+@hydra.main(version_base="1.3", config_path="../configs", config_name="report.yaml")
+def main(config: DictConfig) -> None:
+    """Command line."""
+    report(config)
+
+
+if __name__ == "__main__":
+    main()

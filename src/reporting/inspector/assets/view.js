@@ -1,0 +1,140 @@
+// DOM of one prompt group. All text goes in as text, never as markup.
+
+function el(tag, attributes = {}, ...children) {
+  const node = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
+  node.append(...children.filter((child) => child !== null));
+  return node;
+}
+
+const STATE_MARKS = { same: "=", differs: "≠", missing: "−", extra: "+" };
+
+function groupView(samples, group, matching) {
+  const run = samples.runs[group.run];
+  const prompt = samples.text(group.prompt);
+  return [
+    el("h3", {}, `Step ${group.step}, ${run.name}, ${group.example}`),
+    textBlock("Prompt", prompt === null ? "not logged" : prompt, false),
+    textBlock("Target", samples.text(group.target), true),
+    el(
+      "ol",
+      { class: "ri-cards", "aria-label": `${group.completions.length} completions, side by side` },
+      ...group.completions.map((completion, position) =>
+        card(samples, group, completion, position, matching.includes(position)),
+      ),
+    ),
+  ];
+}
+
+function textBlock(title, text, open) {
+  const content = el("pre", { tabindex: "0", role: "region", "aria-label": title }, text);
+  const details = el("details", { class: "ri-block" }, el("summary", {}, title), content);
+  details.open = open;
+  return details;
+}
+
+function card(samples, group, completion, position, matches) {
+  const kind = samples.kind(completion);
+  return el(
+    "li",
+    { class: "ri-card", "data-match": matches ? "yes" : "no", "data-position": position },
+    el(
+      "div",
+      { class: "ri-head" },
+      el("h4", {}, `Completion ${completion.index}`),
+      el("span", { class: "ri-kind", "data-kind": kind === "correct" ? "correct" : "wrong" }, kind),
+    ),
+    tokensView(samples, completion, position),
+    completion.text ? textBlock("As text", samples.completionText(completion), false) : null,
+    rewardView(samples, completion),
+    ...group.comparisons[completion.comparison].map((pair) => callTable(samples, pair)),
+  );
+}
+
+function tokensView(samples, completion, position) {
+  const regions = samples.regions(completion);
+  const box = el("div", {
+    class: "ri-tokens",
+    role: "listbox",
+    "aria-orientation": "horizontal",
+    "aria-label": `Tokens of completion ${completion.index}`,
+    "data-position": position,
+  });
+  samples.tokens(completion).forEach((token, index) => {
+    const breaks = token.endsWith("\n");
+    const node = el("span", {
+      class: "ri-token",
+      role: "option",
+      "aria-selected": "false",
+      tabindex: index === 0 ? "0" : "-1",
+      "data-index": index,
+      "data-region": regions[index],
+    });
+    node.textContent = breaks ? token.replace(/\n/g, "↵\n") : token === "" ? "∅" : token;
+    box.append(node);
+  });
+  return box;
+}
+
+function rewardView(samples, completion) {
+  const list = el("dl", { class: "ri-reward" });
+  samples.names.parts.forEach((name, index) => {
+    const value = completion.parts[index];
+    const bar = el("span", { class: "ri-bar", "aria-hidden": "true" });
+    bar.style.setProperty("--part", value ?? 0);
+    list.append(el("div", { "data-part": name }, el("dt", {}, spoken(name)), el("dd", {}, bar, brief(value))));
+  });
+  list.append(
+    el("div", { class: "ri-total", "data-part": "reward" }, el("dt", {}, "scaled total"), el("dd", {}, brief(completion.reward))),
+    el("div", { "data-part": "advantage" }, el("dt", {}, "advantage"), el("dd", {}, brief(completion.advantage))),
+  );
+  return list;
+}
+
+// A predicted call beside the gold call: the tool, then its parameters.
+function callTable(samples, [predicted, gold, matched, rows]) {
+  const name = predicted === null ? "missing" : gold === null ? "extra" : predicted === gold ? "same" : "differs";
+  const title = { missing: "Missing call", extra: "Extra call" }[name] ?? (matched ? "Call" : "Call, not matched");
+  const head = ["", "predicted", "gold"].map((text) => el("th", { scope: "col" }, text));
+  return el(
+    "table",
+    { class: "ri-calls" },
+    el("caption", {}, title),
+    el("thead", {}, el("tr", {}, ...head)),
+    el(
+      "tbody",
+      {},
+      callRow("tool", predicted, gold, name, "tool"),
+      ...rows.map(([parameter, found, wanted, state]) =>
+        callRow(parameter, found, wanted, samples.names.states[state], "parameter"),
+      ),
+    ),
+  );
+}
+
+function callRow(name, predicted, gold, state, kind) {
+  const mark = el("span", { class: "ri-mark", "aria-hidden": "true" }, STATE_MARKS[state]);
+  const cell = (text) => el("td", {}, text === null ? el("span", { class: "ri-none" }, "none") : el("code", {}, text));
+  return el(
+    "tr",
+    { "data-state": state, "data-kind": kind },
+    el("th", { scope: "row" }, mark, name, state === "same" ? null : el("span", { class: "ri-vh" }, ` (${state})`)),
+    cell(predicted),
+    cell(gold),
+  );
+}
+
+// How much of a colour each token of the group gets: its share of the group's largest value.
+function shadeTokens(cards, samples, group, column) {
+  const values = group.completions.map((completion) => samples.column(completion, column));
+  const size = (value) => (Number.isFinite(value) ? Math.abs(value) : 0);
+  const largest = values.flatMap((list) => list ?? []).reduce((most, value) => Math.max(most, size(value)), 0);
+  cards.querySelectorAll(".ri-tokens").forEach((box, position) => {
+    Array.from(box.children).forEach((node, index) => {
+      const value = values[position]?.[index] ?? 0;
+      node.style.setProperty("--shade", largest ? (size(value) / largest).toFixed(3) : "0");
+      node.dataset.sign = value < 0 ? "down" : "up";
+    });
+  });
+  return values.some((list) => list !== null) ? largest : null;
+}

@@ -1,0 +1,86 @@
+"""What `rollouts.jsonl` says of a token's share in the loss is what the run's loss was made of."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from src.algorithm.policy_loss import LossCounts
+from src.callbacks.base import RolloutStep
+from src.callbacks.rollout_log import minibatch_counts
+from src.train import train
+from tests.callbacks.test_callbacks import group
+from tests.conftest import SMALL, train_config
+
+ALL_OF_ONE_MINIBATCH = (
+    *SMALL,
+    "reward._target_=tests.models.even_reward.EvenReward",
+    "data.train.num_train=30",
+    "updates.prompts_per_minibatch=4",
+    "callbacks.rollout_log.groups=4",
+)
+
+
+def run(folder, policy, *overrides):
+    """The lines of rollouts.jsonl, and the metrics of the one rollout step."""
+    train(train_config(folder, f"policy.path={policy}", *overrides))
+    records, metrics = (
+        [json.loads(line) for line in (folder / name).read_text().splitlines()]
+        for name in ("rollouts.jsonl", "metrics.jsonl")
+    )
+    (step,) = [line for line in metrics if line["event"] == "rollout_step"]
+    return records, step
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        ("algorithm=rest",),
+        ("algorithm=rest_published",),
+        ("algorithm=dr_grpo",),
+        ("algorithm=rest_entropy_bonus", "algorithm.loss.entropy_coef=0.1"),
+        ("algorithm=rest_importance", "algorithm.loss.importance_cap=0.99"),
+        ("algorithm=sft",),
+    ],
+    ids=lambda method: method[0],
+)
+def test_loss_terms_sum_to_the_loss_of_the_step(method, random_policy, tmp_path):
+    records, step = run(tmp_path, random_policy, *ALL_OF_ONE_MINIBATCH, *method)
+    total = sum(term for record in records for term in record["loss_terms"])
+    assert step["train/loss"] != 0
+    assert total == pytest.approx(step["train/loss"], rel=1e-4, abs=1e-7)
+    for record in records:
+        assert len(record["loss_terms"]) == len(record["old_logprobs"]) == len(record["tokens"])
+
+
+def test_groups_of_later_minibatches_are_of_before_the_first_update(random_policy, tmp_path):
+    """Two minibatches of two prompts; in Eq. 19 a token's term is then -w A / (T S) with S = 2 prompts of 2 samples."""
+    fast = ("optimizer.learning_rate=0.01", "optimizer.warmup_steps=0", "updates.prompts_per_minibatch=2")
+    records, _ = run(tmp_path, random_policy, *ALL_OF_ONE_MINIBATCH, *fast, "algorithm=rest")
+    assert len(records) == 8
+    for record in records:
+        size = len(record["tokens"])
+        expected = [-weight * record["advantage"] / (size * 4) for weight in record["weights"]]
+        assert record["loss_terms"] == pytest.approx(expected, rel=1e-4)
+        gaps = [abs(a - b) for a, b in zip(record["old_logprobs"], record["rollout_logprobs"], strict=True)]
+        assert max(gaps) < 1e-3
+
+
+def test_prompt_and_gold_calls_are_logged_once_a_group(trained_run):
+    records = [json.loads(line) for line in (trained_run / "rollouts.jsonl").read_text().splitlines()]
+    assert [("prompt" in record, "gold_calls" in record) for record in records] == [
+        (record["completion"] == 0,) * 2 for record in records
+    ]
+    first = records[0]
+    assert "<|im_start|>" in first["prompt"] and first["prompt"].endswith("assistant\n")
+    assert all(call["name"] in first["target"] for call in first["gold_calls"])
+
+
+def test_counts_of_each_minibatch_over_ranks():
+    """Two ranks alike: minibatches of one and two groups, twice what one rank has."""
+    one, two = group([0, 3], [2], [0.5, 1.5], [1.0]), group([0, 0, 0], [1, 2], [1.0, 1.0, 2.0], [1.0, -1.0])
+    doubled = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: 2 * tensor))
+    step = RolloutStep(0, [], [one, two, one], minibatches=[1, 2])
+    counts = minibatch_counts(doubled, SimpleNamespace(device=torch.device("cpu")), step)
+    assert counts == [LossCounts(2, 4, 4.0), LossCounts(6, 10, 12.0)]
