@@ -94,7 +94,7 @@ def test_rows_do_not_matter(random_policy, tmp_path):
 
 @pytest.mark.parametrize(("method", "passes"), [("rest", 2), ("rest_kl", 1), ("sft", 1)])
 def test_updates_need_no_scoring_of_their_own(method, passes, random_policy, tmp_path, monkeypatch):
-    """Whether old log-probabilities come from a pass before the update, its own forward or the sampler: the same run."""
+    """Old log-probabilities come from a pass before the update, its own forward or the sampler: the same run."""
     settings = (f"algorithm={method}", f"updates.passes={passes}", "updates.rollout_steps=2", "data.prompts_per_step=6")
     settings += ("updates.prompts_per_minibatch=3", "trainer.val_check_interval=2")
     scored: list[int] = []
