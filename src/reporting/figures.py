@@ -12,9 +12,11 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
 from src.evaluation.statistics import estimate
@@ -99,12 +101,12 @@ def draw(chart: Chart, order: Sequence[str]) -> Figure:
         axes.set_title(panel.title, fontsize=10, loc="left", color=_INK)
         axes.tick_params(labelsize=8, colors=_MUTED)
         _DRAWN[chart.kind](axes, panel, styles)
-    handles: dict[str, object] = {}
+    handles: dict[str, Artist] = {}
     for axes in figure.axes:
         handles |= {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     figure.legend(
-        handles.values(),
-        handles.keys(),
+        list(handles.values()),
+        list(handles),
         loc="outside lower center",
         ncols=min(len(handles), 4),
         frameon=False,
@@ -209,6 +211,7 @@ def _bars(axes: Axes, panel: Panel, styles: _Styles) -> None:
 
 
 def _radar(axes: Axes, panel: Panel, styles: _Styles) -> None:
+    assert isinstance(axes, PolarAxes)
     angles = np.linspace(0, 2 * np.pi, len(panel.categories), endpoint=False)
     axes.set_theta_offset(np.pi / 2)
     axes.set_theta_direction(-1)

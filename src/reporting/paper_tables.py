@@ -40,10 +40,11 @@ def _table(layout: TableLayout, runs: Sequence[RunRecord], reference_rows: str) 
         for name, values in ours
     ]
     models = {base_model(run) for run in runs}
-    near, far = [], []
-    for row in paper_rows(layout.tables, reference_rows):
-        cells = (Cell(row_label(row), "name"), *(_percent(row.scores.get(s)) for s in layout.columns.values()))
-        (near if any(same_model(row, model) for model in models) else far).append(cells)
+    near: list[tuple[Cell, ...]] = []
+    far: list[tuple[Cell, ...]] = []
+    for paper in paper_rows(layout.tables, reference_rows):
+        cells = (Cell(row_label(paper), "name"), *(_percent(paper.scores.get(s)) for s in layout.columns.values()))
+        (near if any(same_model(paper, model) for model in models) else far).append(cells)
     notes = [layout.note, "Rows below ours are the paper's." if near or far else ""]
     if any("†" in cells[0].text for cells in (*near, *far)):
         notes.append("† In the paper, this row's overall is not the mean of its parts.")

@@ -89,8 +89,8 @@ class RunRecord:
                 measured[event][step] = {**measured[event].get(step, {}), **numbers}
             else:
                 others[_event(event, step, values)] = None
-        by_step = [dict(sorted(measured[event].items())) for event in _MEASURED]
-        return cls(name, method, seed, *by_step, events=tuple(others), **more)
+        steps, validations, benchmarks = (dict(sorted(measured[event].items())) for event in _MEASURED)
+        return cls(name, method, seed, steps, validations, benchmarks, tuple(others), **more)
 
     @property
     def finished(self) -> bool:
