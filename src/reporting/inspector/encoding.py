@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ JsonObject = dict[str, Any]
 CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
 _UNIT = 100_000
 _LABELS = [region.label for region in Region]
+_DIGITS = {label: str(index) for index, label in enumerate(_LABELS)}
 _STATES = list(State)
 _FAILURES = list(Failure)
 
@@ -40,10 +41,13 @@ class Table:
 
     _index: dict[str, int] = field(default_factory=dict)
 
-    def indices(self, strings: Iterable[str]) -> list[int]:
+    def indices(self, strings: Sequence[str]) -> list[int]:
         """The number of each string; new ones join the table."""
         index = self._index
-        return [index.setdefault(string, len(index)) for string in strings]
+        for string in dict.fromkeys(strings):
+            if string not in index:
+                index[string] = len(index)
+        return list(map(index.__getitem__, strings))
 
     @property
     def strings(self) -> list[str]:
@@ -99,7 +103,7 @@ class Encoder:
             "parts": [_finite(completion.parts[name]) for name in REWARD_PARTS],
             "comparison": comparison,
             "tokens": self.tokens.indices(completion.tokens),
-            "regions": "".join(str(_LABELS.index(label)) for label in completion.regions),
+            "regions": "".join(map(_DIGITS.__getitem__, completion.regions)),
             **{name: column for name, column in numbers.items() if column is not None},
         }
         if not joined.startswith(completion.text):  # a template's prefix, or characters that tokens share
@@ -119,7 +123,7 @@ def names() -> JsonObject:
     }
 
 
-def encode_numbers(values: Sequence[float] | None) -> Any:
+def encode_numbers(values: list[float] | None) -> Any:
     """A column in the shortest of the module's forms.
 
     >>> encode_numbers([0.5, 2.0, 0.5]), encode_numbers(None)
@@ -129,14 +133,15 @@ def encode_numbers(values: Sequence[float] | None) -> Any:
     """
     if values is None:
         return None
-    distinct = {value: code for code, value in enumerate(dict.fromkeys(values))}
+    distinct = dict.fromkeys(values)
     if len(distinct) <= len(CODES) and len(distinct) * 4 <= len(values) + 8:
-        return {"v": [_finite(value) for value in distinct], "c": "".join(CODES[distinct[value]] for value in values)}
-    if all(math.isfinite(value) for value in distinct):
-        scaled = [round(value * _UNIT) for value in values]
-        if all(whole / _UNIT == value for whole, value in zip(scaled, values, strict=True)):
+        code = dict(zip(distinct, CODES, strict=False))
+        return {"v": list(map(_finite, distinct)), "c": "".join(map(code.__getitem__, values))}
+    if all(map(math.isfinite, distinct)):
+        scaled = list(map(round, [value * _UNIT for value in values]))
+        if [whole / _UNIT for whole in scaled] == values:
             return scaled
-    return {"f": [_finite(value) for value in values]}
+    return {"f": list(map(_finite, values))}
 
 
 def for_script(content: Any) -> str:

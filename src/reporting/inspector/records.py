@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +27,7 @@ COLUMNS = ("weights", "entropies", "rollout_logprobs", "old_logprobs", "loss_ter
 
 _OPTIONAL = ("old_logprobs", "loss_terms")
 _LABELS = frozenset(region.label for region in Region)
+_parse = lru_cache(maxsize=64)(parse)  # completions of a group are often alike
 _HEAD = re.compile(rb'\{"rollout_step": (\d+), "example": ("(?:[^"\\]|\\.)*"), "completion": (\d+),')
 
 
@@ -77,7 +78,7 @@ class LoggedCompletion:
     @cached_property
     def parsed(self) -> ParsedResponse:
         """The response by the output protocol."""
-        return parse(self.text)
+        return _parse(self.text)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class Page(HTMLParser):
         self.comments.append(data)
 
     def handle_data(self, data):
-        if self.tags[-1] == "script" and data.strip():
+        if self.tags and self.tags[-1] == "script" and data.strip():
             self.scripts.append(data)
 
 

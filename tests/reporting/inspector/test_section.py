@@ -58,7 +58,7 @@ def test_the_first_and_last_group_are_there_whatever_they_take(tmp_path, caplog)
     runs = runs_of(tmp_path, [one for step in range(9) for one in group(step)])
     fragment = section(runs, max_bytes=10)
     assert [one["step"] for one in payload(fragment)["groups"]] == [0, 8]
-    assert "over the 10 asked for" in caplog.text
+    assert "more than the 10 asked for" in caplog.text
 
 
 def test_even_choices(tmp_path):

@@ -78,8 +78,8 @@ function shown(value) {
   return value === null || value === undefined ? "not finite" : String(value);
 }
 
-function brief(value) {
-  return value === null || value === undefined ? "not logged" : String(Number(value.toPrecision(6)));
+function brief(value, digits = 6) {
+  return value === null || value === undefined ? "not logged" : String(Number(value.toPrecision(digits)));
 }
 
 // What a token reads as where blanks must be seen: " add" -> "␣add".

@@ -103,6 +103,9 @@ function show(index) {
   part("next").disabled = index < 0 || index >= found.length - 1;
   const nothing = el("p", { class: "ri-empty" }, "No group matches. Widen a filter, or reset all of them.");
   stage.replaceChildren(...(current ? groupView(samples, current.group, current.positions) : [nothing]));
+  const cards = stage.querySelector(".ri-cards");
+  const first = cards?.querySelector('[data-match="yes"]');
+  if (first) cards.scrollLeft = first.offsetLeft - cards.clientLeft;
   readOut(null);
   applyShade();
 }
@@ -119,9 +122,12 @@ function applyShade() {
   stage.dataset.shade = shade;
   part("regions").hidden = shade !== "region";
   part("scale").hidden = shade === "region";
+  part("signs").hidden = shade !== "loss_terms";
   if (shade === "region" || !current) return;
   const largest = shadeTokens(stage, samples, current.group, shade);
-  part("largest").textContent = largest === null ? "not logged" : brief(largest);
+  part("range").hidden = largest === null;
+  part("lacking").hidden = largest !== null;
+  part("largest").textContent = largest === null ? "" : brief(largest);
 }
 
 // Tokens

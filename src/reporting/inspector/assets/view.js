@@ -12,15 +12,16 @@ const STATE_MARKS = { same: "=", differs: "≠", missing: "−", extra: "+" };
 function groupView(samples, group, matching) {
   const run = samples.runs[group.run];
   const prompt = samples.text(group.prompt);
+  const some = matching.length < group.completions.length; // the filters leave some of the completions out
   return [
-    el("h3", {}, `Step ${group.step}, ${run.name}, ${group.example}`),
+    el("h3", {}, `Step ${group.step} of ${run.name} (${run.method}), ${group.example}`),
     textBlock("Prompt", prompt === null ? "not logged" : prompt, false),
     textBlock("Target", samples.text(group.target), true),
     el(
       "ol",
       { class: "ri-cards", "aria-label": `${group.completions.length} completions, side by side` },
       ...group.completions.map((completion, position) =>
-        card(samples, group, completion, position, matching.includes(position)),
+        card(samples, group, completion, position, some ? (matching.includes(position) ? "yes" : "no") : "all"),
       ),
     ),
   ];
@@ -37,7 +38,7 @@ function card(samples, group, completion, position, matches) {
   const kind = samples.kind(completion);
   return el(
     "li",
-    { class: "ri-card", "data-match": matches ? "yes" : "no", "data-position": position },
+    { class: "ri-card", "data-match": matches, "data-position": position },
     el(
       "div",
       { class: "ri-head" },
@@ -82,11 +83,11 @@ function rewardView(samples, completion) {
     const value = completion.parts[index];
     const bar = el("span", { class: "ri-bar", "aria-hidden": "true" });
     bar.style.setProperty("--part", value ?? 0);
-    list.append(el("div", { "data-part": name }, el("dt", {}, spoken(name)), el("dd", {}, bar, brief(value))));
+    list.append(el("div", { "data-part": name }, el("dt", {}, spoken(name)), el("dd", {}, bar, brief(value, 4))));
   });
   list.append(
-    el("div", { class: "ri-total", "data-part": "reward" }, el("dt", {}, "scaled total"), el("dd", {}, brief(completion.reward))),
-    el("div", { "data-part": "advantage" }, el("dt", {}, "advantage"), el("dd", {}, brief(completion.advantage))),
+    el("div", { class: "ri-total", "data-part": "reward" }, el("dt", {}, "scaled total"), el("dd", {}, brief(completion.reward, 4))),
+    el("div", { "data-part": "advantage" }, el("dt", {}, "advantage"), el("dd", {}, brief(completion.advantage, 4))),
   );
   return list;
 }
