@@ -18,6 +18,8 @@ ALL_OF_ONE_MINIBATCH = (
     "reward._target_=tests.models.even_reward.EvenReward",
     "data.train.num_train=30",
     "updates.prompts_per_minibatch=4",
+    "sampling.n=4",
+    "sampling.max_new_tokens=64",  # completions of several lengths and all regions
     "callbacks.rollout_log.groups=4",
 )
 
@@ -54,13 +56,13 @@ def test_loss_terms_sum_to_the_loss_of_the_step(method, tmp_path):
 
 
 def test_groups_of_later_minibatches_are_of_before_the_first_update(tmp_path):
-    """Two minibatches of two prompts; in Eq. 19 a token's term is then -w A / (T S) with S = 2 prompts of 2 samples."""
+    """Two minibatches of two prompts; in Eq. 19 a token's term is then -w A / (T S) with S = 2 prompts of 4 samples."""
     fast = ("optimizer.learning_rate=0.01", "optimizer.warmup_steps=0", "updates.prompts_per_minibatch=2")
     records, _ = run(tmp_path, *fast, "algorithm=rest")
-    assert len(records) == 8
+    assert len(records) == 16
     for record in records:
         size = len(record["tokens"])
-        expected = [-weight * record["advantage"] / (size * 4) for weight in record["weights"]]
+        expected = [-weight * record["advantage"] / (size * 8) for weight in record["weights"]]
         assert record["loss_terms"] == pytest.approx(expected, rel=1e-4)
         gaps = [abs(a - b) for a, b in zip(record["old_logprobs"], record["rollout_logprobs"], strict=True)]
         assert max(gaps) < 1e-3
