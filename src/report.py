@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 import rootutils
 
 rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 
+from matplotlib import rc_context  # noqa: E402
 from omegaconf import DictConfig, ListConfig  # noqa: E402
 
 from src.evaluation.records import write_whole  # noqa: E402
@@ -22,6 +24,7 @@ from src.reporting.lead import lead, title  # noqa: E402
 from src.reporting.paper_tables import paper_tables  # noqa: E402
 from src.reporting.records import RunRecord, methods  # noqa: E402
 from src.reporting.runs import ReportError, latest_run, read_runs  # noqa: E402
+from src.utils.command_line import entry_point  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +61,7 @@ def report(config: DictConfig) -> Path:
     file = output / "report.html"
     write_whole(file, page.render(runs, contents, charts, [inspector.section(_inspected(runs))]))
     _write_figures(output / "figures", charts, methods(runs), list(config.formats), config.dpi)
-    log.info("%d runs of %d methods: %s", len(runs), len(methods(runs)), file)
+    log.info("%s: %s", contents.title, file)
     return file
 
 
@@ -86,14 +89,19 @@ def _write_figures(
 ) -> None:
     """A file a chart and format; one of an earlier report that has no numbers now is removed."""
     folder.mkdir(exist_ok=True)
+    options: dict[str, dict[str, Any]] = {
+        "png": {"pil_kwargs": {"compress_level": 2}},  # a tenth larger, and half of the time
+        "svg": {"metadata": {"Date": None}},
+    }
     for key, chart in charts.items():
         figure = draw(chart, order) if chart.panels and formats else None
         for suffix in formats:
             file = folder / f"{key}.{suffix}"
             if figure is None:
                 file.unlink(missing_ok=True)
-            else:
-                figure.savefig(file, dpi=dpi, metadata={"Date": None} if suffix == "svg" else None)
+                continue
+            with rc_context({"svg.fonttype": "none"}):  # text stays text
+                figure.savefig(file, dpi=dpi, **options.get(suffix, {}))
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="report.yaml")
@@ -103,4 +111,5 @@ def main(config: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with entry_point("report.yaml"):
+        main()

@@ -2,8 +2,6 @@
 
 import json
 import math
-import os
-import shutil
 
 import pytest
 
@@ -12,13 +10,7 @@ from src.reporting.inspector import section
 from src.reporting.inspector.section import standalone_page
 from tests.reporting.inspector.samples import CALL, HOSTILE, group, old_record, record, run_folder
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs Playwright: make test-browser")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium")
-
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium: apt-get install chromium"),
-]
+pytestmark = pytest.mark.browser
 
 FIELDS = {
     "weight": "weights",
@@ -27,14 +19,6 @@ FIELDS = {
     "old_logprob": "old_logprobs",
     "contribution": "loss_terms",
 }
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False)  # as root, in containers
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -1,9 +1,8 @@
 """The page in a headless Chromium: console, widths, themes, pointer and keyboard. `make test-browser`."""
 
-import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,11 +11,6 @@ from tests.reporting.made_runs import NASTY, write_run
 from tests.reporting.test_page import report_config
 
 pytestmark = pytest.mark.browser
-playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: make test-browser")
-
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-if CHROMIUM is None:
-    pytest.skip("no Chromium: apt-get install chromium", allow_module_level=True)
 
 
 @pytest.fixture(scope="module")
@@ -29,17 +23,8 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return report(report_config(f"runs=[{folder}]", "formats=[]"))
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator["playwright.Browser"]:
-    with playwright.sync_playwright() as started:
-        # The sandbox of Chromium does not start for root, as in containers; the page is ours.
-        found = started.chromium.launch(executable_path=CHROMIUM, chromium_sandbox=False)
-        yield found
-        found.close()
-
-
 @pytest.fixture(params=[(390, "light"), (1400, "dark")], ids=["narrow-light", "wide-dark"])
-def page(request: pytest.FixtureRequest, browser: "playwright.Browser", file: Path) -> Iterator["playwright.Page"]:
+def page(request: pytest.FixtureRequest, browser: Any, file: Path) -> Iterator[Any]:
     """The open page; a console message or a request at any time fails the test."""
     width, theme = request.param
     context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce")
@@ -55,7 +40,7 @@ def page(request: pytest.FixtureRequest, browser: "playwright.Browser", file: Pa
     assert said == []
 
 
-def test_it_fits_and_every_chart_is_drawn(page: "playwright.Page") -> None:
+def test_it_fits_and_every_chart_is_drawn(page: Any) -> None:
     assert page.evaluate("document.documentElement.scrollWidth") <= page.viewport_size["width"]
     panels = page.locator("[data-chart] .panel").count()
     assert panels > 20 and page.locator("[data-chart] .panel svg[role=img]").count() == panels
@@ -64,7 +49,7 @@ def test_it_fits_and_every_chart_is_drawn(page: "playwright.Page") -> None:
     assert all(colour.startswith("rgb") for colour in colours)
 
 
-def test_hover_shows_the_values_of_the_step(page: "playwright.Page") -> None:
+def test_hover_shows_the_values_of_the_step(page: Any) -> None:
     chart = page.locator("[data-chart=learning_curves] svg").nth(1)  # exact match of rollouts
     chart.scroll_into_view_if_needed()
     box = chart.bounding_box()
@@ -79,7 +64,7 @@ def test_hover_shows_the_values_of_the_step(page: "playwright.Page") -> None:
     assert page.locator("#readout").is_hidden()
 
 
-def test_the_keyboard_reads_a_chart_aloud(page: "playwright.Page") -> None:
+def test_the_keyboard_reads_a_chart_aloud(page: Any) -> None:
     chart = page.locator("[data-chart=learning_curves] svg").nth(1)
     chart.focus()
     for _ in range(2):
@@ -89,7 +74,7 @@ def test_the_keyboard_reads_a_chart_aloud(page: "playwright.Page") -> None:
     assert page.locator("#readout").is_hidden()
 
 
-def test_the_legend_hides_runs(page: "playwright.Page") -> None:
+def test_the_legend_hides_runs(page: Any) -> None:
     strokes = page.locator("[data-chart=learning_curves] .panel").nth(1).locator("path")
     assert strokes.count() == 4  # two seeds and their mean, and a run alone
     page.get_by_role("button", name="Show or hide rest-2").click()
@@ -99,7 +84,7 @@ def test_the_legend_hides_runs(page: "playwright.Page") -> None:
     assert page.locator("#legend button[aria-pressed=false]").count() == 2
 
 
-def test_a_table_holds_what_the_chart_shows(page: "playwright.Page") -> None:
+def test_a_table_holds_what_the_chart_shows(page: Any) -> None:
     panel = page.locator("[data-chart=learning_curves] .panel").nth(1)
     panel.locator("summary").click()
     rows = [row.split("\t") for row in panel.locator("tr").all_inner_texts()]
@@ -107,14 +92,14 @@ def test_a_table_holds_what_the_chart_shows(page: "playwright.Page") -> None:
     assert rows[-1] == ["3", "–", "0.500", "0.625"]
 
 
-def test_the_theme_is_the_system_s_until_chosen(page: "playwright.Page") -> None:
+def test_the_theme_is_the_system_s_until_chosen(page: Any) -> None:
     background = "getComputedStyle(document.documentElement).backgroundColor"
     before = page.evaluate(background)
     themes = [page.evaluate(background) for _ in range(3) if page.locator("#theme").click() is None]
     assert len({*themes}) == 2 and themes[-1] == before  # light, dark, the system's again
 
 
-def test_alarms_are_shown_as_text(page: "playwright.Page") -> None:
+def test_alarms_are_shown_as_text(page: Any) -> None:
     chart = page.locator("[data-chart=events] .panel svg")
     chart.focus()
     page.keyboard.press("ArrowRight")
