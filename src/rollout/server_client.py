@@ -46,6 +46,13 @@ class ServerClient:
             limits=httpx.Limits(max_connections=max_connections, keepalive_expiry=_IDLE_S),
             trust_env=False,  # a proxy for the outside world does not know the cluster's hosts
         )
+        # vLLM answers a failure and then closes the connection: whether it lives is asked on one of its own
+        self._health = httpx.Client(
+            base_url=self.url,
+            timeout=self._http.timeout,
+            limits=httpx.Limits(max_keepalive_connections=0),
+            trust_env=False,
+        )
 
     def get(self, path: str, **query: str) -> Any:
         """JSON of a GET; raises as `post`."""
@@ -63,6 +70,7 @@ class ServerClient:
     def close(self) -> None:
         """Close all connections."""
         self._http.close()
+        self._health.close()
 
     def _send(self, method: str, path: str, **content: Any) -> Any:
         what = f"rollout.url {self.url}: {method} {path}"
@@ -93,7 +101,7 @@ class ServerClient:
 
     def _healthy(self) -> bool:
         try:
-            return self._http.get("/health").is_success
+            return self._health.get("/health").is_success
         except httpx.TransportError:
             return False
 

@@ -21,8 +21,11 @@ class FakeServer(ThreadingHTTPServer):
         self.requests = 0
         self.broken: tuple[str, int] = ("", 0)
         """A path, and how many of the next requests to it are broken off without an answer."""
+        self.failing = ""
+        """A path that is answered with 500, as by vLLM: the connection is kept, and breaks at its next request."""
         self.lose_weights_at: int | None = None
         """Number of the generate request before which a restart happens; -1: every time."""
+        self.stopped = False
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     @property
@@ -30,6 +33,7 @@ class FakeServer(ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_address[1]}"
 
     def stop(self) -> None:
+        self.stopped = True
         self.shutdown()
         self.server_close()
 
@@ -68,7 +72,11 @@ class FakeServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    protocol_version = "HTTP/1.1"
     server: FakeServer
+    failed = False
 
     def do_GET(self) -> None:
         self._answer({})
@@ -84,9 +92,19 @@ class _Handler(BaseHTTPRequestHandler):
             self.server.broken = (breaking, left - 1)
             self.close_connection = True
             return
+        if self.failed or self.server.stopped:
+            self.close_connection = True
+            return
+        if path == self.server.failing:
+            self.failed = True
+            self._send(500, {"error": "failed"})
+            return
         found = self.server.answer(path, body)
-        content = json.dumps(found if found is not None else {"error": "no such path"}).encode()
-        self.send_response(200 if found is not None else 404)
+        self._send(*((404, {"error": "no such path"}) if found is None else (200, found)))
+
+    def _send(self, status: int, answer: Any) -> None:
+        content = json.dumps(answer).encode()
+        self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -110,6 +110,13 @@ def test_a_connection_that_breaks_is_tried_again_and_a_server_that_always_breaks
     assert engine.weights_version == 0
 
 
+def test_a_server_that_fails_and_lives_is_not_taken_for_a_dead_one(server: FakeServer, tmp_path: Path) -> None:
+    engine = connect(server.url, tmp_path)
+    server.failing = "/collective_rpc"
+    with pytest.raises(ServerError, match=r"was answered with 500: .*failed.*could not load"):
+        engine.update_weights(WEIGHTS, 0)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
