@@ -17,22 +17,23 @@ import rootutils
 rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 
 import lightning as L  # noqa: E402
-import torch  # noqa: E402
 from hydra.utils import instantiate  # noqa: E402
-from omegaconf import DictConfig, OmegaConf, open_dict  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from src.data.rendering import PromptRenderer  # noqa: E402
 from src.evaluation import fingerprint  # noqa: E402
-from src.evaluation.answering import GenerationSettings, build_generate  # noqa: E402
+from src.evaluation.answering import (  # noqa: E402
+    GenerationSettings,
+    build_generate,
+    choose_device,
+    complete_prompt,
+    start_engine,
+)
 from src.evaluation.benchmark import Benchmark, EvalReport, Record, prepared  # noqa: E402
 from src.evaluation.generation import EngineGenerate  # noqa: E402
 from src.evaluation.records import RecordStore, write_whole  # noqa: E402
 from src.evaluation.report import render_report  # noqa: E402
 from src.evaluation.samples import Subset  # noqa: E402
-from src.models.loading import engine_source  # noqa: E402
-from src.models.lora import merged_named_tensors  # noqa: E402
 from src.models.resolving import ModelSource, load_source, resolve_model  # noqa: E402
-from src.rollout.engine import RolloutEngine  # noqa: E402
 from src.utils.command_line import entry_point  # noqa: E402
 from src.utils.config_checks import ConfigError, check_composed  # noqa: E402
 from src.utils.portable import save_config  # noqa: E402
@@ -67,9 +68,9 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
     L.seed_everything(config.seed, workers=True)
     settings: GenerationSettings = instantiate(config.generation)
     subset = _subset(config)
-    device = _device(config.device)
+    device = choose_device(config.device)
     source = resolve_model(config)
-    _complete_prompt(config, source)
+    complete_prompt(config, source)
     benchmarks = prepare_benchmarks(config)
     identity = fingerprint.model_identity(source)
     made_of = _fingerprint(config, settings, subset, identity)
@@ -80,10 +81,7 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
     save_config(config, folder / "config.yaml")
 
     loaded = load_source(source)
-    loaded.model.to(device)  # type: ignore[arg-type]
-    renderer = PromptRenderer(loaded.tokenizer, **OmegaConf.to_container(config.prompt))  # type: ignore[arg-type]
-    engine: RolloutEngine = instantiate(config.rollout)(engine_source(loaded.model, source.policy))
-    engine.update_weights(merged_named_tensors(loaded.model), 0)
+    renderer, engine = start_engine(config, source, loaded, device)
     generate = build_generate(loaded, engine, renderer, settings)
     max_new_tokens, context = settings.limits(loaded.model)
 
@@ -192,15 +190,6 @@ def _fingerprint(
     }
 
 
-def _complete_prompt(config: DictConfig, source: ModelSource) -> None:
-    """Fill in what the config leaves to the model, before benchmarks read `prompt.layout`."""
-    usual = {"layout": "published", "chat_template_kwargs": {}}
-    with open_dict(config.prompt):
-        for key, value in usual.items():
-            if config.prompt[key] is None:
-                config.prompt[key] = source.prompt.get(key) or value
-
-
 def _described(source: ModelSource) -> dict[str, Any]:
     checkpoint = None if source.checkpoint is None else str(source.checkpoint)
     return {"kind": source.kind, "checkpoint": checkpoint, "policy": asdict(source.policy)}
@@ -209,15 +198,6 @@ def _described(source: ModelSource) -> dict[str, Any]:
 def _subset(config: DictConfig) -> Subset | None:
     wanted = config.subset
     return None if wanted is None or wanted.size is None else Subset(wanted.size, wanted.get("seed", 0))
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted not in ("auto", "cpu", "cuda"):
-        raise ConfigError(f"device: expected auto, cpu or cuda, found '{wanted}'.")
-    present = torch.cuda.is_available()
-    if wanted == "cuda" and not present:
-        raise ConfigError("device=cuda: PyTorch finds no CUDA device. Set device=cpu, or install a CUDA build.")
-    return torch.device("cuda" if present and wanted != "cpu" else "cpu")
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="eval.yaml")

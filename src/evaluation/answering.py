@@ -1,17 +1,22 @@
-"""From a loaded model to a `Generate`: limits that follow from the model, and the engine's wiring."""
+"""From a config and a loaded model to a `Generate`: device, prompt, limits that follow from the model, the engine."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
 from transformers import PreTrainedModel
 
 from src.data.rendering import PromptRenderer
 from src.evaluation.generation import EngineGenerate, context_of
-from src.models.resolving import LoadedModel
+from src.models.loading import engine_source
+from src.models.lora import merged_named_tensors
+from src.models.resolving import LoadedModel, ModelSource
 from src.protocol.token_bytes import TokenBytes
-from src.rollout.engine import RolloutEngine
-from src.utils.checks import check_fields
+from src.rollout.engine import RolloutEngine, SamplingParams
+from src.utils.checks import ConfigError, check_fields
 
 _LONGEST = 2048
 _SHARE = 8
@@ -19,7 +24,7 @@ _SHARE = 8
 
 @dataclass(frozen=True, slots=True)
 class GenerationSettings:
-    """How answers are generated; always greedily.
+    """How long answers may be, and how many are made at once.
 
     Attributes:
         max_new_tokens: longest answer in tokens; None: an eighth of the context, at most 2,048.
@@ -54,10 +59,57 @@ class GenerationSettings:
         return (_LONGEST if context is None else max(1, min(_LONGEST, context // _SHARE))), context
 
 
+def choose_device(wanted: str) -> torch.device:
+    """The device that the key `device` means.
+
+    Raises:
+        ConfigError: there is no such device.
+    """
+    if wanted not in ("auto", "cpu", "cuda"):
+        raise ConfigError(f"device: expected auto, cpu or cuda, found '{wanted}'.")
+    present = torch.cuda.is_available()
+    if wanted == "cuda" and not present:
+        raise ConfigError("device=cuda: PyTorch finds no CUDA device. Set device=cpu, or install a CUDA build.")
+    return torch.device("cuda" if present and wanted != "cpu" else "cpu")
+
+
+def complete_prompt(config: DictConfig, source: ModelSource) -> None:
+    """Fill in what the config's `prompt` leaves to the model."""
+    usual = {"layout": "published", "chat_template_kwargs": {}}
+    with open_dict(config.prompt):
+        for key, value in usual.items():
+            if config.prompt[key] is None:
+                config.prompt[key] = source.prompt.get(key) or value
+
+
+def start_engine(
+    config: DictConfig, source: ModelSource, loaded: LoadedModel, device: torch.device
+) -> tuple[PromptRenderer, RolloutEngine]:
+    """The renderer of the config's `prompt`, and the engine of its `rollout` with the model's weights.
+
+    Args:
+        config: with a complete prompt.
+        source: that the model was loaded from.
+        loaded: is moved to the device.
+        device: of the model.
+    """
+    loaded.model.to(device)  # type: ignore[arg-type]
+    renderer = PromptRenderer(loaded.tokenizer, **OmegaConf.to_container(config.prompt))  # type: ignore[arg-type]
+    engine: RolloutEngine = instantiate(config.rollout)(engine_source(loaded.model, source.policy))
+    engine.update_weights(merged_named_tensors(loaded.model), 0)
+    return renderer, engine
+
+
 def build_generate(
-    loaded: LoadedModel, engine: RolloutEngine, renderer: PromptRenderer, settings: GenerationSettings
+    loaded: LoadedModel,
+    engine: RolloutEngine,
+    renderer: PromptRenderer,
+    settings: GenerationSettings,
+    *,
+    sampling: SamplingParams | None = None,
+    seed: int = 0,
 ) -> EngineGenerate:
-    """Answers by an engine that has the model's weights."""
+    """Answers by an engine that has the model's weights; greedy without `sampling`."""
     max_new_tokens, context = settings.limits(loaded.model)
     return EngineGenerate(
         engine,
@@ -67,4 +119,6 @@ def build_generate(
         max_new_tokens=max_new_tokens,
         context=context,
         batch_size=settings.batch_size,
+        sampling=sampling,
+        seed=seed,
     )

@@ -1,9 +1,10 @@
-"""Answers to benchmark prompts from a rollout engine: greedy, batched, longest prompts first."""
+"""Answers to prompts from a rollout engine: greedy for benchmarks, batched, longest prompts first."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import count, islice, repeat
 
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -20,7 +21,7 @@ class EngineGenerate:
     """`Generate` by a rollout engine.
 
     Args:
-        engine: samples; always asked for one greedy completion, which draws no random number.
+        engine: samples; asked for one completion a prompt.
         renderer: chat messages to prompt ids.
         table: the tokenizer's tokens as bytes.
         stop_token_ids: end-of-turn tokens.
@@ -28,6 +29,8 @@ class EngineGenerate:
         context: most tokens of prompt and answer together (the model's positions), or None for no limit. An answer is
             cut where it ends; a prompt that leaves no room is not answered.
         batch_size: prompts that go to the engine at once, and that are lost if the run is interrupted.
+        sampling: temperature, top_p and top_k; None: greedy, which draws no random number.
+        seed: of the first answer; each further one has the next.
     """
 
     def __init__(
@@ -40,17 +43,23 @@ class EngineGenerate:
         max_new_tokens: int,
         context: int | None,
         batch_size: int = 256,
+        sampling: SamplingParams | None = None,
+        seed: int = 0,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"generation.batch_size: expected at least 1, found {batch_size}.")
         self._engine = engine
         self._renderer = renderer
         self._table = table
-        self._params = SamplingParams(
-            n=1, temperature=0.0, max_new_tokens=max_new_tokens, stop_token_ids=stop_token_ids
+        self._params = replace(
+            sampling or SamplingParams(temperature=0.0),
+            n=1,
+            max_new_tokens=max_new_tokens,
+            stop_token_ids=stop_token_ids,
         )
         self._context = context
         self._batch_size = batch_size
+        self._seeds: Iterator[int] = repeat(0) if sampling is None else count(seed)
 
     def __call__(self, prompts: Sequence[ChatPrompt]) -> Iterator[tuple[int, Answer]]:
         """See `Generate`."""
@@ -64,7 +73,8 @@ class EngineGenerate:
         fitting.sort(key=lambda index: (rooms[index], -len(ids[index])))
         for batch in self._batches(fitting, rooms):
             params = replace(self._params, max_new_tokens=rooms[batch[0]])
-            completions = self._engine.generate([ids[index] for index in batch], params, [0] * len(batch))
+            seeds = list(islice(self._seeds, len(batch)))
+            completions = self._engine.generate([ids[index] for index in batch], params, seeds)
             for index, (completion,) in zip(batch, completions, strict=True):
                 yield index, self._read(completion.token_ids, completion.finish_reason)
 

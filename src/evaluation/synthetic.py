@@ -7,7 +7,7 @@ calls are executed, it sees their results, and decides itself when a turn is don
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -133,11 +133,27 @@ class _Episode:
         return False
 
     def _execute(self, calls: Sequence[ToolCall]) -> str:
-        results: list[JsonValue] = [
-            execute(call, TRAINING_DOMAINS) if call.name in self._offered else {"error": f"no tool {call.name}"}
-            for call in calls
-        ]
-        return json.dumps(results[0] if len(results) == 1 else results)
+        return observation([run(call, self._offered) for call in calls])
+
+
+def run(call: ToolCall, offered: Collection[str]) -> JsonValue:
+    """What a call of a synthetic tool returns; an error where the tool is not on offer.
+
+    >>> run(ToolCall("get_weather", {"city": "Oslo", "day": "May 1"}), {"get_weather"}).keys()
+    dict_keys(['sky', 'degrees'])
+    >>> run(ToolCall("get_whether", {}), {"get_weather"})
+    {'error': 'no tool get_whether'}
+    """
+    return execute(call, TRAINING_DOMAINS) if call.name in offered else {"error": f"no tool {call.name}"}
+
+
+def observation(results: Sequence[JsonValue]) -> str:
+    """Results of a step's calls as the policy reads them: that of a single call without a list around it.
+
+    >>> observation([{"sky": "sunny"}]), observation([1, 2])
+    ('{"sky": "sunny"}', '[1, 2]')
+    """
+    return json.dumps(results[0] if len(results) == 1 else results)
 
 
 def _turns(dialogue: Dialogue) -> list[_Turn]:

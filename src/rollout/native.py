@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from src.rollout.admission import room_for
 from src.rollout.batching import ContinuousBatch
-from src.rollout.decoding import ExactStep, forward_for, prefill
+from src.rollout.decoding import ExactStep, Step, StepInputs, forward_for, prefill
 from src.rollout.engine import Completion, EngineSource, SamplingParams
 from src.rollout.own_model import copy_weights, empty_model
 from src.rollout.prefix_cache import PREFIX_ATTENTION, PrefixCache
@@ -77,6 +77,10 @@ class NativeEngine:
         max_batch_tokens: most tokens that the cache may hold, counted with every completion at its longest. One prompt
             with its completions is always let in.
         cuda_graphs: replay decode steps as CUDA graphs; None: on CUDA, for the architectures of `lean_decoder`.
+
+    Attributes:
+        watch: None, or called with the tokens int64 [R] that decode steps take, as soon as they are sampled: all of a
+            completion but its last. For whoever shows an answer as it grows.
     """
 
     def __init__(
@@ -98,6 +102,7 @@ class NativeEngine:
         self._max_batch_tokens = max_batch_tokens
         self._cuda_graphs = cuda_graphs
         self._weights_version = -1 if owns_model else 0
+        self.watch: Callable[[Tensor], None] | None = None
 
     @property
     def model(self) -> PreTrainedModel:
@@ -158,7 +163,7 @@ class NativeEngine:
             forward = forward_for(model, max(map(len, prompts)) + decoded.max_new_tokens)
             batch = ContinuousBatch(
                 prefill=partial(prefill, model),
-                step=StaticStep(forward, decoded.n, capture=True) if graphs else ExactStep(forward),
+                step=self._watched(StaticStep(forward, decoded.n, capture=True) if graphs else ExactStep(forward)),
                 cache_for=lambda size: PrefixCache(size, decoded.max_new_tokens, zeroed=graphs),
                 room_for=room,
                 prompts=prompts,
@@ -190,6 +195,17 @@ class NativeEngine:
     def close(self) -> None:
         """Let go of the model."""
         self._model = None
+
+    def _watched(self, step: Step) -> Step:
+        watch = self.watch
+        if watch is None:
+            return step
+
+        def watched(inputs: StepInputs, cache: PrefixCache) -> Tensor:
+            watch(inputs.tokens)
+            return step(inputs, cache)
+
+        return watched
 
     def _collect(self, tokens: Tensor, logprobs: Tensor, params: SamplingParams) -> list[list[Completion]]:
         """Cut each row of tokens [S, T] after its first stop token; consecutive n rows are one prompt's."""
