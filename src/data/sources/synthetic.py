@@ -320,7 +320,7 @@ class _DialogueWriter:
         others = [tool for tool in self._tools if tool not in unique and tool not in without]
         offered = unique + self._rng.sample(others, max(1, self._rng.choice((3, 4)) - len(unique)))
         self._rng.shuffle(offered)
-        return tuple(_spec(tool) for tool in offered)
+        return tuple(tool_spec(tool) for tool in offered)
 
     def _value(self, kind: str) -> JsonValue:
         return _value(kind, self._rng, self._world)
@@ -345,7 +345,8 @@ def _value(kind: str, rng: random.Random, world: str) -> JsonValue:
     return rng.choice(_CLOSED_KINDS[kind])
 
 
-def _spec(tool: SyntheticTool) -> ToolSpec:
+def tool_spec(tool: SyntheticTool) -> ToolSpec:
+    """A tool of `synthetic_domains` as prompts offer it."""
     types = {"small": "integer", "amount": "integer"}
     parameters = {key: {"type": types.get(kind, "string"), "kind": kind} for key, kind in tool.parameters.items()}
     return ToolSpec(tool.name, tool.description, parameters)
