@@ -93,13 +93,13 @@ def _take(text: str, conversation: Conversation, toolbox: Toolbox, screen: Scree
 
 
 def typed_lines(console: Console) -> Iterator[str]:
-    """What a user types, until Ctrl-D."""
+    """What a user types, until Ctrl-D or Ctrl-C."""
     import readline  # noqa: F401 - gives `input` a history and keys to move in the line
 
     while True:
         try:
             yield console.input("[dim]you[/]       ")
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             return
 
 

@@ -55,6 +55,11 @@ def eval_config(folder: Path, *overrides: str) -> DictConfig:
     return _composed("eval.yaml", folder, overrides)
 
 
+def chat_config(folder: Path, *overrides: str) -> DictConfig:
+    """The composed configuration of a chat, as `python src/chat.py` would see it."""
+    return _composed("chat.yaml", folder, overrides)
+
+
 def _composed(name: str, folder: Path, overrides: tuple[str, ...]) -> DictConfig:
     with initialize_config_dir(version_base="1.3", config_dir=str(ROOT / "configs")):
         config = compose(name, overrides=list(overrides), return_hydra_config=False)

@@ -23,6 +23,7 @@ from src.protocol.types import Region
 
 _STYLES = {
     "think": "dim italic",
+    "tool": "cyan",
     "call": "cyan",
     "result": "green",
     "response": "bold",
@@ -66,15 +67,15 @@ def blocks(text: str) -> list[Block]:
     call = ""
     for span in parsed.spans:
         piece = data[span.start : span.stop].decode("utf-8", "replace").strip()
-        if span.region is Region.TOOL_NAME:
-            if call:
+        if span.region is Region.TOOL_PARAMETERS:
+            call, piece = "", f"{call} {piece}".strip()
+            found.append(Block("call", piece))
+        elif span.region in (Region.TOOL_NAME, Region.OTHER):
+            if call:  # it had no parameters
                 found.append(Block("call", call))
-            call = piece
-        elif span.region is Region.TOOL_PARAMETERS:
-            found.append(Block("call", f"{call} {piece}".strip()))
-            call = ""
-        elif span.region is Region.OTHER:
-            found.append(Block("text", piece))
+            call = piece if span.region is Region.TOOL_NAME else ""
+            if span.region is Region.OTHER:
+                found.append(Block("text", piece))
     if call:
         found.append(Block("call", call))
     if parsed.response is not None:
@@ -132,7 +133,7 @@ class Screen:
 
     def tools(self, tools: Sequence[ToolSpec]) -> None:
         """Print what tools there are."""
-        self._print([Block("call", f"{tool.name}({', '.join(tool.parameters)})") for tool in tools])
+        self._print([Block("tool", f"{tool.name}({', '.join(tool.parameters)})") for tool in tools])
 
     def _print(self, shown: Sequence[Block]) -> None:
         self._console.print(_drawn(shown), soft_wrap=not self._console.is_terminal)

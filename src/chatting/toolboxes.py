@@ -7,14 +7,14 @@ wrong with it becomes its result, which the model reads.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from src.data.dialogue import JsonValue, ToolCall, ToolSpec
+from src.data.dialogue import ToolCall, ToolSpec
 from src.data.sources.synthetic import SyntheticSource, tool_spec
 from src.data.sources.synthetic_domains import TRAINING_DOMAINS
 from src.evaluation import synthetic
-from src.evaluation.bfcl.dataset import Case, load_cases
+from src.evaluation.bfcl.dataset import Case, class_functions, data_folder, load_cases
 from src.evaluation.bfcl.prompting import observation, tool_specs
 from src.evaluation.bfcl.sandbox import Sandbox
 from src.utils.checks import ConfigError, advice
@@ -102,19 +102,20 @@ class BfclToolbox:
     """BFCL's multi-turn backends, executed in a worker process as its evaluation does.
 
     Args:
-        classes: of the backends, e.g. `GorillaFileSystem`.
+        classes: of the backends, e.g. `GorillaFileSystem`; each starts from the state of the first case of
+            multi_turn_base that has it.
         sandbox: the worker and its limits.
-        case: of multi_turn_base, whose initial state the world has; None: the first with exactly these classes, or
-            with these among others.
+        case: of multi_turn_base, in place of `classes`: the world is that of this case.
 
     Raises:
-        ConfigError: there is no such class or case, or no case has these classes together.
+        ConfigError: there is no such class or case.
         BenchmarkDataError: bfcl-eval is not installed.
     """
 
     def __init__(self, classes: Sequence[str], sandbox: Sandbox, case: str | None = None) -> None:
         self._sandbox = sandbox
-        self._case = _find_case(load_cases(_CATEGORY), classes, case)
+        cases = load_cases(_CATEGORY)
+        self._case = _world(cases, classes) if case is None else _named(cases, case)
         self._steps: list[tuple[ToolCall, ...]] = []
 
     @property
@@ -124,7 +125,7 @@ class BfclToolbox:
 
     @property
     def hint(self) -> str:
-        """What the case's user asks first."""
+        """What the first user of such a world asks first."""
         return str(self._case.question[0][-1]["content"])
 
     def run(self, calls: Sequence[ToolCall]) -> list[str]:
@@ -155,21 +156,30 @@ def _request(offered: Collection[str]) -> str:
     return next(d.messages[0].text for d, _ in written if d.messages[1].calls[0].name in offered)
 
 
-def _find_case(cases: Sequence[Case], classes: Sequence[str], wanted: str | None) -> Case:
-    if wanted is not None:
-        by_id = {case.id: case for case in cases}
-        if wanted not in by_id:
-            raise ConfigError(f"tools.case: no case of {_CATEGORY} is called {wanted!r}. {advice(wanted, by_id)[:200]}")
-        return by_id[wanted]
-    known = {name for case in cases for name in case.entry["involved_classes"]}
+def _named(cases: Sequence[Case], wanted: str) -> Case:
+    by_id = {case.id: case for case in cases}
+    if wanted not in by_id:
+        raise ConfigError(f"tools.case: expected one of {cases[0].id} to {cases[-1].id}, found {wanted!r}.")
+    return by_id[wanted]
+
+
+def _world(cases: Sequence[Case], classes: Sequence[str]) -> Case:
+    """A case with these classes and no others, their states from the first cases that have them."""
+    first: dict[str, Case] = {}
+    for case in cases:
+        for name in case.entry["involved_classes"]:
+            first.setdefault(name, case)
+    if not classes:
+        raise ConfigError(f"tools.classes: expected at least one of {', '.join(sorted(first))}, found none.")
     for name in classes:
-        if name not in known:
-            raise ConfigError(f"tools.classes: no class is called {name!r}. {advice(name, known)}")
-    involved: Mapping[str, set[JsonValue]] = {case.id: set(case.entry["involved_classes"]) for case in cases}
-    fitting = [case for case in cases if involved[case.id] >= set(classes)]
-    if not classes or not fitting:
-        raise ConfigError(
-            f"tools.classes: expected some of {', '.join(sorted(known))} that a case of {_CATEGORY} has together, "
-            f"found {', '.join(classes) or 'none'}."
-        )
-    return min(fitting, key=lambda case: len(involved[case.id]))
+        if name not in first:
+            raise ConfigError(f"tools.classes: no class is called {name!r}. {advice(name, first)}")
+    asked = min(cases, key=lambda case: len(set(classes) ^ set(case.entry["involved_classes"])))
+    entry = {
+        "id": asked.id,
+        "question": asked.question,
+        "involved_classes": list(classes),
+        "initial_config": {name: first[name].entry["initial_config"].get(name, {}) for name in classes},
+    }
+    docs = [doc for name in classes for doc in class_functions(data_folder(), name)]
+    return Case(asked.id, _CATEGORY, entry, docs)

@@ -186,7 +186,7 @@ def load_cases(category: str, folder: Path | None = None) -> list[Case]:
 
 def _offered(entry: Json, folder: Path) -> tuple[list[Json], dict[int, list[Json]]]:
     """Function docs of a multi-turn case, now and later (the package's `process_multi_turn_test_case`)."""
-    functions = [doc for name in entry["involved_classes"] for doc in _class_functions(folder, name)]
+    functions = [doc for name in entry["involved_classes"] for doc in class_functions(folder, name)]
     held_back: dict[int, list[Json]] = {}
     for turn, names in entry.get("missed_function", {}).items():
         held_back[int(turn)] = []
@@ -199,7 +199,13 @@ def _offered(entry: Json, folder: Path) -> tuple[list[Json], dict[int, list[Json
 
 
 @cache
-def _class_functions(folder: Path, class_name: str) -> tuple[Json, ...]:
+def class_functions(folder: Path, class_name: str) -> tuple[Json, ...]:
+    """Function docs of a multi-turn backend, in the package's order.
+
+    Args:
+        folder: the data folder.
+        class_name: e.g. `GorillaFileSystem`.
+    """
     return tuple(
         _read(folder / "multi_turn_func_doc" / _FUNCTION_FILES[class_name], "name", "description", "parameters")
     )
