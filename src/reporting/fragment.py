@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Fragment:
 
     Attributes:
         html: one `<section id="…" aria-labelledby="…">` with an `<h2>`, everything in it escaped. Data stands in
-            `<script type="application/json">` with `<`, `>` and `&` written as `\u003c`, `\u003e` and `\u0026`.
+            `<script type="application/json">`, written by `for_script`.
         css: rules whose selectors begin with the section's id. Colours are the page's custom properties, which follow
             its theme: `--page`, `--raised`, `--ink`, `--muted`, `--rule`, `--accent`, `--good`, `--bad`, and
             `--region-<label>` for each region (text and lines) with `--region-<label>-soft` (behind text); in a label
@@ -41,3 +43,13 @@ class Fragment:
     html: str
     css: str
     js: str
+
+
+def for_script(content: Any) -> str:
+    r"""JSON that nothing in it can end: ASCII only, without <, > and &, so neither tags nor comments nor line breaks.
+
+    >>> for_script({"text": "</script><!--\u2028&"})
+    '{"text":"\\u003c/script\\u003e\\u003c!--\\u2028\\u0026"}'
+    """
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)  # all of <>& stand in strings
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from markupsafe import Markup
 
 from src.reporting import palette
 from src.reporting.charts import Chart, Panel
-from src.reporting.fragment import Fragment
+from src.reporting.fragment import Fragment, for_script
 from src.reporting.records import RunRecord, methods
 from src.reporting.tables import Table
 
@@ -85,20 +84,10 @@ def render(
         policy=_policy(style, scripts),
         style=Markup(style),
         scripts=list(map(Markup, scripts)),
-        data=Markup(embedded(_data(runs, drawn))),
+        data=Markup(for_script(_data(runs, drawn))),
         sections=[Markup(section.html) for section in sections],
         method_legend=[(name, index % len(palette.METHODS)) for index, name in enumerate(methods(runs))],
     )
-
-
-def embedded(value: object) -> str:
-    r"""JSON that may stand in a `<script>` element, whatever texts it holds.
-
-    >>> embedded({"a": "</script><!--"})
-    '{"a":"\\u003c/script\\u003e\\u003c!--"}'
-    """
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
 def _policy(style: str, scripts: Sequence[str]) -> str:

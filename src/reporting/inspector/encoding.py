@@ -1,4 +1,4 @@
-"""Prompt groups as compact JSON for a page. No text of a model becomes markup here: `for_script` sees to that.
+"""Prompt groups as compact JSON for a page. No text of a model becomes markup: the page writes it with `for_script`.
 
 The inverse is `decode` in `assets/decode.js`; both know these forms:
 
@@ -10,7 +10,6 @@ The inverse is `decode` in `assets/decode.js`; both know these forms:
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -142,16 +141,6 @@ def encode_numbers(values: list[float] | None) -> Any:
         if [whole / _UNIT for whole in scaled] == values:
             return scaled
     return {"f": list(map(_finite, values))}
-
-
-def for_script(content: Any) -> str:
-    r"""JSON that nothing in it can end: ASCII only, without <, > and &, so neither tags nor comments nor line breaks.
-
-    >>> for_script({"text": "</script><!--\u2028&"})
-    '{"text":"\\u003c/script\\u003e\\u003c!--\\u2028\\u0026"}'
-    """
-    text = json.dumps(content, separators=(",", ":"), allow_nan=False)  # all of <>& stand in strings
-    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
 
 def _pair(pair: CallPair) -> list[Any]:

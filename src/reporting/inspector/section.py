@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
-from src.reporting.fragment import Fragment, InspectedRun
-from src.reporting.inspector.encoding import Encoder, for_script, names
+from src.reporting.fragment import Fragment, InspectedRun, for_script
+from src.reporting.inspector.encoding import Encoder, names
 from src.reporting.inspector.records import GroupPlace, NoSamplesError, RolloutFile
 from src.reporting.inspector.sampling import FEWEST, chosen, most_groups
 from src.reporting.palette import custom_properties

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.protocol.types import Region
-from src.reporting.inspector.encoding import CODES, Encoder, encode_numbers, for_script, names
+from src.reporting.fragment import for_script
+from src.reporting.inspector.encoding import CODES, Encoder, encode_numbers, names
 from src.reporting.inspector.records import COLUMNS, RolloutFile
 from tests.reporting.inspector.samples import HOSTILE, group, run_folder
 
