@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import hydra
 import rootutils
 
 rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 
-from matplotlib import rc_context  # noqa: E402
 from omegaconf import DictConfig, ListConfig  # noqa: E402
 
 from src.evaluation.records import write_whole  # noqa: E402
 from src.reporting import inspector, page, tables  # noqa: E402
-from src.reporting.charts import Chart  # noqa: E402
-from src.reporting.figures import CHARTS, draw  # noqa: E402
+from src.reporting.figure_files import FORMATS, save_figures  # noqa: E402
+from src.reporting.figures import CHARTS  # noqa: E402
 from src.reporting.fragment import InspectedRun  # noqa: E402
 from src.reporting.lead import lead, title  # noqa: E402
 from src.reporting.paper_tables import paper_tables  # noqa: E402
@@ -27,8 +27,6 @@ from src.reporting.runs import ReportError, latest_run, read_runs  # noqa: E402
 from src.utils.command_line import entry_point  # noqa: E402
 
 log = logging.getLogger(__name__)
-
-_FORMATS = ("png", "svg", "pdf")
 
 
 def report(config: DictConfig) -> Path:
@@ -39,9 +37,9 @@ def report(config: DictConfig) -> Path:
         ReportError: a format is not known.
     """
     folders = _folders(config)
-    unknown = sorted(set(config.formats) - set(_FORMATS))
+    unknown = sorted(set(config.formats) - set(FORMATS))
     if unknown:
-        raise ReportError(f"formats: expected some of {list(_FORMATS)}, found {unknown}.")
+        raise ReportError(f"formats: expected some of {list(FORMATS)}, found {unknown}.")
     runs = read_runs(folders)
     charts = {key: make(runs) for key, make in CHARTS.items()}
     contents = page.Contents(
@@ -59,8 +57,13 @@ def report(config: DictConfig) -> Path:
     output = _output(config, folders, runs)
     output.mkdir(parents=True, exist_ok=True)
     file = output / "report.html"
-    write_whole(file, page.render(runs, contents, charts, [inspector.section(_inspected(runs))]))
-    _write_figures(output / "figures", charts, methods(runs), list(config.formats), config.dpi)
+    # drawing takes as long as the rest, so a process of its own does it
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        written = pool.submit(
+            save_figures, output / "figures", charts, methods(runs), list(config.formats), dpi=config.dpi
+        )
+        write_whole(file, page.render(runs, contents, charts, [inspector.section(_inspected(runs))]))
+        written.result()
     log.info("%s: %s", contents.title, file)
     return file
 
@@ -82,26 +85,6 @@ def _output(config: DictConfig, folders: Sequence[Path], runs: Sequence[RunRecor
     if config.output is not None:
         return Path(config.output).expanduser()
     return (runs[0].folder or folders[0]) / "report" if len(runs) == 1 else folders[0] / "report"
-
-
-def _write_figures(
-    folder: Path, charts: Mapping[str, Chart], order: Sequence[str], formats: Sequence[str], dpi: int
-) -> None:
-    """A file a chart and format; one of an earlier report that has no numbers now is removed."""
-    folder.mkdir(exist_ok=True)
-    options: dict[str, dict[str, Any]] = {
-        "png": {"pil_kwargs": {"compress_level": 2}},  # a tenth larger, and half of the time
-        "svg": {"metadata": {"Date": None}},
-    }
-    for key, chart in charts.items():
-        figure = draw(chart, order) if chart.panels and formats else None
-        for suffix in formats:
-            file = folder / f"{key}.{suffix}"
-            if figure is None:
-                file.unlink(missing_ok=True)
-                continue
-            with rc_context({"svg.fonttype": "none"}):  # text stays text
-                figure.savefig(file, dpi=dpi, **options.get(suffix, {}))
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="report.yaml")
