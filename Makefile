@@ -22,7 +22,7 @@ TEST_PROCESSES ?= 2
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 TOOLRL ?= https://github.com/qiancheng0/ToolRL.git
 
-.PHONY: help setup train eval report test test-browser test-vllm sweep compare format lint audit api-bank bench bench-gpu bench-peers tiny-policy lock lock-vllm clean
+.PHONY: help setup train eval report test test-browser test-vllm sweep compare docs format lint audit api-bank bench bench-gpu bench-peers tiny-policy lock lock-vllm clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | while IFS= read -r line; do \
@@ -59,6 +59,9 @@ compare: $(STAMP) ## Compare methods over seeds: make compare ARGS="algorithm=re
 	folder=logs/compare/$$(date +%Y-%m-%d_%H-%M-%S) && \
 	$(RUN) src/train.py -m hparams_search=compare hydra.sweep.dir="$$folder" $(ARGS) && \
 	$(RUN) src/compare.py "runs=[$$folder]"
+
+docs: $(STAMP) ## Write docs/configuration.md anew from the configs and their comments
+	$(RUN) -m src.utils.config_reference
 
 format: $(STAMP) ## Format the code and fix what can be fixed
 	$(RUN) -m ruff check --fix --exit-zero .
