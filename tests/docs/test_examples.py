@@ -1,0 +1,88 @@
+"""The examples of pages that bring files: laid over a copy of the project, with their diffs, and run as documented."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, SMALL
+from tests.docs.pages import Block, Command, blocks, commands
+
+PAGES = ("extending.md", "your_data.md")
+RUNNER = """
+import json, logging, sys
+from pathlib import Path
+from tests.conftest import eval_config, train_config
+from src.eval import evaluate
+from src.train import train
+for number, (program, overrides) in enumerate(json.loads(Path("runs.json").read_text())):
+    folder = Path("results") / str(number)
+    folder.mkdir(parents=True)
+    run, compose = (train, train_config) if program == "src/train.py" else (evaluate, eval_config)
+    run(compose(folder, *overrides))
+"""
+LEFT_TO_OTHERS = ("-m", "dry_run=true")
+"""Commands of these pages with one of these words are a sweep, or need the hub; `test_commands` composes them."""
+
+
+def copy_of_the_project(folder: Path) -> None:
+    """Source, configs, and what the runner needs of the tests; nothing that runs have left."""
+    for name in ("src", "configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    (folder / "tests").mkdir()
+    for name in ("__init__.py", "conftest.py"):
+        shutil.copy(ROOT / "tests" / name, folder / "tests" / name)
+    shutil.copy(ROOT / "pyproject.toml", folder)
+
+
+def lay_over(block: Block, folder: Path) -> None:
+    """Write a block's file, or apply it as a diff."""
+    if block.file is not None:
+        target = folder / block.file
+        assert not (ROOT / block.file).exists(), f"{block.where}: {block.file} is part of the project already"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(block.content, encoding="utf-8")
+    elif block.language == "diff":
+        arguments = ["git", "apply", "-"]
+        found = subprocess.run(arguments, cwd=folder, input=block.text, text=True, capture_output=True)
+        assert found.returncode == 0, f"{block.where}: the diff does not apply: {found.stderr}"
+
+
+def small(command: Command, policy: Path) -> tuple[str, list[str]]:
+    """The program and its overrides, made a matter of seconds, with a model folder for what would come from the hub."""
+    program, *overrides = command.words[1:]
+    if program == "src/train.py":
+        by_hand = [one for one in overrides if one.startswith("benchmark=")]
+        overrides += [one for one in SMALL if not (by_hand and one.startswith("benchmark="))]
+        overrides += ["callbacks.benchmark.at_start=false", "callbacks.benchmark.subset=6", "callbacks.checkpoint=null", "sampling.max_new_tokens=24"]
+    return program, [f"policy.path={policy}" if one == "policy.path=FOLDER" else one for one in overrides]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", PAGES)
+def test_every_example_of_the_page_runs(page: str, tmp_path: Path, random_policy: Path, corpus: Path) -> None:
+    path = ROOT / "docs" / page
+    copy_of_the_project(tmp_path)
+    for block in blocks(path):
+        lay_over(block, tmp_path)
+    chosen = [one for one in commands(path) if not set(one.words) & set(LEFT_TO_OTHERS)]
+    assert len(chosen) >= 3
+    runs = [small(one, random_policy) for one in chosen]
+    (tmp_path / "runs.json").write_text(json.dumps(runs))
+    for name in ("rlla_sft.json", "my_dialogues.json"):
+        shutil.copy(corpus, tmp_path / name)
+    environment = {**os.environ, "PROJECT_ROOT": str(tmp_path), "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, "-c", RUNNER], cwd=tmp_path, env=environment, text=True, capture_output=True
+    )
+    assert found.returncode == 0, f"{chosen[len(list((tmp_path / 'results').glob('*'))) - 1].where}\n{found.stderr[-4000:]}"
+    for number, command in enumerate(chosen):
+        folder = tmp_path / "results" / str(number)
+        evaluated = command.words[1] == "src/eval.py"
+        assert (folder / ("report.json" if evaluated else "summary.json")).is_file(), command.where
