@@ -20,7 +20,7 @@ _BUDGET = (
 _FREE_IN_BUDGET = ("data.num_workers", "data.val_batch_size", "updates.max_row_tokens")
 _FREE = (
     *("benchmark", "ckpt_path", "logger", "optimized_metric", "paths", "task_name", "trainer", "algorithm.name"),
-    *("dry_run", "preflight", "validate_at_start"),
+    *("dry_run", "preflight", "validate_at_start", "callbacks.live_figures"),
     *(f"callbacks.{name}" for name in "benchmark checkpoint health metrics_file progress_bar rollout_log".split()),
     *("rollout.max_sequences", "rollout.max_batch_tokens"),
 )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Mapping
+from typing import Any
 
 _SECRET = re.compile(r"(^|[._])(token|secret|password|passwd|credentials?|api_?key|key)$", re.IGNORECASE)
 _IN_TEXT = re.compile(r"(?<![\w.~:/\\])(?:~|[A-Za-z]:)?(?:[/\\][\w.@+=-]+){2,}[/\\]?")
@@ -44,6 +46,33 @@ def shown_value(value: object) -> str:
     if isinstance(value, bool) or value is None:
         return {True: "true", False: "false", None: "null"}[value]
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def shown_settings(settings: Mapping[str, object]) -> dict[str, Any]:
+    """A config as others may see it: without secrets and sections of places, paths by their last part.
+
+    Args:
+        settings: keys joined by dots.
+
+    >>> shown_settings({"paths.root_dir": "/a", "hf_token": "x", "data.path": "/srv/ann/a.json", "data.mix": [1, 2]})
+    {'data': {'path': '…/a.json', 'mix': [1, 2]}}
+    """
+    nested: dict[str, Any] = {}
+    for key, value in settings.items():
+        *sections, last = key.split(".")
+        if is_secret(key) or (sections and sections[0] in HIDDEN_SECTIONS):
+            continue
+        inner = nested
+        for section in sections:
+            inner = inner.setdefault(section, {})
+        inner[last] = _shown_setting(value)
+    return nested
+
+
+def _shown_setting(value: object) -> object:
+    if isinstance(value, str):
+        return without_paths(value.removeprefix(_PROJECT))
+    return list(map(_shown_setting, value)) if isinstance(value, list | tuple) else value
 
 
 def without_paths(text: str) -> str:

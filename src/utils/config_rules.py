@@ -77,8 +77,8 @@ def _intervals(config: DictConfig) -> None:
             f"trainer.val_check_interval={interval} is more than updates.rollout_steps={steps}: nothing would be "
             "validated on the way. Lower it."
         )
-    for key in ("callbacks.checkpoint.every_n_rollout_steps", "callbacks.benchmark.every_n_rollout_steps"):
-        _, name, field = key.split(".")
+    for name in ("checkpoint", "benchmark", "live_figures"):
+        key, field = f"callbacks.{name}.every_n_rollout_steps", "every_n_rollout_steps"
         callback = config.callbacks.get(name)
         if callback is not None and callback.get(field, 1) < 1:
             raise ConfigError(f"{key}: expected at least 1, found {callback[field]}.")
@@ -87,6 +87,11 @@ def _intervals(config: DictConfig) -> None:
 def _callbacks(config: DictConfig) -> None:
     if config.algorithm.weighting.get("progress") == "fraction" and config.callbacks.get("curriculum") is None:
         raise ConfigError("algorithm.weighting.progress=fraction needs callbacks.curriculum, which is null.")
+    if config.callbacks.get("live_figures") is not None and config.callbacks.get("metrics_file") is None:
+        raise ConfigError(
+            "callbacks.live_figures draws what callbacks.metrics_file writes, which is null. Leave it in, or set "
+            "callbacks.live_figures=null."
+        )
     chosen = [str(name) for name, entry in (config.get("benchmark") or {}).items() if entry is not None]
     if chosen and config.callbacks.get("benchmark") is None:
         raise ConfigError(

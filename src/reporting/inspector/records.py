@@ -157,7 +157,7 @@ class RolloutFile:
             for place in places:
                 file.seek(place.start)
                 lines = file.read(place.stop - place.start).splitlines()
-                yield _group([self._record(line, place.line + index) for index, line in enumerate(lines)])
+                yield logged_group([self._record(line, place.line + index) for index, line in enumerate(lines)])
 
     def _index(self) -> Iterator[GroupPlace]:
         """A place a group: a group ends where the step or the example changes or completions are counted anew."""
@@ -232,7 +232,8 @@ def _check(record: dict[str, Any]) -> None:
         call["name"], call["parameters"].items()
 
 
-def _group(records: Sequence[dict[str, Any]]) -> LoggedGroup:
+def logged_group(records: Sequence[dict[str, Any]]) -> LoggedGroup:
+    """A group from its records, as `callbacks.rollout_log.group_records` makes them."""
     first = records[0]
     gold = first.get("gold_calls")
     if gold is None:  # an older run: read back from the text
