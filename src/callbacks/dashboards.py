@@ -51,15 +51,15 @@ class TensorBoardDashboard:
     """
 
     def __init__(self, logger: TensorBoardLogger) -> None:
-        self._writer = logger.experiment
+        self._logger = logger
 
     def image(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
         """See `Dashboard.image`."""
-        self._writer.add_image(name, pixels, step, dataformats="HWC")
+        self._logger.experiment.add_image(name, pixels, step, dataformats="HWC")
 
     def text(self, name: str, text: str, step: int) -> None:
         """See `Dashboard.text`."""
-        self._writer.add_text(name, text, step)
+        self._logger.experiment.add_text(name, text, step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int) -> None:
         """See `Dashboard.table`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import yaml
 
@@ -20,7 +21,9 @@ _NOW = ("reward/total", "reward/exact_match", "train/entropy", "response/tokens"
 def overview(run: RunRecord) -> str:
     """What became of a run so far: sentences, headline numbers before training and now, the last step, health."""
     parts = [f"# {plain(title([run]))}", plain(" ".join(lead([run])))]
-    parts += ["## Before training and now", _table(results([run], run.method))]
+    scores = results([run], run.method)
+    if scores.rows:
+        parts += ["## Before training and now", _table(replace(scores, head=("Metric", "Start", "Now", "Change")))]
     if run.steps:
         last = max(run.steps)
         values = [(key, f"{run.steps[last][key]:.4g}") for key in _NOW if key in run.steps[last]]
