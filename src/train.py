@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,8 @@ import hydra
 import rootutils
 
 rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
+if (folder_of_plugins := str(Path(__file__).resolve().parent)) not in sys.path:
+    sys.path.append(folder_of_plugins)  # of hydra_plugins, where Hydra looks for sweepers
 
 import lightning as L  # noqa: E402
 from hydra.core.hydra_config import HydraConfig  # noqa: E402

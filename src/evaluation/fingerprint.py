@@ -82,22 +82,22 @@ def open_folder(folder: Path, fingerprint: Mapping[str, Any], *, resume: bool) -
     if not path.is_file():
         raise ConfigError(f"resume={folder}: expected the folder of an evaluation, found no {FILE} in it.")
     saved = json.loads(path.read_text(encoding="utf-8"))
-    if differences := _differences(saved, json.loads(json.dumps(fingerprint))):
+    if found := differences(saved, json.loads(json.dumps(fingerprint))):
         raise ConfigError(
-            f"resume={folder}: this evaluation differs from the one that began there: {'; '.join(differences)}. "
+            f"resume={folder}: this evaluation differs from the one that began there: {'; '.join(found)}. "
             "Give the same arguments, or start a new evaluation without resume."
         )
 
 
-def _differences(saved: Any, now: Any, key: str = "") -> list[str]:
-    """What differs, as `key: then → now`.
+def differences(saved: Any, now: Any, key: str = "") -> list[str]:
+    """What differs between two nests of plain values, a line a key.
 
-    >>> _differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})
+    >>> differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})
     ['a.b was 1, is 2', 'c was absent, is 3']
     """
     if isinstance(saved, dict) and isinstance(now, dict):
         keys = sorted(set(saved) | set(now))
-        parts = [_differences(saved.get(k, _ABSENT), now.get(k, _ABSENT), f"{key}.{k}" if key else k) for k in keys]
+        parts = [differences(saved.get(k, _ABSENT), now.get(k, _ABSENT), f"{key}.{k}" if key else k) for k in keys]
         return [line for part in parts for line in part]
     return [] if saved == now else [f"{key} was {_shown(saved)}, is {_shown(now)}"]
 

@@ -65,7 +65,7 @@ def check_keys(config: DictConfig, primary: str) -> None:
             _check_collection(config[key], key)
     for key in names_in(config):
         if key not in (*_COLLECTIONS, "hydra") and not OmegaConf.is_missing(config, key):
-            _check_nodes(config[key], key)
+            check_nodes(config[key], key)
 
 
 def target_of(node: DictConfig, path: str) -> Any:
@@ -114,18 +114,22 @@ def _hints(function: Any) -> Mapping[str, Any]:
         return {}
 
 
-def _check_nodes(value: Any, path: str) -> None:
-    """Every config with `_target_` at or below `path`."""
+def check_nodes(value: Any, path: str) -> None:
+    """Check the keys and values of every config with `_target_` at or below `path`.
+
+    Raises:
+        ConfigError: names the key.
+    """
     if isinstance(value, ListConfig):
         for index, item in enumerate(value):
-            _check_nodes(item, f"{path}[{index}]")
+            check_nodes(item, f"{path}[{index}]")
     if not isinstance(value, DictConfig):
         return
     if "_target_" in value:
         _check_target(value, path)
     for key in names_in(value):
         if not OmegaConf.is_missing(value, key) and not OmegaConf.is_interpolation(value, key):  # checked where it is
-            _check_nodes(value[key], f"{path}.{key}")
+            check_nodes(value[key], f"{path}.{key}")
 
 
 def _check_target(node: DictConfig, path: str) -> None:
@@ -170,7 +174,7 @@ def _check_collection(node: Any, group: str) -> None:
             found = f"the keys {sorted(map(str, value))}" if isinstance(value, DictConfig) else repr(value)
             raise ConfigError(f"{path}: expected a config with _target_, found {found}. {advice(key, known)}")
         else:
-            _check_nodes(value, path)
+            check_nodes(value, path)
 
 
 def _entries(file: Path, group: str) -> set[str]:

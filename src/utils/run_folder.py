@@ -21,15 +21,19 @@ def keep_to_owner() -> None:
     os.umask(os.umask(0o077) | _OTHERS_MAY_WRITE)
 
 
-def open_run_folder(folder: Path) -> None:
+def open_run_folder(folder: Path, given_as: str = "hydra.run.dir") -> None:
     """Make the run folder fit to be written to; what Hydra has put there loses the home folder's name.
+
+    Args:
+        folder: need not be there.
+        given_as: the key that names it, for the message.
 
     Raises:
         ConfigError: it is a file, cannot be written, or its disk is full.
     """
     keep_to_owner()
     if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"paths.output_dir: expected a folder, '{folder}' is a file. Set hydra.run.dir=FOLDER.")
+        raise ConfigError(f"paths.output_dir: expected a folder, '{folder}' is a file. Set {given_as}=FOLDER.")
     probe = folder / ".probe"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -43,7 +47,7 @@ def open_run_folder(folder: Path) -> None:
     except OSError as error:
         raise ConfigError(
             f"paths.output_dir: '{folder}' cannot be written ({error.strerror}). Free space or rights there, or set "
-            "hydra.run.dir=FOLDER."
+            f"{given_as}=FOLDER."
         ) from error
     _hide_home(folder)
 
