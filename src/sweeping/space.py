@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,8 @@ Parameters = dict[str, Any]
 
 _SYNTAX = "interval(0.1, 0.4), tag(log, interval(1e-5, 1e-3)), choice(a, b) or range(1, 9)"
 _ABSENT = object()
+_WORDS = ("null", "true", "false", "inf", "nan")
+"""Texts that Hydra would not read as such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +154,12 @@ def followers(config: DictConfig, keys: Sequence[str]) -> dict[str, str]:
 def as_override(key: str, value: object) -> str:
     r"""A value on a command line of Hydra's.
 
-    >>> print(as_override("sampling.n", 8), as_override("data.path", "ann's"), as_override("ckpt_path", None))
-    sampling.n=8 data.path='ann\'s' ckpt_path=null
+    >>> print(as_override("algorithm", "grpo"), as_override("data.path", "ann's"), as_override("ckpt_path", None))
+    algorithm=grpo data.path='ann\'s' ckpt_path=null
     """
-    shown = QuotedString(text=value, quote=Quote.single) if isinstance(value, str) else value
-    return f"{key}={Transformer.str(shown)}"
+    if isinstance(value, str) and (value in _WORDS or not re.fullmatch(r"[A-Za-z][\w.-]*", value)):
+        value = QuotedString(text=value, quote=Quote.single)
+    return f"{key}={Transformer.str(value)}"
 
 
 def _within(value: object, distribution: BaseDistribution) -> bool:
