@@ -87,7 +87,10 @@ class WandbDashboard:
         """See `Dashboard.text`."""
         import wandb  # takes a second, which other loggers need not
 
-        self._logger.log_metrics({name: wandb.Html(_STYLE + _MARKDOWN.render(text))}, step)  # as `log_table` does
+        page: Any = wandb.Html(
+            _STYLE + _MARKDOWN.render(text)
+        )  # Lightning's type has numbers only; `log_table` does so
+        self._logger.log_metrics({name: page}, step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int) -> None:
         """See `Dashboard.table`."""

@@ -123,7 +123,7 @@ def draw(path: Path, trials: Sequence[FrozenTrial], shares: Mapping[str, float],
     columns = math.ceil(len(shares) / 2)
     figure = Figure(figsize=(4.2 + 2.6 * columns, 5.4), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subfigures(1, 2, width_ratios=(4.2, 2.6 * columns))
+    (left, right), *_ = figure.subfigures(1, 2, width_ratios=(4.2, 2.6 * columns), squeeze=False)
     names = short_names(list(shares))
     bars = left.subplots()
     bars.barh([names[key] for key in shares], list(shares.values()), color=_BLUE)

@@ -140,9 +140,9 @@ class Trials:
         log.warning("Trial %d: its run failed with %s.", trial.number, error)
         if len(failures(self._study)) > self._settings.max_failures:
             raise SweepError(
-                f"More than {SECTION}.max_failures={self._settings.max_failures} runs ended with an error. The last said "
-                f"{last_line(run.folder / CONSOLE)!r}, see '{run.folder / CONSOLE}'. After the cause is gone, start the "
-                f"same command again with hydra.sweep.dir='{self._folder}' and a higher max_failures."
+                f"More than {SECTION}.max_failures={self._settings.max_failures} runs ended with an error. The last "
+                f"said {last_line(run.folder / CONSOLE)!r}, see '{run.folder / CONSOLE}'. After the cause is gone, "
+                f"start the same command again with hydra.sweep.dir='{self._folder}' and a higher max_failures."
             )
 
     def _report(self, *, last: bool = False) -> None:

@@ -151,7 +151,7 @@ def followers(config: DictConfig, keys: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def as_override(key: str, value: object) -> str:
+def as_override(key: str, value: Any) -> str:
     r"""A value on a command line of Hydra's.
 
     >>> print(as_override("algorithm", "grpo"), as_override("data.path", "ann's"), as_override("ckpt_path", None))

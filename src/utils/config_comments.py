@@ -64,7 +64,7 @@ class ConfigFile:
             raise ValueError(f"{path}: expected a YAML file of keys and values, found {type(content).__name__}.")
         comments = dict(_comments(content))
         content.pop("hydra", None)
-        header = []
+        header: list[str] = []
         while len(header) in comments:
             header.append(comments[len(header)][1])
         for line in range(len(header)):

@@ -60,7 +60,8 @@ def small(command: Command, policy: Path) -> tuple[str, list[str]]:
     if program == "src/train.py":
         by_hand = [one for one in overrides if one.startswith("benchmark=")]
         overrides += [one for one in SMALL if not (by_hand and one.startswith("benchmark="))]
-        overrides += ["callbacks.benchmark.at_start=false", "callbacks.benchmark.subset=6", "callbacks.checkpoint=null", "sampling.max_new_tokens=24"]
+        overrides += ["callbacks.benchmark.at_start=false", "callbacks.benchmark.subset=6"]
+        overrides += ["callbacks.checkpoint=null", "sampling.max_new_tokens=24"]
     return program, [f"policy.path={policy}" if one == "policy.path=FOLDER" else one for one in overrides]
 
 
@@ -81,7 +82,8 @@ def test_every_example_of_the_page_runs(page: str, tmp_path: Path, random_policy
     found = subprocess.run(
         [sys.executable, "-c", RUNNER], cwd=tmp_path, env=environment, text=True, capture_output=True
     )
-    assert found.returncode == 0, f"{chosen[len(list((tmp_path / 'results').glob('*'))) - 1].where}\n{found.stderr[-4000:]}"
+    last = chosen[len(list((tmp_path / "results").glob("*"))) - 1]
+    assert found.returncode == 0, f"{last.where}\n{found.stderr[-4000:]}"
     for number, command in enumerate(chosen):
         folder = tmp_path / "results" / str(number)
         evaluated = command.words[1] == "src/eval.py"

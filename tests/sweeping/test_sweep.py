@@ -1,4 +1,4 @@
-"""Sweeps in a process, by a program that fakes trainings: the default first, trials pruned, cut off and taken up again."""
+"""Sweeps by a program that fakes trainings: the default first, trials pruned, cut off and taken up again."""
 
 import json
 import os
