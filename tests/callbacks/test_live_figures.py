@@ -5,6 +5,7 @@ import html
 import io
 import json
 import random
+import re
 import sys
 import weakref
 from pathlib import Path
@@ -27,7 +28,7 @@ from src.reporting.figures import CHARTS, draw
 from src.reporting.runs import read_runs
 from src.train import train
 from tests.callbacks.wandb_file import OfflineRun
-from tests.conftest import SMALL, train_config
+from tests.conftest import ROOT, SMALL, train_config
 from tests.reporting.made_runs import write_run
 
 NAMED = "learning_curves region_entropy region_weights gradient_share benchmark_bars benchmark_radar events".split()
@@ -152,6 +153,16 @@ def test_samples_are_in_both(shown, tensorboard, offline):
         page = markdown_to_safe_html(texts(tensorboard, "samples/completions")[done])
         assert page.count("<tr>") == 1 + len(rows)
         assert all(row["text"].replace("\n", " ↵ ") in html.unescape(page) for row in rows)
+
+
+def test_the_documented_report_shows_what_is_logged(offline):
+    """The program for W&B's report API in docs/dashboards.md: a key of its panels that nothing logs is an empty panel."""
+    (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/dashboards.md").read_text(), re.DOTALL)
+    keys = set(re.findall(r'"(\w+/\w+)"', program)) - {"val_unseen/exact_match"}  # of the default's second split
+    logged = {key for row in offline.history for key in row}
+    assert len(keys) == 16 and keys <= logged
+    (prefixes,) = re.findall(r"map\(by_region, \((.*)\)\)", program)
+    assert all(f"{prefix}/tool_name" in logged for prefix in re.findall(r"\w+", prefixes))
 
 
 def test_training_is_bit_identical_without_it(shown, tmp_path):

@@ -73,7 +73,7 @@ def test_every_example_of_the_page_runs(page: str, tmp_path: Path, random_policy
     for block in blocks(path):
         lay_over(block, tmp_path)
     chosen = [one for one in commands(path) if not set(one.words) & set(LEFT_TO_OTHERS)]
-    assert len(chosen) >= 3
+    assert len(chosen) >= 2
     runs = [small(one, random_policy) for one in chosen]
     (tmp_path / "runs.json").write_text(json.dumps(runs))
     for name in ("rlla_sft.json", "my_dialogues.json"):
