@@ -210,7 +210,11 @@ def _report(start: dict[str, float], final: dict[str, float], folder: Path) -> N
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="train.yaml")
 def main(config: DictConfig) -> float | None:
-    """Command line; returns the metric that a sweep optimises."""
+    """Command line; returns the metric that a sweep optimises.
+
+    Raises:
+        ValueError: `optimized_metric` is none that was measured.
+    """
     check_launch(os.environ, HydraConfig.get().overrides.hydra)
     metrics = train(config)
     if config.optimized_metric is None or config.dry_run:

@@ -170,11 +170,14 @@ def moment_sums(
 
 
 def moment_metrics(sums: Tensor) -> dict[str, float]:
-    """Means by region, and over all tokens, from `moment_sums` added up; a region without tokens has none.
+    """Means by region, and over all tokens; a region without tokens has none.
 
     Keys `moment/<region>/…`: `measured`, `expected` and `surrogate` as in the module's docstring; their factors `score`
     (||e_y - p||²), `score_surrogate` (1 - e^-H) and `jacobian` (||J||²); `correlation` over tokens of the two scores,
     where both vary.
+
+    Args:
+        sums: float64 [10, 6], of `moment_sums`, added up.
     """
     metrics: dict[str, float] = {}
     labels = [*(region.label for region in Region), "all"]

@@ -46,6 +46,6 @@ class SupervisedLoss:
 
     @torch.no_grad()
     def metrics(self, logprobs: Tensor, entropies: Tensor) -> LossMetrics:
-        """Sums of entropies and of -log p over the row's N tokens."""
+        """Sums of entropies [N] and of -log p [N], nats, over the row's N tokens."""
         count = torch.tensor(float(len(logprobs)), dtype=torch.float64, device=logprobs.device)
         return LossMetrics({"entropy": entropies.double().sum(), "nll": -logprobs.double().sum(), "tokens": count})

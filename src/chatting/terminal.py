@@ -108,7 +108,7 @@ class Screen:
             self._print(_blocks_of(event))
 
     def watch(self, tokens: Tensor) -> None:
-        """Draw an answer that has one token more; for `NativeEngine.watch`."""
+        """Draw an answer, int64 [T], that has one token more; for `NativeEngine.watch`."""
         if self._live is not None:
             self._tokens += tokens.tolist()
             text = self._prefix + self._table.decode(torch.tensor(self._tokens)).decode("utf-8", "replace")

@@ -223,7 +223,11 @@ class ToolDialogueDataModule(LightningDataModule):
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
 
     def train_dataloader(self) -> ResumableLoader[RenderedPrompt]:
-        """Batches of prompts_per_step prompts, from where training stands. One pass is one epoch."""
+        """Batches of prompts_per_step prompts, from where training stands. One pass is one epoch.
+
+        Raises:
+            RuntimeError: `setup` was not called.
+        """
         if self._sampler is None:
             raise RuntimeError("train_dataloader: call setup('fit') first.")
         return ResumableLoader(self._prompts["train"], self._sampler, self.num_workers, PromptBatch)

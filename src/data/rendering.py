@@ -197,7 +197,11 @@ class PromptRenderer:
         return self._template(prompt, add_generation_prompt=True)
 
     def chat_prompt(self, example: TurnExample) -> ChatPrompt:
-        """The two chat messages of an example's prompt."""
+        """The two chat messages of an example's prompt.
+
+        Raises:
+            DataError: the layout wants structured tools and history, and the corpus has whole prompts.
+        """
         if example.prompt is None:
             build = published_prompt if self.layout == "published" else compact_prompt
             return build(example.tools, example.history)

@@ -188,7 +188,11 @@ class SampledBenchmark(ABC):
         finished: Collection[Record] = (),
         on_record: Callable[[Record], None] | None = None,
     ) -> EvalReport:
-        """See `Benchmark.run`."""
+        """See `Benchmark.run`.
+
+        Raises:
+            ValueError: two samples have the same id.
+        """
         ranks = ranks or Ranks()
         chosen = self.samples() if subset is None else stratified(self.samples(), subset)
         wanted = {sample.id for sample in chosen}

@@ -43,7 +43,12 @@ def token_index(layouts: Sequence[GroupLayout], device: torch.device) -> tuple[T
 
 
 def packed_mask_mod(group: Tensor, part: Tensor) -> MaskMod:
-    """A position sees earlier positions of its group that belong to the prompt or to its own part."""
+    """A position sees earlier positions of its group that belong to the prompt or to its own part.
+
+    Args:
+        group: int32 [L], of `token_index`.
+        part: int32 [L], 0 for the prompt.
+    """
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same_group = group[query] == group[key]

@@ -69,7 +69,7 @@ class WeightSource:
         return cls({name: (file, key) for file in files for name, key in _names(file).items()}, str(source))
 
     def read(self, name: str) -> Tensor | None:
-        """One tensor as it is in its file, or None where there is none of that name."""
+        """One tensor with its file's shape and type, or None where there is none of that name."""
         if name not in self.files:
             return None
         path, key = self.files[name]

@@ -60,7 +60,7 @@ def logit_chunks(
 
 
 def operand(tensor: Tensor) -> Tensor:
-    """What products are made of: half precision stays so on CUDA (see `matmul`), elsewhere it is float32."""
+    """What products are made of, any shape: half precision stays so on CUDA (see `matmul`), elsewhere it is float32."""
     half = tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
     return tensor if half else tensor.to(precise(tensor))
 
@@ -71,7 +71,7 @@ def precise(tensor: Tensor) -> torch.dtype:
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """Product in float32 (float64 for float64 inputs), whatever autocast says.
+    """Product of [n, k] and [k, m] in float32 (float64 for float64 inputs), whatever autocast says.
 
     CUDA multiplies half-precision inputs and hands out the float32 accumulator. Elsewhere both are converted first.
     """
@@ -82,7 +82,12 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def checked_chunk(weight: Tensor, temperature: float, chunk: int | None) -> int:
-    """The chunk to use.
+    """The chunk to use: tokens whose logits exist at once.
+
+    Args:
+        weight: [V, D], of the head.
+        temperature: of the logits.
+        chunk: as asked for; None: `chunk_tokens`.
 
     Raises:
         ValueError: temperature or chunk not positive.
@@ -113,7 +118,7 @@ def softmax_(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """`total += a @ b`, in the precision of `total`."""
+    """`total += a @ b` of [n, m], [n, k] and [k, m], in the precision of `total`."""
     if a.dtype == total.dtype:
         with torch.autocast(a.device.type, enabled=False):
             total.addmm_(a, b)

@@ -86,7 +86,11 @@ class Policy(nn.Module):
 
     @property
     def decoder_layers(self) -> nn.ModuleList:
-        """The decoder layers, the units to shard."""
+        """The decoder layers, the units to shard.
+
+        Raises:
+            ValueError: the architecture has no list of layers, or several.
+        """
         layers = [m for m in self._base.children() if isinstance(m, nn.ModuleList) and len(m)]
         if len(layers) != 1:
             raise ValueError(f"{type(self._base).__name__}: expected one list of decoder layers, found {len(layers)}.")

@@ -42,7 +42,11 @@ class ResumableModule(LightningModule, ABC):
         return state
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Take such a state; names that are frozen may be missing."""
+        """Take such a state; names that are frozen may be missing.
+
+        Raises:
+            ValueError: other names are missing, or unknown.
+        """
         result = super().load_state_dict(state_dict, strict=False, assign=assign)
         frozen = set(self._frozen())
         missing = [name for name in result.missing_keys if name not in frozen]
@@ -65,7 +69,11 @@ class ResumableModule(LightningModule, ABC):
         checkpoint["random_states"] = random_states_of_ranks()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue at the next rollout step."""
+        """Continue at the next rollout step.
+
+        Raises:
+            ValueError: the checkpoint is of no training run, or of one that is finished.
+        """
         if "rollout_step" not in checkpoint:
             raise ValueError(
                 "ckpt_path: expected a checkpoint of a training run with the key 'rollout_step', found none. To start "

@@ -83,7 +83,11 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 def place_policy(module: LightningModule, trainer: Trainer, policy: Policy, weights: WeightSource | None) -> None:
-    """What a module's `configure_model` does: under a `ShardedStrategy` load and shard the policy, once."""
+    """What a module's `configure_model` does: under a `ShardedStrategy` load and shard the policy, once.
+
+    Raises:
+        ValueError: the weights were left for such a strategy to load, and the trainer has another.
+    """
     strategy = trainer.strategy
     if isinstance(strategy, ShardedStrategy) and not isinstance(policy, FSDPModule):
         strategy.shard(policy, str(trainer.precision), weights)

@@ -85,7 +85,7 @@ class SupervisedStage(LightningModule):
         place_policy(self, self.trainer, self.policy, self._weights)
 
     def training_step(self, batch: list[SupervisedPair], batch_idx: int) -> Tensor:
-        """Weighted mean negative log-likelihood over the batch's tokens."""
+        """Weighted mean negative log-likelihood over the batch's tokens, a scalar, nats."""
         loss = supervised_loss(self.policy, batch, self._prompt_weight)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch))
         if batch_idx % _REPORT_EVERY == 0:
@@ -100,7 +100,7 @@ class SupervisedStage(LightningModule):
 
 
 def supervised_loss(policy: Policy, batch: Sequence[SupervisedPair], prompt_weight: float = 0.0) -> Tensor:
-    """Mean of -log p over the tokens of a batch, a prompt token counting `prompt_weight` of a target token.
+    """Mean of -log p over a batch's tokens, a scalar, nats; a prompt token counts `prompt_weight` of a target token.
 
     With `prompt_weight` 0, prompts are context only. The mean is over all tokens of the batch, so it does not depend
     on how they are packed.

@@ -37,7 +37,7 @@ class DecodedCompletion:
 def read_completion(
     token_ids: Tensor, table: TokenBytes, stop_ids: Collection[int], prefix: str = ""
 ) -> DecodedCompletion:
-    """Decode, parse and tag one completion; see `read_completions`."""
+    """Decode, parse and tag one completion, int64 [T]; see `read_completions`."""
     return read_completions([token_ids], table, stop_ids, [prefix])[0]
 
 

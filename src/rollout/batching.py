@@ -49,7 +49,7 @@ class Rows:
         return len(self.completion)
 
     def take(self, index: Tensor) -> Rows:
-        """Rows at `index`, in that order."""
+        """Rows at `index`, int64 [n], in that order."""
         return Rows(*(getattr(self, f.name)[index] for f in fields(self)))
 
     def followed_by(self, other: Rows) -> Rows:

@@ -232,6 +232,19 @@ def prefix_attention(
 ) -> tuple[Tensor, None]:
     """Attention function in transformers' interface; the cache travels as a keyword of the model's forward.
 
+    Args:
+        module: the layer, which has a `layer_idx`.
+        query: as in `PrefixCache.attend`, and so are key, value and the result.
+        key: see query.
+        value: see query.
+        attention_mask: not read; the cache knows who sees what.
+        scaling: of the scores; None: D^-1/2.
+        prefix_cache: of this forward pass.
+        **unsupported: refused where it would change the result.
+
+    Returns:
+        The attended values, and no weights.
+
     Raises:
         ValueError: without a cache, or where the layer wants what this function does not do (window, sinks, capping).
     """

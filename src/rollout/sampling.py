@@ -41,6 +41,9 @@ def sample_tokens(logits: Tensor, noise: Tensor | None, params: SamplingParams) 
     Returns:
         Token ids, int64 [R], and their log-probabilities, float32 [R], under the temperature-scaled distribution over
         the whole vocabulary (unscaled when greedy), so before top-k and top-p.
+
+    Raises:
+        ValueError: a temperature over 0 without noise.
     """
     scaled = logits.float()
     if params.temperature == 0:

@@ -130,7 +130,7 @@ class StaticStep:
 
 
 def captured(run: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """A CUDA graph of `run`, whose inputs and outputs keep their places. Running it twice must do no harm."""
+    """A CUDA graph of `run`, whose inputs and outputs of any shape keep their places. Two runs must do no harm."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):  # libraries allocate their workspaces at a first run, which no graph may contain

@@ -129,7 +129,8 @@ def test_texts_are_in_both(shown, tensorboard, offline):
         assert "<td>synthetic/overall</td>" in page and f"<td>{final:.3f}</td>" in page
         assert "unfinished" not in page
     assert "unfinished: 2 of 3 rollout steps" in overviews[2]
-    for page in (markdown_to_safe_html(texts(tensorboard, "text/config")[0]), offline.media("text/config")[0].decode()):
+    written = texts(tensorboard, "text/config")[0]
+    for page in (markdown_to_safe_html(written), offline.media("text/config")[0].decode()):
         assert "rollout_steps: 3" in page and str(shown) not in page
     assert offline.config["algorithm"]["name"] == "rest" and offline.config["updates"]["rollout_steps"] == 3
 

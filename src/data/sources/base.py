@@ -161,7 +161,12 @@ class CorpusSource(ABC):
         return ("train", "val") if self.val_count or self.val_share else ("train",)
 
     def load(self, split: str) -> list[TurnExample]:
-        """All examples of a split, in the order of the corpus."""
+        """All examples of a split, in the order of the corpus.
+
+        Raises:
+            ValueError: the source has no such split.
+            DataError: a record is not what the corpus has.
+        """
         if split not in self.splits():
             raise ValueError(
                 f"source '{self.name}': expected a split of {self.splits()}, found '{split}'. "

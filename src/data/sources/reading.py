@@ -56,7 +56,12 @@ def read_records(path: str | None, hub_id: str | None = None, hub_split: str = "
 
 
 def corpus_files(path: str) -> list[Path]:
-    """The files that `read_records` reads for a path."""
+    """The files that `read_records` reads for a path.
+
+    Raises:
+        FileNotFoundError: nothing is there, or a folder without such files.
+        ValueError: a file of another kind.
+    """
     root = Path(path).expanduser()
     if root.is_file():
         if root.suffix not in SUFFIXES:

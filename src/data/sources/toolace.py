@@ -26,7 +26,11 @@ class ToolAceSource(CorpusSource):
         return "toolace"
 
     def convert(self, record: Record) -> list[TurnExample]:
-        """One example an assistant step."""
+        """One example an assistant step.
+
+        Raises:
+            DataError: the dialogue does not open with a user, or has no assistant step.
+        """
         tools = _tools(require(record.value, "system", str, record.where), record.where)
         turns = require(record.value, "conversations", list, record.where)
         messages = [_message(turn, index, tools, record.where) for index, turn in enumerate(turns)]
