@@ -157,7 +157,7 @@ def test_samples_are_in_both(shown, tensorboard, offline):
 
 
 def test_the_documented_report_shows_what_is_logged(offline):
-    """The program for W&B's report API in docs/dashboards.md: a key of its panels that nothing logs is an empty panel."""
+    """The program for W&B's report API in docs/dashboards.md: a key that nothing logs is an empty panel."""
     (program,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/dashboards.md").read_text(), re.DOTALL)
     keys = set(re.findall(r'"(\w+/\w+)"', program)) - {"val_unseen/exact_match"}  # of the default's second split
     logged = {key for row in offline.history for key in row}
