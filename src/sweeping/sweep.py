@@ -18,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from src.evaluation.records import write_whole
 from src.sweeping.launch import Launch, cancel_jobs
+from src.sweeping.scheduler import SweepError, TrialScheduler
 from src.sweeping.settings import FREE, SECTION, read_settings
-from src.sweeping.side_by_side import SweepError, Trials
 from src.sweeping.space import Space, defaults, read_space
 from src.sweeping.study import finished, held, open_study, take_up
 from src.utils.config_checks import ConfigError, check_config
@@ -80,9 +80,11 @@ def sweep(
         before = signal.signal(signal.SIGTERM, signal.default_int_handler)
         stack.callback(signal.signal, signal.SIGTERM, before)
         launch = Launch.of(config, space.given, program, settings.parallel)
-        trials = Trials(training, settings, space, study, folder, launch, start=_start(config, space, program))
+        scheduler = TrialScheduler(
+            training, settings, space, study, folder, launch, start=_start(config, space, program)
+        )
         try:
-            trials.run()
+            scheduler.run()
         except KeyboardInterrupt:
             log.warning("Interrupted; finished trials are kept. To go on: %s", _again(config, folder))
             raise

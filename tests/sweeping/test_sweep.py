@@ -18,7 +18,7 @@ from src.evaluation.records import write_whole
 from src.sweeping import sweep as module
 from src.sweeping.study import DEFAULT, FOLDER, STUDY, ask, held
 from src.sweeping.sweep import SweepError, sweep
-from src.sweeping.trials import CONSOLE
+from src.sweeping.trial_run import CONSOLE
 from src.utils.config_checks import ConfigError
 from tests.conftest import ROOT
 

@@ -16,7 +16,7 @@ from src.sweeping.report import short_names, shown, write_report
 from src.sweeping.settings import SECTION, SweepSettings
 from src.sweeping.space import Space, followers
 from src.sweeping.study import DEFAULT, ERROR, FOLDER, ask, failures, finished
-from src.sweeping.trials import CONSOLE, TrialRun, Watch, final_value, last_line
+from src.sweeping.trial_run import CONSOLE, TrialRun, Watch, final_value, last_line
 from src.utils.run_summary import command_line, versions
 from src.utils.signals import EXIT_SAVED
 
@@ -29,7 +29,7 @@ class SweepError(RuntimeError):
     """Too many runs ended with an error: names the log of the last."""
 
 
-class Trials:
+class TrialScheduler:
     """The trials that are running, and what becomes of them.
 
     Args:

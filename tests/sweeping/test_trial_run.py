@@ -12,7 +12,7 @@ import pytest
 from src.sweeping import launch
 from src.sweeping.launch import Launch, cancel_jobs
 from src.sweeping.study import STUDY
-from src.sweeping.trials import Watch, final_value
+from src.sweeping.trial_run import Watch, final_value
 from tests.conftest import ROOT, SMALL
 
 CLIP = "algorithm.loss.clip_high"
