@@ -1,4 +1,4 @@
-"""The documentation as blocks of code: what a reader would copy."""
+"""The documentation as blocks of code and commands: what a reader would copy."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from markdown_it import MarkdownIt
+from markdown_it.token import Token
 
 from tests.conftest import ROOT
 
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 SHELLS = ("bash", "sh", "shell", "console")
 _FILE = re.compile(r"# ([\w./-]+\.(?:py|yaml|json|jsonl))$")
+_PROGRAM = re.compile(r"(?:make|python|pytest|pip|conda|apt-get|sbatch|\.venv\S*/bin/\S+) .")
+"""How a piece of code in a sentence begins that is a command."""
 
 
 @dataclass(frozen=True)
@@ -49,48 +52,78 @@ class Block:
         return self.text.partition("\n")[2]
 
 
+def tokens(page: Path) -> list[Token]:
+    return MarkdownIt().enable("table").parse(page.read_text(encoding="utf-8"))
+
+
 def blocks(page: Path) -> list[Block]:
-    tokens = MarkdownIt().parse(page.read_text(encoding="utf-8"))
     return [
         Block(page, token.map[0] + 2, token.info.strip(), token.content)
-        for token in tokens
+        for token in tokens(page)
         if token.type == "fence" and token.map is not None
     ]
 
 
+def inline(page: Path) -> Iterator[tuple[int, Token]]:
+    """Links, images and pieces of code in sentences and tables, each with the line where its paragraph or row begins."""
+    line = 0
+    for token in tokens(page):
+        if token.map is not None:
+            line = token.map[0] + 1
+        for child in token.children or ():
+            yield line, child
+
+
 @dataclass(frozen=True)
 class Command:
-    """A line of a shell block.
+    """A program with its arguments.
 
     Attributes:
         page: that it is on.
-        line: of the block.
-        text: without comment, continued lines joined.
+        line: of it there, from 1; of a block's continued lines the first.
+        words: as the shell splits them, without variables before the program.
     """
 
     page: Path
     line: int
-    text: str
+    words: tuple[str, ...]
 
     @property
     def where(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}: {self.text}"
+        return f"{self.page.relative_to(ROOT)}:{self.line}: {' '.join(self.words)}"
 
-    @property
-    def words(self) -> list[str]:
-        """As the shell splits them, without variables before the program."""
-        words = shlex.split(self.text)
-        while words and re.match(r"[A-Z_]+=", words[0]):
-            words = words[1:]
-        return words
+
+def programs(line: str) -> list[tuple[str, ...]]:
+    """The programs that a line of the shell starts: those joined by &&, | and ; one by one, without comment.
+
+    >>> programs("A=1 make x && printf 'a | b' | python -m y  # both")
+    [('make', 'x'), ('printf', 'a | b'), ('python', '-m', 'y')]
+    """
+    lexer = shlex.shlex(re.sub(r"(^|\s)#.*", "", line), posix=True, punctuation_chars="&|;")
+    lexer.whitespace_split, lexer.commenters = True, ""
+    found: list[list[str]] = [[]]
+    for word in lexer:
+        if re.fullmatch(r"[&|;]+", word):
+            found.append([])
+        elif found[-1] or not re.match(r"[A-Z_]+=", word):
+            found[-1].append(word)
+    return [tuple(words) for words in found if words]
 
 
 def commands(page: Path) -> Iterator[Command]:
-    """All of a page, those joined by && one by one."""
+    """All of a page's blocks."""
     for block in blocks(page):
         if block.language in SHELLS:
-            for line in block.text.replace("\\\n", " ").splitlines():
-                text = re.sub(r"(^|\s)#.*", "", line)
-                for part in text.split("&&"):
-                    if part.strip():
-                        yield Command(page, block.line, " ".join(part.split()))
+            number = block.line
+            for line in re.split(r"(?<!\\)\n", block.text):
+                for words in programs(line.replace("\\\n", " ")):
+                    yield Command(page, number, words)
+                number += 1 + line.count("\n")
+
+
+def mentioned(page: Path) -> Iterator[Command]:
+    """Commands in sentences and tables."""
+    for line, token in inline(page):
+        if token.type == "code_inline" and _PROGRAM.match(token.content):
+            for words in programs(token.content):
+                yield Command(page, line, words)
