@@ -89,7 +89,7 @@ def _check(words: Sequence[str], configs: Path | None) -> None:
                 raise CommandError(f"no such file: '{path}'.")
     else:
         raise CommandError(
-            "no test looks at this command. If none can, NOT_RUN in tests/docs/command_checks.py is the place to say why."
+            "no test looks at this command. If none can, say why in NOT_RUN of tests/docs/command_checks.py."
         )
 
 

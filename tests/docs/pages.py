@@ -65,7 +65,7 @@ def blocks(page: Path) -> list[Block]:
 
 
 def inline(page: Path) -> Iterator[tuple[int, Token]]:
-    """Links, images and pieces of code in sentences and tables, each with the line where its paragraph or row begins."""
+    """Links, images and code in sentences and tables, each with the line where its paragraph or row begins."""
     line = 0
     for token in tokens(page):
         if token.map is not None:

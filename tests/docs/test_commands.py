@@ -20,7 +20,7 @@ from tests.docs.test_examples import copy_of_the_project, lay_over
 
 @pytest.fixture(scope="module")
 def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What commands expect to find: run folders, as far as they are looked into without loading weights, and a folder."""
+    """What commands expect to find: a folder, and run folders as far as they are looked into before weights are."""
     folder = tmp_path_factory.mktemp("reader")
     (folder / "FOLDER").mkdir()
     for name in RUNS:

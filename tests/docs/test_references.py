@@ -1,0 +1,116 @@
+"""What README and docs/ refer to is there: links, headings, files, names in them, options of groups, imports."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.docs.pages import PAGES, blocks, inline, tokens
+
+OF_RUNS = ("config.yaml", "report.md", "comparison.md", "sweep.md")
+"""Files that programs write."""
+_FILE = re.compile(r"([\w./-]+\.(?:py|yaml|md|sh|sbatch|toml))(?:: ([\w., ]+))?")
+_FOLDER = re.compile(r"(?:src|tests|configs|docs)/[\w./-]*")
+_OPTIONS = re.compile(r"[\w./]+=\S+(?: [\w./]+=\S+)*")
+
+each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    parsed = tokens(page)
+    texts = (parsed[index + 1].content for index, token in enumerate(parsed) if token.type == "heading_open")
+    return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts}
+
+
+def pieces_of_code(page: Path) -> Iterator[tuple[int, str]]:
+    for line, token in inline(page):
+        if token.type == "code_inline":
+            yield line, token.content
+
+
+def project_files(name: str, page: Path) -> list[Path]:
+    """Those that a name may mean: from the root, from src, from the page, or the end of a path."""
+    near = [folder / name for folder in (ROOT, ROOT / "src", page.parent)]
+    ends = (path for folder in ("src", "tests", "configs", "docs") for path in (ROOT / folder).rglob(Path(name).name))
+    return [*filter(Path.is_file, near), *(path for path in ends if path.as_posix().endswith(f"/{name}"))]
+
+
+@each_page
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = [
+        (line, unquote(str(token.attrs["src" if token.type == "image" else "href"])))
+        for line, token in inline(page)
+        if token.type in ("image", "link_open")
+    ]
+    missing = []
+    for line, target in targets:
+        if re.match(r"\w+:", target):
+            continue
+        path, _, heading = target.partition("#")
+        file = page.parent / path if path else page
+        if not file.exists() or (heading and heading not in anchors(file)):
+            missing.append(f"{page.name}:{line}: {target}")
+    assert not missing, "links that lead nowhere: " + ", ".join(missing)
+
+
+@each_page
+def test_files_and_their_names_are_there(page: Path) -> None:
+    of_the_page = {block.file for block in blocks(page)}
+    missing = []
+    for line, text in pieces_of_code(page):
+        if _FOLDER.fullmatch(text) and not (ROOT / text).exists() and text not in of_the_page:
+            missing.append(f"{page.name}:{line}: {text}")
+        found = _FILE.fullmatch(text)
+        if found is None or found[1] in (*OF_RUNS, *of_the_page):
+            continue
+        files = project_files(found[1], page)
+        sources = [file.read_text(encoding="utf-8") for file in files]
+        wanted = re.findall(r"\w+", found[2] or "")
+        if not any(all(re.search(rf"\b{name}\b", source) for name in wanted) for source in sources):
+            missing.append(f"{page.name}:{line}: {text}")
+    assert not missing, "files, or names in them, that are not there: " + ", ".join(missing)
+
+
+@each_page
+def test_options_of_groups_are_there(page: Path) -> None:
+    of_the_page = [ROOT / str(block.file) for block in blocks(page)]
+    missing = []
+    for line, text in pieces_of_code(page):
+        for word in text.split() if _OPTIONS.fullmatch(text) else ():
+            group, _, options = word.partition("=")
+            folder = ROOT / "configs" / group
+            files = [*folder.glob("*.yaml"), *(file for file in of_the_page if file.parent == folder)]
+            for option in filter(None, options.strip("[]").split(",")) if folder.is_dir() else ():
+                stands_for_others = option in ("null", "…", "NAME") or group.startswith("hydra")
+                if not stands_for_others and not any(fnmatch(file.stem, option) for file in files):
+                    missing.append(f"{page.name}:{line}: {word}")
+    assert not missing, "options that are not in configs/: " + ", ".join(missing)
+
+
+@each_page
+def test_examples_in_python_import_what_there_is(page: Path) -> None:
+    for block in blocks(page):
+        if block.language != "python" or block.file is not None:
+            continue
+        for node in ast.walk(ast.parse(block.text)):
+            if isinstance(node, ast.ImportFrom):
+                names = [name.name for name in node.names]
+                module = __import__(str(node.module), fromlist=names)  # modules of a package too
+                assert not [name for name in names if not hasattr(module, name)], block.where
+
+
+def test_the_map_of_the_code() -> None:
+    (block,) = (block for block in blocks(ROOT / "README.md") if block.text.startswith("src/\n"))
+    inside = re.findall(r"^  ([\w/.]+)", block.text, re.MULTILINE)
+    assert not [name for name in inside if not (ROOT / "src" / name).exists()]
+    assert not [name for name in re.findall(r"^(\w\S*)", block.text, re.MULTILINE) if not (ROOT / name).exists()]
+    ours = {path.name for path in (ROOT / "src").iterdir() if path.is_dir() and any(path.glob("*.py"))}
+    assert ours - {name.strip("/") for name in inside} <= {"hydra_plugins"}
