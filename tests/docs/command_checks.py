@@ -6,11 +6,11 @@ would run, and that is looked at in its place; of modules with options the sourc
 
 from __future__ import annotations
 
-import importlib
 import os
 import re
 import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from hydra import compose, initialize_config_dir
@@ -26,7 +26,7 @@ from tests.conftest import ROOT
 from tests.docs.pages import programs
 
 TIME = "2026-11-22_12-45-10"
-PLACEHOLDERS = {"<time>": TIME, "seed=S": "seed=1", "=…": "=RUN", "[…]": "[RUN]"}
+PLACEHOLDERS = {"<time>": TIME, "seed=S": "seed=1", "algorithm=NAME": "algorithm=rest", "=…": "=RUN", "[…]": "[RUN]"}
 """What a reader fills in. A … that is a word of its own stands for the arguments of the command before."""
 RUNS = (f"logs/train/runs/{TIME}", "RUN")
 """Where the commands expect a run folder."""
@@ -41,6 +41,7 @@ NOT_RUN = {
     r"(python3\.11 -m venv )?\.venv-bfcl\b": "bfcl-eval's own environment; docs/bfcl_official.md says when it was run",
     r"vllm serve ": "needs a GPU and weights, and serves until it is stopped",
     r"\S*tensorboard |python -m http\.server": "serves until it is stopped",
+    r"\S*wandb sync ": "sends a run to W&B",
     r"python -m verl\.": "another project's",
 }
 """Commands that no test looks at, and why not. Programs of ours among their arguments are looked at all the same."""
@@ -75,14 +76,14 @@ def _check(words: Sequence[str], configs: Path | None) -> None:
     elif left_out:
         return
     elif python and len(words) > 1 and words[1].startswith("src/"):
-        check_program(words[1], words[2:], configs)
+        check_program(words[1], tuple(words[2:]), configs)
     elif words[0] == "make":
         _check_target(words[1:], configs)
     elif words[0] in LAUNCHERS:
         script = next((index for index, word in enumerate(words) if word.startswith("docs/launch/")), 0)
         if not (ROOT / words[script]).is_file():
             raise CommandError(f"expected a script in docs/launch, found '{words[script]}'.")
-        check_program("src/train.py", words[script + 1 :], configs)
+        check_program("src/train.py", tuple(words[script + 1 :]), configs)
     elif words[0] == "pytest":
         for path in (word for word in words[1:] if "/" in word):
             if not (ROOT / path).exists():
@@ -93,7 +94,8 @@ def _check(words: Sequence[str], configs: Path | None) -> None:
         )
 
 
-def check_program(script: str, arguments: Sequence[str], configs: Path | None = None) -> None:
+@cache
+def check_program(script: str, arguments: tuple[str, ...], configs: Path | None = None) -> None:
     """Compose what a program would, and hold the project's checks against it.
 
     Raises:
@@ -108,22 +110,20 @@ def check_program(script: str, arguments: Sequence[str], configs: Path | None = 
     if found is None:
         raise CommandError(f"{script}: expected a program with a config_name.")
     primary = found[1]
-    importlib.import_module(f"src.{file.stem}")  # registers the resolvers of its config
     words = [_filled_in(word) for word in arguments if word != "…"]
     parsed = get_args_parser().parse_args(words)
     with initialize_config_dir(version_base="1.3", config_dir=str(configs or ROOT / "configs")):
-        overrides = _one_each(parsed.overrides)
-        if parsed.multirun:
-            sweeper = compose(primary, [line for _, line in overrides], return_hydra_config=True).hydra.sweeper
-            given = {key for key, _ in overrides}
-            overrides = [*(one for one in _searched(sweeper) if one[0] not in given), *overrides]
-        config = compose(primary, [line for _, line in overrides])
+        given = _one_each(parsed.overrides)
+        config = compose(primary, list(given.values()), return_hydra_config=parsed.multirun)
+        if parsed.multirun and (searched := _searched(config.hydra.sweeper)):
+            config = compose(primary, list((searched | given).values()))
     if configs is None:
         _hold_checks(config, primary, whole="…" not in arguments)
 
 
 def _hold_checks(config: DictConfig, primary: str, *, whole: bool) -> None:
     with open_dict(config):
+        config.pop("hydra", None)
         config.paths.output_dir = "output"
         if primary == "train.yaml":
             config.dry_run = True  # leaves out what only the machine of the run has: devices, engines, corpora
@@ -143,10 +143,10 @@ def _filled_in(word: str) -> str:
     return word
 
 
-def _one_each(lines: Sequence[str]) -> list[tuple[str, str]]:
-    """Keys and overrides, of a sweep its first value."""
-    parser = OverridesParser.create()
-    return [(str(one.key_or_group), _first(one)) for one in parser.parse_overrides(overrides=list(lines))]
+def _one_each(lines: Sequence[str]) -> dict[str, str]:
+    """Overrides by key, of a sweep its first value."""
+    parsed = OverridesParser.create().parse_overrides(overrides=list(lines))
+    return {str(one.key_or_group): _first(one) for one in parsed}
 
 
 def _first(override: Override) -> str:
@@ -157,20 +157,11 @@ def _first(override: Override) -> str:
     return f"{override.get_key_element()}={first}"
 
 
-def _searched(sweeper: DictConfig) -> list[tuple[str, str]]:
-    """The same of what a config searches, keys with dots or nested."""
+def _searched(sweeper: DictConfig) -> dict[str, str]:
+    """The same of what a config searches; null takes a parameter out."""
     params = OmegaConf.to_container(sweeper.get("params") or OmegaConf.create())
-    flat: dict[str, object] = {}
-
-    def walk(node: object, prefix: str) -> None:
-        if isinstance(node, dict):
-            for key, value in node.items():
-                walk(value, f"{prefix}.{key}" if prefix else str(key))
-        elif node is not None:  # null takes a parameter out
-            flat[prefix] = node
-
-    walk(params, "")
-    return _one_each([f"{key}={value}" for key, value in flat.items()])
+    assert isinstance(params, dict)
+    return _one_each([f"{key}={value}" for key, value in params.items() if value is not None])
 
 
 def _check_target(arguments: Sequence[str], configs: Path | None) -> None:
