@@ -6,6 +6,7 @@ import ast
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatch
+from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -39,8 +40,12 @@ def pieces_of_code(page: Path) -> Iterator[tuple[int, str]]:
 def project_files(name: str, page: Path) -> list[Path]:
     """Those that a name may mean: from the root, from src, from the page, or the end of a path."""
     near = [folder / name for folder in (ROOT, ROOT / "src", page.parent)]
-    ends = (path for folder in ("src", "tests", "configs", "docs") for path in (ROOT / folder).rglob(Path(name).name))
-    return [*filter(Path.is_file, near), *(path for path in ends if path.as_posix().endswith(f"/{name}"))]
+    return [*filter(Path.is_file, near), *(path for path in all_files() if path.as_posix().endswith(f"/{name}"))]
+
+
+@cache
+def all_files() -> list[Path]:
+    return [path for folder in ("src", "tests", "configs", "docs") for path in (ROOT / folder).rglob("*.*")]
 
 
 @each_page
