@@ -70,7 +70,10 @@ def test_torchrun_script_resumes_and_hands_arguments_on(tmp_path):
 
 @pytest.mark.parametrize(("status", "again"), [(75, ["scontrol requeue 77"]), (0, [])])
 def test_slurm_script_hands_the_signal_on_and_queues_itself_again_unless_the_run_is_finished(status, again, tmp_path):
-    """A job as SLURM would start it, with a `scontrol` that says how it was called and an `srun` that gets USR1."""
+    """A job as SLURM would start it, with a `scontrol` that says how it was called and an `srun` that gets USR1.
+
+    The signal comes as early as it can: before the script has had a turn after the start of `srun`.
+    """
     srun = f'trap "echo saved; exit {status}" USR1\necho srun "$@"\nkill -USR1 $PPID\nwhile :; do sleep 0.1; done\n'
     for name, told in (("srun", srun), ("scontrol", 'echo scontrol "$@"\n')):
         (tmp_path / name).write_text(f"#!/bin/bash\n{told}")
