@@ -25,6 +25,7 @@ from src.sweeping.study import DEFAULT, ERROR, FOLDER, finished
 TABLE, RECORD, FIGURE = "sweep.md", "sweep.json", "importance.png"
 _FEWEST = 4  # trials from which an importance can be computed at all
 _BLUE, _RED, _GREY = "#332288", "#cc6677", "#999999"
+_MARKS = {"finished": (_BLUE, "o"), "the default": (_RED, "o"), "pruned": (_GREY, "x")}
 _NOTES = """\
 - {metric}: of the last validation. A pruned trial has none; in brackets is what it was compared by when it was ended, \
 the trailing mean of {watched}.
@@ -112,11 +113,11 @@ def write_report(
 
 
 def draw(path: Path, trials: Sequence[FrozenTrial], shares: Mapping[str, float], metric: str) -> None:
-    """Importances as bars, and beside them every trial's value over each parameter; the default in red.
+    """Importances as bars, and beside them every trial's value over each parameter.
 
     Args:
         path: the image to write.
-        trials: as ranked; pruned ones stand on the lower border.
+        trials: as ranked; pruned ones have no value, and stand on the lower border.
         shares: of each parameter, most important first.
         metric: the name of the values.
     """
@@ -136,20 +137,27 @@ def draw(path: Path, trials: Sequence[FrozenTrial], shares: Mapping[str, float],
     for axis in axes[len(shares) :]:
         axis.set_axis_off()
     right.supylabel(metric)
+    right.legend(*axes[0].get_legend_handles_labels(), loc="outside lower right", ncols=len(_MARKS), frameon=False)
     figure.savefig(path, dpi=120)
 
 
 def _scatter(axis: Axes, trials: Sequence[FrozenTrial], key: str) -> None:
-    complete = [trial for trial in trials if trial.state == TrialState.COMPLETE]
-    lowest = min(map(_value, complete), default=0.0)
-    for trial in trials:
-        counts = trial.state == TrialState.COMPLETE
-        colour = _RED if trial.user_attrs.get(DEFAULT) else _BLUE if counts else _GREY
-        value = _value(trial) if counts else lowest
-        axis.plot(trial.params[key], value, color=colour, marker="o" if counts else "x", linestyle="none", alpha=0.8)
+    for label, (colour, marker) in _MARKS.items():
+        marked = [trial for trial in trials if _mark(trial) == label]
+        where: dict[str, Any] = {"transform": axis.get_xaxis_transform(), "clip_on": False} if label == "pruned" else {}
+        values = [0.0 if label == "pruned" else _value(trial) for trial in marked]
+        parameters = [trial.params[key] for trial in marked]
+        axis.plot(parameters, values, marker, color=colour, alpha=0.8, label=label, **where)
     if _is_log(trials[0].distributions[key]):
         axis.set_xscale("log")
+    axis.margins(y=0.1)
     axis.grid(alpha=0.25)
+
+
+def _mark(trial: FrozenTrial) -> str:
+    if trial.state != TrialState.COMPLETE:
+        return "pruned"
+    return "the default" if trial.user_attrs.get(DEFAULT) else "finished"
 
 
 def _table(trials: Sequence[FrozenTrial], keys: Sequence[str], metric: str) -> str:
