@@ -37,7 +37,7 @@ from src.models.resolving import ModelSource, load_source, resolve_model  # noqa
 from src.utils.command_line import entry_point  # noqa: E402
 from src.utils.config_checks import ConfigError, check_composed  # noqa: E402
 from src.utils.portable import save_config  # noqa: E402
-from src.utils.run_folder import open_run_folder  # noqa: E402
+from src.utils.run_folder import held, open_run_folder  # noqa: E402
 from src.utils.run_summary import command_line, versions  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -75,56 +75,57 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
     identity = fingerprint.model_identity(source)
     made_of = _fingerprint(config, settings, subset, identity)
     fingerprint.open_folder(folder, made_of, resume=config.resume is not None)
-    stores = {name: RecordStore(folder / f"{name}.jsonl") for name in benchmarks}
-    finished = {name: store.read() for name, store in stores.items()}
     open_run_folder(folder)
-    save_config(config, folder / "config.yaml")
+    with held(folder, "hydra.run.dir" if config.resume is None else "resume"):
+        stores = {name: RecordStore(folder / f"{name}.jsonl") for name in benchmarks}
+        finished = {name: store.read() for name, store in stores.items()}
+        save_config(config, folder / "config.yaml")
 
-    loaded = load_source(source)
-    renderer, engine = start_engine(config, source, loaded, device)
-    generate = build_generate(loaded, engine, renderer, settings)
-    max_new_tokens, context = settings.limits(loaded.model)
+        loaded = load_source(source)
+        renderer, engine = start_engine(config, source, loaded, device)
+        generate = build_generate(loaded, engine, renderer, settings)
+        max_new_tokens, context = settings.limits(loaded.model)
 
-    reports: dict[str, EvalReport] = {}
-    seconds: dict[str, float] = {}
-    try:
-        for name, benchmark in benchmarks.items():
-            begun = time.monotonic()
-            reports[name] = run_benchmark(name, benchmark, generate, subset, stores[name], finished[name])
-            seconds[name] = round(time.monotonic() - begun, 1)
-    except KeyboardInterrupt:
-        again = command_line() if config.resume is not None else command_line(f"resume={folder}")
-        log.warning("Interrupted. Finished samples are kept; to go on: %s", again)
-        raise
+        reports: dict[str, EvalReport] = {}
+        seconds: dict[str, float] = {}
+        try:
+            for name, benchmark in benchmarks.items():
+                begun = time.monotonic()
+                reports[name] = run_benchmark(name, benchmark, generate, subset, stores[name], finished[name])
+                seconds[name] = round(time.monotonic() - begun, 1)
+        except KeyboardInterrupt:
+            again = command_line() if config.resume is not None else command_line(f"resume={folder}")
+            log.warning("Interrupted. Finished samples are kept; to go on: %s", again)
+            raise
 
-    model_name = config.model_name or source.name
-    tables = render_report(model_name, reports, subset=subset, reference_rows=config.reference_rows)
-    content = {
-        "model": {"name": model_name, **_described(source), "identity": identity},
-        "prompt": OmegaConf.to_container(config.prompt),
-        "generation": {**asdict(settings), "max_new_tokens": max_new_tokens, "context": context},
-        "device": str(device),
-        "seed": config.seed,
-        "subset": None if subset is None else asdict(subset),
-        "benchmarks": {
-            name: {
-                "settings": OmegaConf.to_container(config.benchmark[name], resolve=True),
-                "scores": dict(report.scores),
-                "counts": dict(report.counts),
-                "seconds": seconds[name],
-                "resumed_samples": len(finished[name]),
-            }
-            for name, report in reports.items()
-        },
-        "seconds": round(time.monotonic() - started, 1),
-        "command": command_line(),
-        "versions": versions(),
-    }
-    write_whole(folder / "report.json", json.dumps(content, indent=2, default=str) + "\n")
-    write_whole(folder / "report.md", tables)
-    log.info("Results of %s\n\n%s", model_name, tables)
-    log.info("Evaluation folder: %s", folder)
-    return reports
+        model_name = config.model_name or source.name
+        tables = render_report(model_name, reports, subset=subset, reference_rows=config.reference_rows)
+        content = {
+            "model": {"name": model_name, **_described(source), "identity": identity},
+            "prompt": OmegaConf.to_container(config.prompt),
+            "generation": {**asdict(settings), "max_new_tokens": max_new_tokens, "context": context},
+            "device": str(device),
+            "seed": config.seed,
+            "subset": None if subset is None else asdict(subset),
+            "benchmarks": {
+                name: {
+                    "settings": OmegaConf.to_container(config.benchmark[name], resolve=True),
+                    "scores": dict(report.scores),
+                    "counts": dict(report.counts),
+                    "seconds": seconds[name],
+                    "resumed_samples": len(finished[name]),
+                }
+                for name, report in reports.items()
+            },
+            "seconds": round(time.monotonic() - started, 1),
+            "command": command_line(),
+            "versions": versions(),
+        }
+        write_whole(folder / "report.json", json.dumps(content, indent=2, default=str) + "\n")
+        write_whole(folder / "report.md", tables)
+        log.info("Results of %s\n\n%s", model_name, tables)
+        log.info("Evaluation folder: %s", folder)
+        return reports
 
 
 def prepare_benchmarks(config: DictConfig) -> dict[str, Benchmark]:

@@ -48,7 +48,7 @@ from src.utils.memory_table import show_plan  # noqa: E402
 from src.utils.policy_checks import check_architecture, check_policy  # noqa: E402
 from src.utils.portable import save_config  # noqa: E402
 from src.utils.preflight import MemoryPlanError, check_memory, plan_memory  # noqa: E402
-from src.utils.run_folder import keep_to_owner, open_run_folder  # noqa: E402
+from src.utils.run_folder import held, keep_to_owner, open_run_folder  # noqa: E402
 from src.utils.run_summary import write_summary  # noqa: E402
 
 log = logging.getLogger(__name__)
@@ -69,10 +69,15 @@ def train(config: DictConfig) -> dict[str, float]:
     folder = Path(config.paths.output_dir)
     if getattr(rank_zero_only, "rank", 0) == 0:
         open_run_folder(folder)
-        save_config(config, folder / "config.yaml")
-    else:
-        keep_to_owner()
-        logging.getLogger("src").setLevel(logging.ERROR)  # what all ranks would say, one says
+        with held(folder):
+            save_config(config, folder / "config.yaml")
+            return _fit(config, folder)
+    keep_to_owner()
+    logging.getLogger("src").setLevel(logging.ERROR)  # what all ranks would say, one says
+    return _fit(config, folder)
+
+
+def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
     check_policy(config)
     started = time.monotonic()
     L.seed_everything(config.seed, workers=True)

@@ -144,6 +144,8 @@ def draw(path: Path, trials: Sequence[FrozenTrial], shares: Mapping[str, float],
 def _scatter(axis: Axes, trials: Sequence[FrozenTrial], key: str) -> None:
     for label, (colour, marker) in _MARKS.items():
         marked = [trial for trial in trials if _mark(trial) == label]
+        if not marked:
+            continue
         where: dict[str, Any] = {"transform": axis.get_xaxis_transform(), "clip_on": False} if label == "pruned" else {}
         values = [0.0 if label == "pruned" else _value(trial) for trial in marked]
         parameters = [trial.params[key] for trial in marked]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,22 +23,6 @@ STUDY = "study.db"
 FOLDER, DEFAULT, ERROR = "folder", "default", "error"
 """User attributes of trials: the run folder's name, whether it has the default parameters, why its run failed."""
 _MADE_OF = "made_of"
-
-
-@contextmanager
-def held(folder: Path) -> Iterator[None]:
-    """Keep other sweeps out of a folder; the system lets go when this process ends, however it does.
-
-    Raises:
-        ConfigError: another process is in it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ConfigError(f"hydra.sweep.dir: another sweep is running in '{folder}'. Wait for it.") from error
-        yield
 
 
 def open_study(folder: Path, settings: SweepSettings, made_of: Mapping[str, Any]) -> optuna.Study:

@@ -21,12 +21,12 @@ from src.sweeping.launch import Launch, cancel_jobs
 from src.sweeping.scheduler import SweepError, TrialScheduler
 from src.sweeping.settings import FREE, SECTION, read_settings
 from src.sweeping.space import Space, defaults, read_space
-from src.sweeping.study import finished, held, open_study, take_up
+from src.sweeping.study import finished, open_study, take_up
 from src.utils.config_checks import ConfigError, check_config
 from src.utils.memory_table import show_plan
 from src.utils.portable import without_home
 from src.utils.preflight import plan_memory
-from src.utils.run_folder import open_run_folder
+from src.utils.run_folder import held, open_run_folder
 from src.utils.run_summary import command_line
 
 __all__ = ["SweepError", "sweep"]
@@ -68,7 +68,7 @@ def sweep(
         show_plan(plan_memory(training))
         return None
     open_run_folder(folder, "hydra.sweep.dir")
-    with held(folder), ExitStack() as stack:
+    with held(folder, "hydra.sweep.dir"), ExitStack() as stack:
         study = open_study(folder, settings, _made_of(config, training, space))
         configure_log(config.hydra.job_logging, config.hydra.verbose)
         open_run_folder(folder, "hydra.sweep.dir")  # its log loses the home folder's name

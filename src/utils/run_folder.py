@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import os
 import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from src.utils.checks import ConfigError
@@ -13,7 +17,11 @@ from src.utils.portable import HideHome, without_home
 
 _OTHERS_MAY_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _PROBE = b"\0" * 4096
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Of file systems without locks, some cluster ones."""
 GIB = 1 << 30
+
+log = logging.getLogger(__name__)
 
 
 def keep_to_owner() -> None:
@@ -50,6 +58,34 @@ def open_run_folder(folder: Path, given_as: str = "hydra.run.dir") -> None:
             f"{given_as}=FOLDER."
         ) from error
     _hide_home(folder)
+
+
+@contextmanager
+def held(folder: Path, given_as: str = "hydra.run.dir") -> Iterator[None]:
+    """Keep other processes out of a folder: two runs would write the same records and checkpoints.
+
+    The system lets go when this process ends, however it does.
+
+    Args:
+        folder: can be written.
+        given_as: the key that names it, for the message.
+
+    Raises:
+        ConfigError: another process is in it.
+    """
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(
+                f"paths.output_dir: another process is at work in '{folder}'. Wait for its end, or set "
+                f"{given_as}=FOLDER."
+            ) from error
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            log.info("'%s' cannot be locked (%s): do not start a second run there.", folder, error.strerror)
+        yield
 
 
 def check_room(folder: Path, needed: int, what: str) -> None:

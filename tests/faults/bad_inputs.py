@@ -32,6 +32,7 @@ from src.models.loading import PolicyConfig, load_policy
 from src.models.resolving import resolve_model
 from src.rollout.engine import EngineSource, SamplingParams
 from src.rollout.vllm_server import vllm_server_engine
+from src.train import train
 from src.utils import run_folder
 from src.utils.command_line import unknown_keys
 from src.utils.config_checks import check_config
@@ -241,6 +242,11 @@ def _full_disk(place: Place) -> None:
     open_run_folder(place.folder)
 
 
+def _held(place: Place) -> None:
+    with run_folder.held(place.folder):
+        train(train_config(place.folder, *SMALL_POLICY, f"policy.path={place.policy}"))
+
+
 def _little_room(place: Place) -> None:
     usage = shutil.disk_usage(place.folder)
     place.patch.setattr(run_folder.shutil, "disk_usage", lambda folder: usage._replace(free=10_000))
@@ -383,6 +389,7 @@ BAD_INPUTS: Mapping[str, Builder] = {
     "`model=` without a run's config": _no_run,
     "run folder that is a file": lambda place: open_run_folder(place.file("run", "x")),
     "run folder that cannot be written": lambda place: open_run_folder(place.file("x", "x") / "run"),
+    "run folder that a run is writing to": _held,
     "full disk": _full_disk,
     "too little room for the checkpoints": _little_room,
     "W&B without a key": wandb(),

@@ -16,10 +16,11 @@ from optuna.trial import TrialState
 
 from src.evaluation.records import write_whole
 from src.sweeping import sweep as module
-from src.sweeping.study import DEFAULT, FOLDER, STUDY, ask, held
+from src.sweeping.study import DEFAULT, FOLDER, STUDY, ask
 from src.sweeping.sweep import SweepError, sweep
 from src.sweeping.trial_run import CONSOLE
 from src.utils.config_checks import ConfigError
+from src.utils.run_folder import held
 from tests.conftest import ROOT
 
 CLIP = "algorithm.loss.clip_high"
@@ -120,7 +121,7 @@ def test_another_sweep_does_not_go_on_in_the_folder(fake_sweep, tmp_path):
         fake_sweep("seed=2", n_trials=1)
     with pytest.raises(ConfigError, match=r"params\.algorithm\.loss\.clip_high was 'interval\(0\.1, .* is absent"):
         fake_sweep(f"{CLIP}=0.2", n_trials=1)
-    with held(tmp_path), pytest.raises(ConfigError, match="another sweep is running in"):
+    with held(tmp_path), pytest.raises(ConfigError, match=r"another process is at work in .*hydra.sweep.dir=FOLDER"):
         fake_sweep(n_trials=1)
 
 
