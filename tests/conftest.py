@@ -1,5 +1,6 @@
 """Fixtures that several rooms use."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,21 @@ def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     strong = ("reward._target_=tests.models.even_reward.EvenReward", "optimizer.learning_rate=5.0e-3")
     train(train_config(folder, *SMALL, *strong, "optimizer.warmup_steps=0", "sampling.n=4", "data.train.num_train=50"))
     return folder
+
+
+def published_corpus(path: Path, count: int) -> Path:
+    """Write records in the layout of the published training mix, by hand, and return the file."""
+    records = [
+        {
+            "instruction": f"**Available Tools**\n1. Name: tool_{i}\nDescription: d.\nParameters: {{}}",
+            "input": f"**Dialogue Records History**\n<user> Call tool {i}. </user>",
+            "output": "<think> It fits. </think>\n<tool_call>\n"
+            f'{{"name": "tool_{i}", "parameters": {{}}}}\n</tool_call>',
+        }
+        for i in range(count)
+    ]
+    path.write_text(json.dumps(records))
+    return path
 
 
 def train_config(folder: Path, *overrides: str) -> DictConfig:

@@ -26,7 +26,7 @@ from src.utils.config_checks import ConfigError, check_config
 from src.utils.memory_table import show_plan
 from src.utils.portable import without_home
 from src.utils.preflight import plan_memory
-from src.utils.run_folder import held, open_run_folder
+from src.utils.run_folder import held, hide_home, open_run_folder
 from src.utils.run_summary import command_line
 
 __all__ = ["SweepError", "sweep"]
@@ -71,7 +71,7 @@ def sweep(
     with held(folder, "hydra.sweep.dir"), ExitStack() as stack:
         study = open_study(folder, settings, _made_of(config, training, space))
         configure_log(config.hydra.job_logging, config.hydra.verbose)
-        open_run_folder(folder, "hydra.sweep.dir")  # its log loses the home folder's name
+        hide_home(folder)
         write_whole(folder / "multirun.yaml", without_home(OmegaConf.to_yaml(config)))
         log.info("Sweep folder: %s. After an end before its time, go on with: %s", folder, _again(config, folder))
         for name in take_up(study, default):

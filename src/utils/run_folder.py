@@ -57,7 +57,7 @@ def open_run_folder(folder: Path, given_as: str = "hydra.run.dir") -> None:
             f"paths.output_dir: '{folder}' cannot be written ({error.strerror}). Free space or rights there, or set "
             f"{given_as}=FOLDER."
         ) from error
-    _hide_home(folder)
+    hide_home(folder)
 
 
 @contextmanager
@@ -108,7 +108,8 @@ def check_room(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def _hide_home(folder: Path) -> None:
+def hide_home(folder: Path) -> None:
+    """Take the home folder's name out of what Hydra has written to a folder, and of what its log files will get."""
     for file in (folder / ".hydra").glob("*.yaml"):
         text = file.read_text(encoding="utf-8")
         if (shown := without_home(text)) != text:

@@ -7,7 +7,7 @@ import pytest
 from hydra.errors import InstantiationException
 
 from src.train import train
-from tests.conftest import ROOT, SMALL, train_config
+from tests.conftest import ROOT, SMALL, published_corpus, train_config
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
 PUBLISHED = [name for name in EXPERIMENTS if name.startswith(("qwen3", "llama3"))]
@@ -16,18 +16,7 @@ PUBLISHED = [name for name in EXPERIMENTS if name.startswith(("qwen3", "llama3")
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory) -> Path:
     """Eight records in the published layout, by hand."""
-    records = [
-        {
-            "instruction": f"**Available Tools**\n1. Name: tool_{i}\nDescription: d.\nParameters: {{}}",
-            "input": f"**Dialogue Records History**\n<user> Call tool {i}. </user>",
-            "output": "<think> It fits. </think>\n<tool_call>\n"
-            f'{{"name": "tool_{i}", "parameters": {{}}}}\n</tool_call>',
-        }
-        for i in range(8)
-    ]
-    path = tmp_path_factory.mktemp("corpus") / "rlla.json"
-    path.write_text(json.dumps(records))
-    return path
+    return published_corpus(tmp_path_factory.mktemp("corpus") / "rlla.json", 8)
 
 
 def _overrides(name: str, corpus: Path, policy: Path) -> list[str]:
