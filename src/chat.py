@@ -1,111 +1,28 @@
-"""Chat: resolve → load → talk, its calls run by real tools. `python src/chat.py policy=tiny tools=synthetic`."""
+"""Talk to a policy. `python src/chat.py policy=tiny tools=synthetic`; `src/chatting/run.py` is what happens."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
 
 import hydra
 import rootutils
 
 rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 
-import lightning as L  # noqa: E402
-from hydra.utils import instantiate  # noqa: E402
 from omegaconf import DictConfig  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from src.chatting.conversation import Conversation  # noqa: E402
-from src.chatting.terminal import Screen  # noqa: E402
-from src.chatting.toolboxes import Toolbox  # noqa: E402
-from src.evaluation.answering import (  # noqa: E402
-    GenerationSettings,
-    build_generate,
-    choose_device,
-    complete_prompt,
-    start_engine,
-)
-from src.models.resolving import load_source, resolve_model  # noqa: E402
-from src.protocol.token_bytes import TokenBytes  # noqa: E402
-from src.rollout.native import NativeEngine  # noqa: E402
-from src.utils.command_line import entry_point  # noqa: E402
+from src.utils.command_line import entry_point, quick_imports  # noqa: E402
 from src.utils.config_checks import check_composed  # noqa: E402
-
-_HELP = "/tools: what can be called · /reset: start anew · /quit: end"
-
-
-def chat(config: DictConfig, lines: Iterable[str], console: Console, *, typed: bool = False) -> Conversation:
-    """Hold one conversation and return it.
-
-    Args:
-        config: composed from `chat.yaml`.
-        lines: what the user says, a turn a line; `/tools`, `/reset`, `/help` and `/quit` are commands.
-        console: where the conversation is printed.
-        typed: the user has seen the lines already, as they typed them.
-
-    Raises:
-        ConfigError: the config cannot run.
-    """
-    check_composed(config, "chat.yaml")
-    L.seed_everything(config.seed, workers=True, verbose=False)
-    settings: GenerationSettings = instantiate(config.generation)
-    device = choose_device(config.device)
-    source = resolve_model(config)
-    complete_prompt(config, source)
-    toolbox: Toolbox = instantiate(config.tools)
-    loaded = load_source(source)
-    renderer, engine = start_engine(config, source, loaded, device)
-    sampling = instantiate(config.sampling)
-    generate = build_generate(loaded, engine, renderer, settings, sampling=sampling, seed=config.seed)
-    conversation = Conversation(generate, renderer, toolbox, config.max_steps)
-    screen = Screen(console, TokenBytes.from_tokenizer(loaded.tokenizer), renderer.response_prefix)
-    if isinstance(engine, NativeEngine):
-        engine.watch = screen.watch  # other engines answer a step at a time
-    screen.note(f"{source.name} with {len(toolbox.tools)} tools. {_HELP}\nFor example: {toolbox.hint}")
-    try:
-        for line in lines:
-            text = line.strip()
-            if text and not typed:
-                screen.echo(text)
-            if text == "/quit":
-                break
-            _take(text, conversation, toolbox, screen)
-    finally:
-        toolbox.close()
-        engine.close()
-    return conversation
-
-
-def _take(text: str, conversation: Conversation, toolbox: Toolbox, screen: Screen) -> None:
-    """A command or a turn."""
-    if text == "/tools":
-        screen.tools(toolbox.tools)
-    elif text == "/reset":
-        conversation.reset()
-        screen.note("A new conversation.")
-    elif text.startswith("/"):
-        screen.note(_HELP)
-    elif text:
-        try:
-            screen.show(conversation.say(text))
-        except KeyboardInterrupt:
-            screen.note("Interrupted. /quit ends the conversation.")
-
-
-def typed_lines(console: Console) -> Iterator[str]:
-    """What a user types, until Ctrl-D or Ctrl-C."""
-    import readline  # noqa: F401 - gives `input` a history and keys to move in the line
-
-    while True:
-        try:
-            yield console.input("[dim]you[/]       ")
-        except (EOFError, KeyboardInterrupt):
-            return
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="chat.yaml")
 def main(config: DictConfig) -> None:
     """Command line: a conversation with whoever is at the terminal, or with a script on stdin."""
+    check_composed(config, "chat.yaml")
+    with quick_imports():
+        from src.chatting.run import chat, typed_lines
+
     console = Console(highlight=False)
     typed = sys.stdin.isatty() and console.is_terminal
     chat(config, typed_lines(console) if typed else sys.stdin, console, typed=typed)

@@ -37,7 +37,7 @@ def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of one rollout step from the tiny policy, with a learning rate that changes what it says."""
-    from src.train import train
+    from src.training.run import train
 
     folder = tmp_path_factory.mktemp("run") / "trained"
     folder.mkdir()

@@ -10,8 +10,8 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from src.chat import chat
 from src.chatting.conversation import Conversation, Notice, Result, Step
+from src.chatting.run import chat
 from src.chatting.terminal import Screen, blocks
 from src.chatting.toolboxes import BfclToolbox, SyntheticToolbox
 from src.data.dialogue import ToolCall
@@ -20,7 +20,7 @@ from src.data.sources.synthetic import execute
 from src.data.sources.synthetic_domains import TRAINING_DOMAINS
 from src.evaluation.benchmark import Answer
 from src.evaluation.bfcl.sandbox import Sandbox
-from src.utils.config_checks import ConfigError
+from src.utils.checks import ConfigError
 from tests.conftest import ROOT, chat_config
 
 WEATHER = ToolCall("get_weather", {"city": "Oslo", "day": "May 1"})

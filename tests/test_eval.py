@@ -12,13 +12,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.eval import evaluate
 from src.evaluation.benchmark import BenchmarkDataError, Record
 from src.evaluation.records import RecordError, RecordStore
+from src.evaluation.run import evaluate
 from src.models.loading import export
 from src.models.resolving import load_source, resolve_model
 from src.rollout.native import NativeEngine
-from src.utils.config_checks import ConfigError
+from src.utils.checks import ConfigError
 from tests.conftest import ROOT, eval_config
 from tests.evaluation.toy_benchmark import CITIES, ToyBenchmark
 
@@ -205,7 +205,7 @@ def test_a_damaged_record_stops_the_resumption(tmp_path):
     ],
 )
 def test_what_cannot_run_stops_before_weights_are_read(overrides, error, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("src.eval.load_source", lambda *_: pytest.fail("weights were read first"))
+    monkeypatch.setattr("src.evaluation.run.load_source", lambda *_: pytest.fail("weights were read first"))
     with pytest.raises(error, match=message):
         evaluate(eval_config(tmp_path, *overrides))
     assert not (tmp_path / "fingerprint.json").exists()

@@ -10,17 +10,14 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoConfig
+from src.evaluation.records import FINGERPRINT, write_whole
+from src.utils.checks import ConfigError
 
-from src.evaluation.records import write_whole
-from src.models.checkpoints import checkpoint_digest
-from src.models.loading import locate
-from src.models.resolving import ModelSource
-from src.utils.config_checks import ConfigError
+if TYPE_CHECKING:
+    from src.models.resolving import ModelSource
 
-FILE = "fingerprint.json"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _OTHERS = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
 
@@ -32,6 +29,11 @@ def model_identity(source: ModelSource) -> dict[str, Any]:
         ConfigError: the checkpoint is not whole, or the hub cannot be reached or lacks the model.
         OSError: see `locate`.
     """
+    from transformers import AutoConfig
+
+    from src.models.checkpoints import checkpoint_digest  # a sweep compares fingerprints without PyTorch
+    from src.models.loading import locate
+
     place = locate(source.policy)
     lora = source.policy.lora
     needs_base = source.checkpoint is None or lora is not None  # a checkpoint of adapters has no other weights
@@ -72,7 +74,7 @@ def open_folder(folder: Path, fingerprint: Mapping[str, Any], *, resume: bool) -
     Raises:
         ConfigError: the folder holds none to resume, another one, or (without `resume`) already one.
     """
-    path = folder / FILE
+    path = folder / FINGERPRINT
     if not resume:
         if path.exists():
             raise ConfigError(f"'{folder}' holds an evaluation already. To continue it: resume={folder}")
@@ -80,7 +82,7 @@ def open_folder(folder: Path, fingerprint: Mapping[str, Any], *, resume: bool) -
         write_whole(path, json.dumps(fingerprint, indent=2) + "\n")
         return
     if not path.is_file():
-        raise ConfigError(f"resume={folder}: expected the folder of an evaluation, found no {FILE} in it.")
+        raise ConfigError(f"resume={folder}: expected the folder of an evaluation, found no {FINGERPRINT} in it.")
     saved = json.loads(path.read_text(encoding="utf-8"))
     if found := differences(saved, json.loads(json.dumps(fingerprint))):
         raise ConfigError(

@@ -13,6 +13,8 @@ from typing import Any
 
 from src.evaluation.benchmark import Record
 
+FINGERPRINT = "fingerprint.json"
+"""In an evaluation's folder: what the evaluation is made of."""
 _FIELDS: dict[str, type] = {"id": str, "category": str, "passed": bool, "metrics": dict, "details": dict}
 
 

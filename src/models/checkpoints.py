@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from src.models.shards import EXTRAS, METADATA, BrokenShardsError, Shards
-from src.utils.config_checks import ConfigError
+from src.utils.checks import ConfigError
 
 _STATE_PREFIX = "policy.model."
 _REFERENCE_PREFIX = "reference."  # the frozen start of a KL penalty: of use to training only

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
-from peft.tuners.lora import LoraLayer
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
+
+from src.models.lora import has_adapter
 
 
 def on_meta() -> AbstractContextManager[None]:
@@ -133,11 +134,11 @@ def fill(
     if weights is not None and not weights.files:
         for owner in fresh:
             model._init_weights(owner)
-    for owner in module.modules():
-        if isinstance(owner, LoraLayer):
-            for adapter, down in owner.lora_A.items():
-                if down in fresh:
-                    owner.reset_lora_parameters(adapter, init_lora_weights=True)
+    adapted: list[Any] = [owner for owner in module.modules() if has_adapter(owner)]
+    for layer in adapted:
+        for adapter, down in layer.lora_A.items():
+            if down in fresh:
+                layer.reset_lora_parameters(adapter, init_lora_weights=True)
     for tensor_owner in module.modules():
         for name, buffer in tensor_owner.named_buffers(recurse=False):
             setattr(tensor_owner, name, buffer.to(device))

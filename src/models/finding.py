@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.models.checkpoints import Progress, checkpoint_progress, is_sharded
 from src.models.saving import PARTIAL, REPLACED, DamagedCheckpointError, check_whole
-from src.utils.config_checks import ConfigError
+from src.utils.checks import ConfigError
 from src.utils.portable import load_config
 
 log = logging.getLogger(__name__)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
-from peft.tuners.lora import LoraLayer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
@@ -46,6 +45,8 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
     Raises:
         ValueError: no layer has one of the target names.
     """
+    from peft import LoraConfig, inject_adapter_in_model  # a third of a second, which runs without adapters save
+
     targets = settings.target_modules
     adapters = LoraConfig(
         r=settings.rank,
@@ -63,13 +64,18 @@ def add_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
             parameter.data = parameter.data.float()
 
 
+def has_adapter(module: nn.Module) -> bool:
+    """Whether a module is a layer that `add_lora` has put an adapter into."""
+    return hasattr(module, "lora_A")
+
+
 def merged_named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     """The model's weights under the names of its plain architecture, adapters merged, shards gathered.
 
     Names and tensors are those of a state dict, so tied heads are among them. All ranks of a sharded model must iterate
     together. Nothing is copied where there is nothing to merge or gather.
     """
-    layers = {name: module for name, module in model.named_modules() if isinstance(module, LoraLayer)}
+    layers: dict[str, Any] = {name: module for name, module in model.named_modules() if has_adapter(module)}
     state = model.state_dict()
     for name, tensor in state.items():
         if ".lora_" in name:

@@ -21,7 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.models.checkpoints import is_sharded, load_checkpoint
 from src.models.loading import PolicyConfig, load_model, load_tokenizer, stop_token_ids
-from src.utils.config_checks import ConfigError
+from src.utils.checks import ConfigError
 from src.utils.portable import load_config
 
 log = logging.getLogger(__name__)

@@ -22,7 +22,8 @@ from src.sweeping.scheduler import SweepError, TrialScheduler
 from src.sweeping.settings import FREE, SECTION, read_settings
 from src.sweeping.space import Space, defaults, read_space
 from src.sweeping.study import finished, open_study, take_up
-from src.utils.config_checks import ConfigError, check_config
+from src.utils.checks import ConfigError
+from src.utils.config_checks import check_config
 from src.utils.memory_table import show_plan
 from src.utils.portable import without_home
 from src.utils.preflight import plan_memory

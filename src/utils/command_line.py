@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,20 @@ def entry_point(primary: str) -> Iterator[None]:
             for line in unknown_keys(sys.argv[1:], primary):
                 sys.stderr.write(line + "\n")
         raise
+
+
+@contextmanager
+def quick_imports() -> Iterator[None]:
+    """Around the import of PyTorch and what builds on it: Python's collector rests, which saves a sixth of the time.
+
+    Modules are not garbage; what they hold is left out of later collections too.
+    """
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 def unknown_keys(arguments: Sequence[str], primary: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Every key of a composed config against what reads it, before anything is loaded. Imports targets, calls none.
+"""Every key of a composed config against what reads it, before anything is loaded. Calls no target.
 
 Hydra refuses a misspelt key on the command line, but takes one behind `+` or in a file of an experiment: there it
 would fail late, in the middle of a start, or never, and be ignored. Here the constructor that a `_target_` names says
@@ -7,17 +7,18 @@ which keys there are and of which type; where there is none, the file of the con
 
 from __future__ import annotations
 
-import inspect
 import pkgutil
-import typing
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.utils.checks import ConfigError, advice
-from src.utils.config_types import describe, fits
+from src.utils.config_types import Accepted
+from src.utils.result_cache import ResultCache
+from src.utils.signatures import signature_of
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _HYDRAS_OWN = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
@@ -25,13 +26,13 @@ _COLLECTIONS = ("callbacks", "logger", "benchmark")
 """Groups whose entries have names of their own, each a config with `_target_`, or null."""
 _DIFFERENCES = ("experiment", "hparams_search", "debug")
 """Groups of files that hold what differs from the other groups."""
-_PLAIN: Mapping[str, Any] = {
-    "seed": int,
-    "dry_run": bool,
-    "validate_at_start": bool,
-    "task_name": str,
-    "ckpt_path": str | None,
-    "optimized_metric": str | None,
+_PLAIN: Mapping[str, Accepted] = {
+    "seed": Accepted.of(int),
+    "dry_run": Accepted.of(bool),
+    "validate_at_start": Accepted.of(bool),
+    "task_name": Accepted.of(str),
+    "ckpt_path": Accepted.of(str | None),
+    "optimized_metric": Accepted.of(str | None),
 }
 
 
@@ -55,27 +56,41 @@ def check_keys(config: DictConfig, primary: str) -> None:
         plain = isinstance(value, DictConfig) and value and "_target_" not in value
         if plain and key not in (*_COLLECTIONS, "hydra") and config.get(key) is not None:
             _check_plain(config[key], key, {str(name) for name in value})
-    for key, hint in _PLAIN.items():
+    for key, accepted in _PLAIN.items():
         if key in config:
-            _check_value(config[key], key, hint)
+            _check_value(config[key], key, accepted)
     if isinstance(config.get("paths"), DictConfig):
         _check_plain(config.paths, "paths", _file_keys(CONFIGS / "paths/default.yaml"))
+    signatures = ResultCache(cache_file(config, "signatures"))
     for key in _COLLECTIONS:
         if config.get(key) is not None:
-            _check_collection(config[key], key)
+            _check_collection(config[key], key, signatures)
     for key in names_in(config):
         if key not in (*_COLLECTIONS, "hydra") and not OmegaConf.is_missing(config, key):
-            check_nodes(config[key], key)
+            check_nodes(config[key], key, signatures)
+    signatures.save()
+
+
+def cache_file(config: DictConfig, name: str) -> Path | None:
+    """Where results of a kind are kept between starts; None if the config has no place for them."""
+    folder = OmegaConf.select(config, "paths.cache_dir")
+    return None if folder is None else Path(folder) / f"{name}.json"
 
 
 def target_of(node: DictConfig, path: str) -> Any:
-    """The class or function that a config names.
+    """The class or function that a config names; imports it.
 
     Raises:
         ConfigError: there is none of that name.
     """
-    try:
+    with _target_errors(node, path):
         return pkgutil.resolve_name(str(node["_target_"]))
+
+
+@contextmanager
+def _target_errors(node: DictConfig, path: str) -> Iterator[None]:
+    try:
+        yield
     except (ImportError, AttributeError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ConfigError(
@@ -83,73 +98,48 @@ def target_of(node: DictConfig, path: str) -> Any:
         ) from error
 
 
-def parameters_of(target: Any) -> tuple[dict[str, Any], bool]:
-    """Names of a target's keyword parameters with their type hints, and whether it takes others as well.
-
-    What a class of this project hands on with `**` goes to the next constructor of its bases.
-    """
-    found: dict[str, Any] = {}
-    chain = (
-        [c.__dict__["__init__"] for c in target.__mro__ if "__init__" in c.__dict__] if inspect.isclass(target) else []
-    )
-    for function in chain or [target]:
-        hints = _hints(function)
-        handed_on = False
-        for name, parameter in inspect.signature(function).parameters.items():
-            if parameter.kind is parameter.VAR_KEYWORD:
-                handed_on = True
-            elif parameter.kind is not parameter.VAR_POSITIONAL and name != "self":
-                found.setdefault(name, hints.get(name, Any))
-        if not handed_on:
-            return found, False
-        if not str(getattr(function, "__module__", "")).startswith("src."):
-            return found, True  # another package's: it may take them anywhere
-    return found, True
-
-
-def _hints(function: Any) -> Mapping[str, Any]:
-    try:
-        return typing.get_type_hints(function)
-    except (NameError, TypeError):  # hints that only a type checker can read
-        return {}
-
-
-def check_nodes(value: Any, path: str) -> None:
+def check_nodes(value: Any, path: str, signatures: ResultCache | None = None) -> None:
     """Check the keys and values of every config with `_target_` at or below `path`.
+
+    Args:
+        value: at `path`.
+        path: for messages.
+        signatures: of targets, kept between starts; None: they are read anew.
 
     Raises:
         ConfigError: names the key.
     """
+    signatures = signatures or ResultCache(None)
     if isinstance(value, ListConfig):
         for index, item in enumerate(value):
-            check_nodes(item, f"{path}[{index}]")
+            check_nodes(item, f"{path}[{index}]", signatures)
     if not isinstance(value, DictConfig):
         return
     if "_target_" in value:
-        _check_target(value, path)
+        _check_target(value, path, signatures)
     for key in names_in(value):
         if not OmegaConf.is_missing(value, key) and not OmegaConf.is_interpolation(value, key):  # checked where it is
-            check_nodes(value[key], f"{path}.{key}")
+            check_nodes(value[key], f"{path}.{key}", signatures)
 
 
-def _check_target(node: DictConfig, path: str) -> None:
-    parameters, takes_others = parameters_of(target_of(node, path))
+def _check_target(node: DictConfig, path: str, signatures: ResultCache) -> None:
+    with _target_errors(node, path):
+        signature = signature_of(str(node["_target_"]), signatures)
     for key, value in _present(node):
         if key in _HYDRAS_OWN:
             continue
-        if key in parameters:
+        if key in signature.parameters:
             if value is None and OmegaConf.is_interpolation(node, key):
                 continue  # what it refers to is filled in later
-            _check_value(value, f"{path}.{key}", parameters[key])
-        elif not takes_others:
-            raise ConfigError(
-                f"{path}.{key}: no such key; {node['_target_']} does not take it. {advice(key, parameters, path + '.')}"
-            )
+            _check_value(value, f"{path}.{key}", signature.parameters[key])
+        elif not signature.takes_others:
+            known = advice(key, signature.parameters, path + ".")
+            raise ConfigError(f"{path}.{key}: no such key; {node['_target_']} does not take it. {known}")
 
 
-def _check_value(value: Any, path: str, hint: Any) -> None:
-    if not fits(value, hint):
-        raise ConfigError(f"{path}: expected {describe(hint)}, found {value!r}.")
+def _check_value(value: Any, path: str, accepted: Accepted) -> None:
+    if not accepted.fits(value):
+        raise ConfigError(f"{path}: expected {accepted}, found {value!r}.")
 
 
 def _check_plain(node: Any, path: str, known: Collection[str]) -> None:
@@ -160,7 +150,7 @@ def _check_plain(node: Any, path: str, known: Collection[str]) -> None:
             raise ConfigError(f"{path}.{key}: no such key. {advice(key, known, path + '.')}")
 
 
-def _check_collection(node: Any, group: str) -> None:
+def _check_collection(node: Any, group: str, signatures: ResultCache) -> None:
     """Entries that are no config: one that a misspelt name of a file's entry has made."""
     if not isinstance(node, DictConfig):
         raise ConfigError(f"{group}: expected names of configs/{group}, found {node!r}.")
@@ -174,7 +164,7 @@ def _check_collection(node: Any, group: str) -> None:
             found = f"the keys {sorted(map(str, value))}" if isinstance(value, DictConfig) else repr(value)
             raise ConfigError(f"{path}: expected a config with _target_, found {found}. {advice(key, known)}")
         else:
-            check_nodes(value, path)
+            check_nodes(value, path, signatures)
 
 
 def _entries(file: Path, group: str) -> set[str]:

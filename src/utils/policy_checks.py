@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
@@ -13,11 +14,12 @@ from src.models.architecture import count_parameters, empty_model, load_architec
 from src.models.loading import PolicyConfig, load_tokenizer
 from src.protocol.parsing import parse
 from src.utils.checks import ConfigError
-from src.utils.config_checks import check_lengths, check_rate
 from src.utils.config_rules import samples
 from src.utils.placement import stored_dtype
 from src.utils.run_folder import GIB, check_room
 
+_SMALLEST_BF16_RATE = 1e-4
+"""Adam moves a weight by about the learning rate; bfloat16 resolves 4e-5 to 8e-5 around 0.02."""
 _OPTIMIZER_BYTES = 8
 """AdamW's two moments of a trained weight, in float32."""
 
@@ -51,6 +53,56 @@ def check_policy(config: DictConfig) -> None:
     check_template(config, tokenizer)
     if config.callbacks.get("checkpoint") is not None:
         _check_disk(config, policy, architecture)
+
+
+def check_lengths(config: DictConfig, positions: int | None) -> None:
+    """Check that prompts, completions and benchmarks' answers fit a policy's positions.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    if positions is None:
+        return
+    prompt, answer = config.data.max_prompt_tokens, config.sampling.max_new_tokens
+    if prompt + answer > positions:
+        raise ConfigError(
+            f"data.max_prompt_tokens + sampling.max_new_tokens = {prompt} + {answer} is more than the model's "
+            f"{positions} positions. Lower one of them."
+        )
+    benchmark = config.callbacks.get("benchmark")
+    if not config.get("benchmark") or benchmark is None:
+        return
+    if benchmark.max_new_tokens >= positions:
+        raise ConfigError(
+            f"callbacks.benchmark.max_new_tokens={benchmark.max_new_tokens} leaves no room for a prompt in the model's "
+            f"{positions} positions. Lower it."
+        )
+    limit = config.rollout.get("max_model_len")
+    if limit is not None and limit < positions:
+        raise ConfigError(
+            f"rollout.max_model_len={limit} is less than the model's {positions} positions, which the prompts of "
+            f"benchmark=[{','.join(map(str, config.benchmark))}] may fill: the engine would refuse them in the middle "
+            "of the run. Leave rollout.max_model_len null, or benchmarks out (benchmark=[])."
+        )
+
+
+def check_rate(config: DictConfig, stored: torch.dtype) -> None:
+    """Check that an update is not lost in the weights' rounding.
+
+    Args:
+        config: composed.
+        stored: type of the weights that are trained.
+
+    Raises:
+        ConfigError: bfloat16 weights with a learning rate below what they resolve.
+    """
+    rate = config.optimizer.learning_rate
+    if rate < _SMALLEST_BF16_RATE and stored == torch.bfloat16:
+        raise ConfigError(
+            f"optimizer.learning_rate={rate} with policy.dtype={config.policy.dtype}: bfloat16 weights keep 8 bits, "
+            f"so a step of {rate} on a weight of 0.02 rounds to nothing. Set policy.dtype=float32 "
+            "trainer.precision=bf16-mixed, or train adapters with policy.lora."
+        )
 
 
 def check_vocabulary(tokenizer: PreTrainedTokenizerBase, architecture: PretrainedConfig) -> None:

@@ -14,7 +14,7 @@ from src.evaluation.synthetic import SyntheticBenchmark
 from src.models.loading import PolicyConfig, load_policy
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.native import NativeEngine
-from src.train import train
+from src.training.run import train
 from tests.conftest import ROOT, SMALL, needs_shared_data, train_config
 
 RUN = (
@@ -126,7 +126,7 @@ def test_bfcl_and_api_bank_inside_a_training(random_policy, shared_data, tmp_pat
 
 
 def test_missing_data_stops_the_run_before_the_model_is_loaded(tmp_path, monkeypatch):
-    monkeypatch.setattr("src.train.load_policy", lambda *_, **__: pytest.fail("loaded first"))
+    monkeypatch.setattr("src.training.run.load_policy", lambda *_, **__: pytest.fail("loaded first"))
     overrides = (*RUN, "benchmark=[api_bank]", f"benchmark.api_bank.path={tmp_path}/nowhere")
     with pytest.raises(BenchmarkDataError, match=r"benchmark\.api_bank\.path: expected the file .*nowhere/level-1"):
         train(train_config(tmp_path, *overrides))

@@ -11,7 +11,7 @@ import torch
 
 from src.callbacks.base import RolloutCallback
 from src.callbacks.checkpoint import CheckpointWriteError, RolloutCheckpoint
-from src.train import train
+from src.training.run import train
 from src.utils.instantiating import instantiate_callbacks
 from src.utils.signals import EXIT_SAVED, StoppedError
 from tests.conftest import SMALL, train_config
@@ -46,7 +46,7 @@ def run(folder: Path, policy: Path, *overrides: str, stop: tuple[int, int] | Non
     folder.mkdir(parents=True, exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         if stop is not None:
-            patch.setattr("src.train.instantiate_callbacks", lambda c: [Probe(*stop), *instantiate_callbacks(c)])
+            patch.setattr("src.training.run.instantiate_callbacks", lambda c: [Probe(*stop), *instantiate_callbacks(c)])
         train(train_config(folder, *SETTINGS, f"policy.path={policy}", *overrides))
 
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from src.models.exporting import ExportError
 from src.models.lora import merged_named_tensors
 from src.models.resolving import load_source, resolve_model
-from src.train import train
+from src.training.run import train
 from tests.conftest import ROOT, SMALL, eval_config, train_config
 from tests.distributed.runs import SCRIPTED
 from tests.distributed.runs import run as run_training

@@ -26,7 +26,7 @@ from src.callbacks.live_figures import LiveFigures
 from src.reporting import samples
 from src.reporting.figures import CHARTS, draw
 from src.reporting.runs import read_runs
-from src.train import train
+from src.training.run import train
 from tests.callbacks.wandb_file import OfflineRun
 from tests.conftest import ROOT, SMALL, train_config
 from tests.reporting.made_runs import write_run

@@ -15,7 +15,7 @@ from src.rewards.tool_call import ToolCallReward
 from src.rollout.collect import Collector
 from src.rollout.engine import SamplingParams
 from src.rollout.native import NativeEngine
-from src.train import train
+from src.training.run import train
 from tests.conftest import ROOT, SMALL, train_config
 
 TINY = ROOT / "src/models/tiny"

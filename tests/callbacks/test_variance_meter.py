@@ -13,7 +13,7 @@ from src.algorithm.packing import pack
 from src.callbacks.base import RolloutStep
 from src.callbacks.variance_meter import VarianceMeter
 from src.models.policy import Policy
-from src.train import train
+from src.training.run import train
 from tests.conftest import ROOT, SMALL, train_config
 from tests.models.reference import random_group, tiny_model
 

@@ -13,7 +13,7 @@ from src.algorithm.policy_loss import PolicyLossConfig
 from src.models import rl_module
 from src.models.settings import AlgorithmSettings, SupervisedSettings
 from src.protocol.types import Region
-from src.train import train
+from src.training.run import train
 from tests.conftest import ROOT, SMALL, train_config
 
 ALGORITHMS = sorted(path.stem for path in (ROOT / "configs/algorithm").glob("*.yaml"))

@@ -7,8 +7,9 @@ import torch
 
 from src.rewards.tool_call import RewardParts
 from src.utils.checks import ConfigError
-from src.utils.config_checks import check_composed, check_config, check_lengths, check_rate
+from src.utils.config_checks import check_composed, check_config
 from src.utils.config_rules import VALIDATION_METRICS
+from src.utils.policy_checks import check_lengths, check_rate
 from tests.conftest import ROOT, eval_config, train_config
 
 GROUPS = ("algorithm", "callbacks", "logger", "reward", "rollout", "trainer")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra.errors import InstantiationException
 
-from src.train import train
+from src.training.run import train
 from tests.conftest import ROOT, SMALL, published_corpus, train_config
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
@@ -58,7 +58,7 @@ def test_experiment_takes_one_step(name, corpus, random_policy, tmp_path):
 def test_settings_and_data_are_checked_before_the_warm_start(
     overrides, message, corpus, random_policy, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("src.train.warm_start", lambda *_: pytest.fail("trained first"))
+    monkeypatch.setattr("src.training.run.warm_start", lambda *_: pytest.fail("trained first"))
     config = train_config(tmp_path, *_overrides("smollm2_135m", corpus, random_policy), *overrides)
     with pytest.raises((ValueError, InstantiationException), match=message):
         train(config)

@@ -21,7 +21,8 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
 from src.models.resolving import resolve_model
-from src.utils.config_checks import ConfigError, check_composed, check_config
+from src.utils.checks import ConfigError
+from src.utils.config_checks import check_composed, check_config
 from tests.conftest import ROOT
 from tests.docs.pages import programs
 

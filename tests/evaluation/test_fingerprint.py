@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src.evaluation.fingerprint import checkpoint_digest, model_identity
+from src.evaluation.fingerprint import model_identity
+from src.models.checkpoints import checkpoint_digest
 from src.models.loading import PolicyConfig
 from src.models.lora import LoraSettings
 from src.models.resolving import ModelSource
-from src.utils.config_checks import ConfigError
+from src.utils.checks import ConfigError
 from tests.conftest import ROOT
 
 TINY = ROOT / "src/models/tiny"

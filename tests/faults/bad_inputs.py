@@ -32,7 +32,7 @@ from src.models.loading import PolicyConfig, load_policy
 from src.models.resolving import resolve_model
 from src.rollout.engine import EngineSource, SamplingParams
 from src.rollout.vllm_server import vllm_server_engine
-from src.train import train
+from src.training.run import train
 from src.utils import run_folder
 from src.utils.command_line import unknown_keys
 from src.utils.config_checks import check_config

@@ -15,7 +15,7 @@ from src.models.checkpoints import Progress, checkpoint_digest, checkpoint_progr
 from src.models.loading import PolicyConfig, load_model
 from src.models.lora import LoraSettings, merged_named_tensors
 from src.models.resolving import find_checkpoint, load_source, resolve_model
-from src.utils.config_checks import ConfigError
+from src.utils.checks import ConfigError
 from tests.conftest import ROOT, eval_config
 
 TINY = ROOT / "src/models/tiny"

@@ -9,7 +9,7 @@ import torch
 from omegaconf import OmegaConf
 
 from src.models.finding import newest_whole, resume_from
-from src.utils.config_checks import ConfigError
+from src.utils.checks import ConfigError
 
 
 def save(path: Path, step: int) -> Path:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from src.models.policy import Policy
-from src.train import train
+from src.training.run import train
 from tests.conftest import train_config
 from tests.models.test_step_guard import SETTINGS
 

@@ -9,7 +9,7 @@ from src.models.checkpoints import load_checkpoint
 from src.models.loading import PolicyConfig, load_policy
 from src.models.lora import LoraSettings
 from src.models.reference import FrozenStart
-from src.train import train
+from src.training.run import train
 from tests.conftest import SMALL, train_config
 
 LORA = ("policy/lora=default", "policy.lora.rank=4", "policy.lora.alpha=8")

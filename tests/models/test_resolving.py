@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from src.models.loading import PolicyConfig, export, load_model
 from src.models.lora import LoraSettings
 from src.models.resolving import find_checkpoint, load_source, resolve_model
-from src.utils.config_checks import ConfigError
+from src.utils.checks import ConfigError
 from tests.conftest import ROOT, eval_config
 
 TINY = ROOT / "src/models/tiny"

@@ -13,7 +13,7 @@ from src.models.rl_module import RLModule
 from src.models.step_guard import NonFiniteError
 from src.rollout.collect import StaleRolloutError, prompt_seed
 from src.rollout.native import NativeEngine
-from src.train import train
+from src.training.run import train
 from tests.conftest import SMALL, train_config
 
 TINY_STEPS = (
@@ -62,7 +62,7 @@ def test_resumed_run_is_the_uninterrupted_run(random_policy, tmp_path):
     whole = run(tmp_path / "whole", random_policy, "updates.rollout_steps=4", *settings)
     stopper = _StopAfter(2)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("src.train.instantiate_callbacks", stopper.callbacks)
+        patch.setattr("src.training.run.instantiate_callbacks", stopper.callbacks)
         first = run(tmp_path / "first", random_policy, "updates.rollout_steps=4", *settings)
     checkpoint = tmp_path / "first/checkpoints/last.ckpt"
     second = run(tmp_path / "second", random_policy, "updates.rollout_steps=4", f"ckpt_path={checkpoint}", *settings)

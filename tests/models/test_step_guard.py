@@ -17,7 +17,7 @@ from src.models.loading import load_policy
 from src.models.settings import UpdateSettings
 from src.models.step_guard import NonFiniteError, SavedMinibatch, StepGuard
 from src.models.update_module import UpdateModule
-from src.train import train
+from src.training.run import train
 from src.utils.instantiating import instantiate_callbacks
 from tests.conftest import SMALL, train_config
 
@@ -82,7 +82,9 @@ def test_a_step_that_is_not_finite_moves_nothing(
     """Minibatches 1 and 2 of four: the weights before and after them are those after minibatch 0."""
     poison(monkeypatch, {1, 2})
     watch = Watch()
-    monkeypatch.setattr("src.train.instantiate_callbacks", lambda config: [watch, *instantiate_callbacks(config)])
+    monkeypatch.setattr(
+        "src.training.run.instantiate_callbacks", lambda config: [watch, *instantiate_callbacks(config)]
+    )
     states: list[dict[str, Any]] = []
     original: Callable[..., bool] = StepGuard.allows
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from src.rollout.engine import Completion, SamplingParams
 from src.rollout.guarded import GuardedEngine
 from src.rollout.native import NativeEngine
-from src.train import train
+from src.training.run import train
 from tests.conftest import train_config
 from tests.distributed.scripted_engine import ScriptedEngine
 from tests.models.test_step_guard import SETTINGS

@@ -6,7 +6,7 @@ import torch
 from src.rollout import native
 from src.rollout.engine import Completion, SamplingParams
 from src.rollout.probe import EngineMismatchError, check_gap, probe_group, probe_params
-from src.train import train
+from src.training.run import train
 from tests.conftest import SMALL, train_config
 
 COPY = (

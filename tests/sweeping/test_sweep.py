@@ -19,7 +19,7 @@ from src.sweeping import sweep as module
 from src.sweeping.study import DEFAULT, FOLDER, STUDY, ask
 from src.sweeping.sweep import SweepError, sweep
 from src.sweeping.trial_run import CONSOLE
-from src.utils.config_checks import ConfigError
+from src.utils.checks import ConfigError
 from src.utils.run_folder import held
 from tests.conftest import ROOT
 

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from src.utils.config_checks import ConfigError
+from src.utils.checks import ConfigError
 from src.utils.launching import check_launch
 from tests.conftest import ROOT
 

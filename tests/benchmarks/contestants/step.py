@@ -1,4 +1,4 @@
-"""Whole rollout steps of ours: `src.train.train` on an experiment of the project, step by step on request."""
+"""Whole rollout steps of ours: `src.training.run.train` on an experiment of the project, step by step on request."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from unittest import mock
 
 from omegaconf import DictConfig, open_dict
 
-from src.train import train
+from src.training.run import train
 from src.utils import policy_checks
 from tests.benchmarks.contestants import turnstile
 from tests.benchmarks.serving import Channel

@@ -1,0 +1,201 @@
+"""A training: check → plan memory → (warm start) → fit → summary."""
+
+from __future__ import annotations
+
+import logging
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from src.callbacks.benchmark import BenchmarkCallback
+from src.callbacks.checkpoint import RolloutCheckpoint
+from src.callbacks.lines import LinesCallback
+from src.data.rendering import PromptRenderer
+from src.models.deferred import WeightSource
+from src.models.finding import AUTO, resume_from
+from src.models.loading import LoadedPolicy, engine_source, load_policy
+from src.models.policy_module import PolicyModule
+from src.models.rl_module import RLModule
+from src.models.settings import SupervisedSettings
+from src.models.sft_module import SFTModule
+from src.models.sharding import is_sharded
+from src.models.warm_start import warm_start
+from src.protocol.published_regions import published_regions
+from src.protocol.token_bytes import TokenBytes
+from src.rollout.collect import Collector
+from src.rollout.guarded import GuardedEngine
+from src.utils.config_checks import check_config
+from src.utils.instantiating import instantiate_callbacks, instantiate_loggers
+from src.utils.memory_table import show_plan
+from src.utils.policy_checks import check_architecture, check_policy
+from src.utils.portable import save_config
+from src.utils.preflight import MemoryPlanError, check_memory, plan_memory
+from src.utils.run_folder import held, keep_to_owner, open_run_folder
+from src.utils.run_summary import write_summary
+
+log = logging.getLogger(__name__)
+
+
+def train(config: DictConfig) -> dict[str, float]:
+    """Run one training and return the metrics of its last validation and benchmarks.
+
+    Raises:
+        ConfigError: the config cannot run.
+        BenchmarkDataError: the data of a benchmark is not there.
+        DataError: a record of the corpus cannot be used.
+    """
+    check_config(config)
+    check_architecture(config)
+    if not preflight(config):
+        return {}
+    folder = Path(config.paths.output_dir)
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        open_run_folder(folder)
+        with held(folder):
+            save_config(config, folder / "config.yaml")
+            return _fit(config, folder)
+    keep_to_owner()
+    logging.getLogger("src").setLevel(logging.ERROR)  # what all ranks would say, one says
+    return _fit(config, folder)
+
+
+def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
+    check_policy(config)
+    started = time.monotonic()
+    L.seed_everything(config.seed, workers=True)
+
+    callbacks = instantiate_callbacks(config.callbacks)
+    found = resume_from(config)
+    resumed = None if found is None else str(found.path)
+    if config.ckpt_path == AUTO and found is None and getattr(rank_zero_only, "rank", 0) == 0:
+        for lines in (callback for callback in callbacks if isinstance(callback, LinesCallback)):
+            lines.start_anew()
+    benchmarks = next((callback for callback in callbacks if isinstance(callback, BenchmarkCallback)), None)
+    if benchmarks is not None:
+        benchmarks.prepare()
+    loaded = load_policy(instantiate(config.policy), deferred=is_sharded(config.trainer))
+    renderer = instantiate(config.prompt, loaded.tokenizer)
+    datamodule: L.LightningDataModule = instantiate(config.data, renderer=renderer)
+    trainer: L.Trainer = instantiate(
+        config.trainer,
+        callbacks=callbacks,
+        enable_checkpointing=any(isinstance(callback, RolloutCheckpoint) for callback in callbacks),
+        logger=instantiate_loggers(config.logger),
+        default_root_dir=str(folder),
+    )
+    module = build_module(config, loaded, renderer)
+    if config.warm_start is not None and resumed is None:
+        datamodule.setup("fit")  # a bad record stops the run before the stage, not after it
+        cache = Path(config.paths.cache_dir) / "warm_start"
+        file = warm_start(loaded, renderer, instantiate(config.warm_start), cache, _where(config.trainer))
+        module.weights = None if loaded.weights is None else WeightSource.of(file)
+
+    if resumed is None and config.validate_at_start:
+        trainer.validate(module, datamodule=datamodule, verbose=False)
+        module.started = module.validated[1]
+    module.ends_when_finished = config.ckpt_path == AUTO
+    trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
+    start, final = dict(module.started), module.validated[1]
+    if benchmarks is not None:
+        start, final = start | benchmarks.first, final | benchmarks.latest
+
+    if trainer.is_global_zero:
+        write_summary(
+            folder,
+            task=config.task_name,
+            algorithm=config.algorithm.name,
+            seed=config.seed,
+            rollout_steps=module.rollout_step,
+            optimizer_steps=trainer.global_step,
+            seconds=round(time.monotonic() - started, 1),
+            resumed_from=resumed,
+            dropped_prompts=getattr(datamodule, "dropped", {}),
+            best_checkpoint=_best_checkpoint(trainer),
+            start=start,
+            final=final,
+        )
+        _report(start, final, folder)
+    return final
+
+
+def preflight(config: DictConfig) -> bool:
+    """Hold the predicted memory against what there is, before anything is loaded; False if that was all there is to do.
+
+    Raises:
+        MemoryPlanError: it will not fit, and `preflight.action` is `error`.
+    """
+    if config.dry_run:
+        show_plan(plan_memory(config))
+        return False
+    if config.preflight.action != "off":
+        try:
+            check_memory(plan_memory(config))
+        except MemoryPlanError as error:
+            if config.preflight.action == "error":
+                raise
+            log.warning("%s", error)
+    return True
+
+
+def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRenderer) -> PolicyModule:
+    """The module that the algorithm asks for, with its engine and collector."""
+    algorithm = instantiate(config.algorithm)
+    sampling = instantiate(config.sampling, stop_token_ids=loaded.stop_token_ids)
+    source = engine_source(
+        loaded.policy.model,
+        instantiate(config.policy),
+        precision=str(config.trainer.precision),
+        shared=not is_sharded(config.trainer),
+    )
+    engine = GuardedEngine(instantiate(config.rollout)(source))
+    table = TokenBytes.from_tokenizer(loaded.tokenizer)
+    published = getattr(algorithm, "regions", "sampled") == "published"
+    tagger = partial(published_regions, tokenizer=loaded.tokenizer) if published else None
+    collector = Collector(engine, instantiate(config.reward), table, loaded.stop_token_ids, tagger)
+    kind = partial(SFTModule, renderer) if isinstance(algorithm, SupervisedSettings) else RLModule
+    return kind(
+        policy=loaded.policy,
+        engine=engine,
+        collector=collector,
+        algorithm=algorithm,
+        update=instantiate(config.updates),
+        optimizer=instantiate(config.optimizer),
+        sampling=sampling,
+        seed=config.seed,
+        weights=loaded.weights,
+    )
+
+
+def _where(trainer: DictConfig) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer that say where to run, for a Trainer of a warm start."""
+    keys = ("accelerator", "devices", "num_nodes", "precision", "strategy")
+    return {
+        key: instantiate(trainer[key]) if isinstance(trainer[key], DictConfig) else trainer[key]
+        for key in keys
+        if key in trainer
+    }
+
+
+def _best_checkpoint(trainer: L.Trainer) -> dict[str, object] | None:
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, RolloutCheckpoint) and callback.best_model_score is not None:
+            return {
+                "monitor": callback.monitor,
+                "score": float(callback.best_model_score),
+                "path": Path(callback.best_model_path).name,
+            }
+    return None
+
+
+def _report(start: dict[str, float], final: dict[str, float], folder: Path) -> None:
+    for key in sorted(final):
+        if key.endswith(("/exact_match", "/reward", "/format", "/overall")):
+            before = f"{start[key]:.3f} → " if key in start else ""
+            log.info("%-28s %s%.3f", key, before, final[key])
+    log.info("Run folder: %s", folder)
