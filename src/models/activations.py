@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import copy
 import weakref
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -110,20 +110,11 @@ class LiveBytes(TorchDispatchMode):
 
 
 def row_memory(architecture: PretrainedConfig, traits: ModelTraits, shape: RowShape) -> RowMemory:
-    """Trace a row through the model without its head; takes about a second."""
-    model = empty_model(_shortened(architecture), traits.weights, traits.lora, trust=traits.trust_remote_code)
-    autocast = nullcontext() if traits.autocast is None else torch.autocast("cpu", traits.autocast, cache_enabled=False)
+    """Trace a row through the model without its head, forward and backward; takes about a second."""
     after_layer: list[int] = []
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        _give_memory(model)
-        policy = Policy(
-            model,
-            attention=traits.attention,
-            gradient_checkpointing=traits.checkpointing,
-            fused_norms=not traits.cuda,
-        ).train()
+    with _without_data(architecture, traits) as policy:
         row = shape.row()
-        with autocast, LiveBytes() as memory:
+        with LiveBytes() as memory:
             with torch.no_grad():
                 policy._hidden_states(row)
             forward, before = memory.peak, memory.live
@@ -136,6 +127,32 @@ def row_memory(architecture: PretrainedConfig, traits: ModelTraits, shape: RowSh
             hidden.backward(torch.zeros_like(hidden))
             working = memory.peak - before - kept
     return RowMemory(kept_layer, kept - _LAYERS * kept_layer, working, forward)
+
+
+def forward_memory(architecture: PretrainedConfig, traits: ModelTraits, shape: RowShape) -> int:
+    """`RowMemory.forward` alone, in a third of the time."""
+    with _without_data(architecture, traits) as policy:
+        row = shape.row()
+        with torch.no_grad(), LiveBytes() as memory:
+            policy._hidden_states(row)
+    return memory.peak
+
+
+@contextmanager
+def _without_data(architecture: PretrainedConfig, traits: ModelTraits) -> Iterator[Policy]:
+    """A policy of two layers; within this context its tensors, and all others that are made, have no data."""
+    model = empty_model(_shortened(architecture), traits.weights, traits.lora, trust=traits.trust_remote_code)
+    autocast = nullcontext() if traits.autocast is None else torch.autocast("cpu", traits.autocast, cache_enabled=False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _give_memory(model)
+        policy = Policy(
+            model,
+            attention=traits.attention,
+            gradient_checkpointing=traits.checkpointing,
+            fused_norms=not traits.cuda,
+        ).train()
+        with autocast:
+            yield policy
 
 
 def head_memory(

@@ -9,17 +9,19 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
-from src.models.activations import ModelTraits, RowMemory, head_memory, row_memory
+from src.models.activations import ModelTraits, RowMemory
 from src.models.architecture import ParameterCounts, count_parameters, empty_model, load_architecture
 from src.models.loading import PolicyConfig
 from src.models.logits import chunk_tokens
 from src.models.memory import Placement, RowDemand, TrainingDemand, heap_holes, policy_parts
 from src.models.memory_plan import Capacity, MemoryPart, MemoryPlan
+from src.models.memory_traces import MemoryTraces
 from src.models.row_shape import RowShape, longest_rows
 from src.rollout.engine import SamplingParams
 from src.rollout.memory import GenerationBatch, NativeDemand, native_parts, vllm_parts
 from src.utils.capacity import device_capacity, host_capacity, resident_bytes
 from src.utils.checks import ConfigError
+from src.utils.config_keys import cache_file
 from src.utils.placement import model_traits, placement, stored_dtype
 
 GIB = 1 << 30
@@ -56,20 +58,24 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
     in_minibatch = min(per_rank, max(1, -(-config.updates.prompts_per_minibatch // place.ranks)))
     rows = longest_rows(config.updates.max_row_tokens, in_minibatch, *group)
     scored = longest_rows(config.updates.max_row_tokens, per_rank, *group)
-    row = _row_demand(architecture, traits, counts, policy, place, rows, scored)
+    traces = MemoryTraces(cache_file(config, "memory_traces"))
+    row = _row_demand(traces, architecture, traits, counts, policy, place, rows, scored)
 
     parts = [MemoryPart.always("runtime", *_runtime(place))]
-    copies, engine = _engine_parts(config, architecture, policy, traits, counts, place, per_rank if samples else 0)
+    copies, engine = _engine_parts(
+        traces, config, architecture, policy, traits, counts, place, per_rank if samples else 0
+    )
     demand = TrainingDemand(
         counts=counts,
         weight_bytes=stored.itemsize,
         trained_bytes=4 if policy.lora is not None else stored.itemsize,
         compute_bytes=traits.weights.itemsize,
         row=row,
-        warm_start=_warm_start(config, architecture, traits, counts, policy, place),
+        warm_start=_warm_start(traces, config, architecture, traits, counts, policy, place),
         reference=samples and config.algorithm.loss.kl_coef > 0,
         copies_weights=copies,
     )
+    traces.save()
     device, host = policy_parts(demand, place)
     parts += [*device, *engine]
     if not place.cuda:
@@ -113,6 +119,7 @@ def check_memory(plan: MemoryPlan) -> None:
 
 
 def _row_demand(
+    traces: MemoryTraces,
     architecture: PretrainedConfig,
     traits: ModelTraits,
     counts: ParameterCounts,
@@ -126,14 +133,14 @@ def _row_demand(
     def size(memory: RowMemory) -> int:
         return counts.layers * memory.kept_layer + memory.kept_rest + memory.working
 
-    traced = {row: row_memory(architecture, traits, row) for row in rows}
+    traced = {row: traces.row(architecture, traits, row) for row in rows}
     memory = max(traced.values(), key=size)
     longer = max(row.tokens for row in (*rows, *scored)) / max(row.tokens for row in rows)
     memory = replace(memory, forward=int(memory.forward * max(1.0, longer)))
     text = architecture.get_text_config()
     dtype = torch.float32 if place.cuda else traits.weights  # a GPU multiplies half-precision matrices without copies
     chunk = policy.head_chunk or chunk_tokens(text.vocab_size, "cuda" if place.cuda else "cpu")
-    forward, backward = head_memory(
+    forward, backward = traces.head(
         text.vocab_size, text.hidden_size, dtype, chunk, trained=counts.head_trained, cuda=place.cuda
     )
     tokens = max(row.scored for row in rows)
@@ -142,6 +149,7 @@ def _row_demand(
 
 
 def _warm_start(
+    traces: MemoryTraces,
     config: DictConfig,
     architecture: PretrainedConfig,
     traits: ModelTraits,
@@ -154,10 +162,11 @@ def _warm_start(
         return None
     target = min(config.sampling.max_new_tokens, stage.max_tokens // 2)
     row = RowShape(stage.batch_size, stage.max_tokens - target + 1, 1, target)
-    return _row_demand(architecture, traits, counts, policy, place, (row,))
+    return _row_demand(traces, architecture, traits, counts, policy, place, (row,))
 
 
 def _engine_parts(
+    traces: MemoryTraces,
     config: DictConfig,
     architecture: PretrainedConfig,
     policy: PolicyConfig,
@@ -196,7 +205,7 @@ def _engine_parts(
         value_bytes=2 if keys_stay_wide else dtype.itemsize,
         logits=traits.autocast or dtype,
         copied_weights=plain * dtype.itemsize if owns else 0,
-        prefill_token=row_memory(architecture, engine, prompt).forward / prompt.tokens,
+        prefill_token=traces.forward(architecture, engine, prompt) / prompt.tokens,
         max_sequences=rollout.max_sequences,
         max_batch_tokens=rollout.max_batch_tokens,
     )
