@@ -35,9 +35,9 @@ def group_advantages(rewards: Tensor, *, estimator: Estimator = "grpo", delta: f
         ValueError: an unknown estimator, or a negative delta.
     """
     if estimator not in get_args(Estimator):
-        raise ValueError(f"advantages.estimator: expected one of {get_args(Estimator)}, found '{estimator}'.")
+        raise ValueError(f"algorithm.estimator: expected one of {get_args(Estimator)}, found '{estimator}'.")
     if delta < 0:
-        raise ValueError(f"advantages.delta: expected at least 0, found {delta}.")
+        raise ValueError(f"algorithm.advantage_delta: expected at least 0, found {delta}.")
     exact = rewards.double()
     centred = exact - exact.mean(-1, keepdim=True)
     size = rewards.shape[-1]

@@ -39,7 +39,7 @@ class PolicyLossConfig:
         entropy_coef: of the bonus for entropy.
         importance_cap: truncates the correction old / rollout that makes up for a sampler whose log-probabilities
             differ from the trainer's; None: no correction.
-        max_length: the constant of `token_sum_constant`, usually rollout.max_new_tokens.
+        max_length: the constant of `token_sum_constant`, usually sampling.max_new_tokens.
     """
 
     aggregation: Aggregation = "sequence"
@@ -53,11 +53,13 @@ class PolicyLossConfig:
 
     def __post_init__(self) -> None:
         if self.aggregation not in get_args(Aggregation):
-            raise ValueError(f"loss.aggregation: expected one of {get_args(Aggregation)}, found '{self.aggregation}'.")
+            raise ValueError(
+                f"algorithm.loss.aggregation: expected one of {get_args(Aggregation)}, found '{self.aggregation}'."
+            )
         if (self.aggregation == "token_sum_constant") != (self.max_length is not None):
             raise ValueError(
-                "loss.aggregation 'token_sum_constant' and loss.max_length go together: expected both or neither, "
-                f"found aggregation '{self.aggregation}' and max_length {self.max_length}."
+                "algorithm.loss.aggregation 'token_sum_constant' and algorithm.loss.max_length go together: expected "
+                f"both or neither, found aggregation '{self.aggregation}' and max_length {self.max_length}."
             )
         rules = (
             ("clip_low", 0 <= self.clip_low <= 1, "in [0, 1]"),
@@ -67,7 +69,7 @@ class PolicyLossConfig:
             ("importance_cap", self.importance_cap is None or self.importance_cap > 0, "null or more than 0"),
             ("max_length", self.max_length is None or self.max_length > 0, "null or more than 0"),
         )
-        check_fields("loss", self, rules)
+        check_fields("algorithm.loss", self, rules)
 
 
 class LossCounts(NamedTuple):
@@ -161,7 +163,7 @@ class PolicyLoss:
     def __init__(self, inputs: LossInputs, config: PolicyLossConfig, counts: LossCounts) -> None:
         if config.kl_coef > 0 and inputs.ref_logprobs is None:
             raise ValueError(
-                f"loss.kl_coef is {config.kl_coef}, but the groups carry no ref_logprobs; score them first."
+                f"algorithm.loss.kl_coef is {config.kl_coef}, but the groups carry no ref_logprobs; score them first."
             )
         self._config = config
         self._old, self._rollout, self._ref = inputs.old_logprobs, inputs.rollout_logprobs, inputs.ref_logprobs

@@ -48,7 +48,7 @@ class RegionFactors:
         for field in fields(self):
             value = getattr(self, field.name)
             if value is not None and value < 0:
-                raise ValueError(f"region_weighting.factors.{field.name}: expected at least 0, found {value}.")
+                raise ValueError(f"algorithm.weighting.factors.{field.name}: expected at least 0, found {value}.")
 
     def table(self) -> Tensor:
         """float64 [6], the factor of each `Region` by its number."""
@@ -109,22 +109,22 @@ class RegionWeighting:
         for name, choice in choices:
             if getattr(self, name) not in get_args(choice):
                 raise ValueError(
-                    f"region_weighting.{name}: expected one of {get_args(choice)}, found '{getattr(self, name)}'."
+                    f"algorithm.weighting.{name}: expected one of {get_args(choice)}, found '{getattr(self, name)}'."
                 )
         labels = [region.label for region in Region]
         if unknown := sorted(set(self.no_gradient) - set(labels)):
-            raise ValueError(f"region_weighting.no_gradient: expected some of {labels}, found {unknown}.")
+            raise ValueError(f"algorithm.weighting.no_gradient: expected some of {labels}, found {unknown}.")
         if not 0 < self.w_min <= self.w_max:
             raise ValueError(
-                f"region_weighting: expected 0 < w_min <= w_max, found w_min={self.w_min} and w_max={self.w_max}."
+                f"algorithm.weighting: expected 0 < w_min <= w_max, found w_min={self.w_min} and w_max={self.w_max}."
             )
         if not 0 <= self.smoothing < 1:
-            raise ValueError(f"region_weighting.smoothing: expected at least 0 and below 1, found {self.smoothing}.")
+            raise ValueError(f"algorithm.weighting.smoothing: expected at least 0 and below 1, found {self.smoothing}.")
         if self.delta <= 0:
-            raise ValueError(f"region_weighting.delta: expected more than 0, found {self.delta}.")
+            raise ValueError(f"algorithm.weighting.delta: expected more than 0, found {self.delta}.")
         for name in ("alpha_format", "alpha_parameters", "alpha_reasoning"):
             if getattr(self, name) < 0:
-                raise ValueError(f"region_weighting.{name}: expected at least 0, found {getattr(self, name)}.")
+                raise ValueError(f"algorithm.weighting.{name}: expected at least 0, found {getattr(self, name)}.")
 
     @property
     def needs_moments(self) -> bool:
@@ -143,8 +143,8 @@ class RegionWeighting:
             return self.factors
         if entropies is None:
             raise ValueError(
-                f"region_weighting.initialiser '{self.initialiser}' needs the mean entropy of each region, measured "
-                "on the first rollouts; found none. Measure them, or set region_weighting.initialiser: fixed."
+                f"algorithm.weighting.initialiser '{self.initialiser}' needs the mean entropy of each region, measured "
+                "on the first rollouts; found none. Measure them, or set algorithm.weighting.initialiser: fixed."
             )
         return entropy_factors(self, entropies)
 

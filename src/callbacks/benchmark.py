@@ -66,6 +66,9 @@ class BenchmarkCallback(RolloutCallback):
             raise ValueError(
                 f"callbacks.benchmark.every_n_rollout_steps: expected at least 1, found {every_n_rollout_steps}."
             )
+        for name, value in (("subset", subset), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"callbacks.benchmark.{name}: expected at least 1, found {value}.")
         self._benchmarks = [benchmark for benchmark in benchmarks.values() if benchmark is not None]
         self._every = every_n_rollout_steps
         self._at_start, self._at_end = at_start, at_end

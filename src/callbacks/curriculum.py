@@ -76,9 +76,9 @@ class Curriculum(RolloutCallback):
         """Smoothed sums [2, 6] of second moments and tokens by region, over all ranks; their ratios are logged."""
         if step.gradient_moments is None:
             raise ValueError(
-                "region_weighting.initialiser 'measured_variance' needs the second moments of every rollout step in "
+                "algorithm.weighting.initialiser 'measured_variance' needs the second moments of every rollout step in "
                 f"RolloutStep.gradient_moments, found None at step {step.index}: this kind of training does not "
-                "measure them. Set region_weighting.initialiser: fixed."
+                "measure them. Set algorithm.weighting.initialiser: fixed."
             )
         local = torch.zeros(2, len(Region), dtype=torch.float64, device=module.device)
         for group, moments in zip(step.groups, step.gradient_moments, strict=True):

@@ -211,7 +211,7 @@ class PromptRenderer:
                 "prompt",
                 "structured tools and history for layout 'compact'",
                 "a prompt that the corpus publishes verbatim",
-                "Set policy.layout=published, or use a corpus of dialogues.",
+                "Set prompt.layout=published, or use a corpus of dialogues.",
             )
         return example.prompt
 

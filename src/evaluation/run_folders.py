@@ -17,7 +17,10 @@ _BUDGET = (
     "algorithm.resample_rounds",  # further completions
 )
 """Settings that decide budget and start: the same for all runs."""
-_FREE_IN_BUDGET = ("data.num_workers", "data.val_batch_size", "updates.max_row_tokens")
+_FREE_IN_BUDGET = (
+    *("data.num_workers", "data.val_batch_size", "updates.max_row_tokens"),
+    *("updates.probe_tokens", "updates.probe_tolerance"),  # older runs do not name them
+)
 _FREE = (
     *("benchmark", "ckpt_path", "logger", "optimized_metric", "paths", "task_name", "trainer", "algorithm.name"),
     *("dry_run", "preflight", "validate_at_start", "callbacks.live_figures"),

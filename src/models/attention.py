@@ -1,4 +1,6 @@
-"""Attention for packed rows, registered with transformers under the name `packed_rows`; no model is patched.
+"""Attention for packed rows, registered with transformers under the name `packed_rows`.
+
+No attention layer is patched by this. `models.fused_norm` does replace the forward of RMSNorm layers.
 
 `AttentionPlan` says how a row is cut up. It is made once a forward and reaches the attention function as the forward
 keyword `packed_plan`, which gradient checkpointing replays. Without that keyword (generation, ordinary batches) the

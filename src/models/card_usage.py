@@ -49,10 +49,13 @@ answer = model.generate(**inputs, max_new_tokens=512)[0, inputs["input_ids"].sha
 print(tokenizer.decode(answer, skip_special_tokens=True))
 ````
 
-With vLLM: `vllm serve FOLDER`, and the same two messages.{served}
+With vLLM: `vllm serve FOLDER`, and the same two messages as a plain chat completion.{served} Do not pass `tools=`, and
+start no tool-call parser: the tools stand in the system message, and the calls are text in the answer. A parser of the
+Hermes kind reads one JSON object with `arguments` from each block, and would not read these calls.
 
 An answer is `<think> … </think>`, then `<tool_call> … </tool_call>` with one JSON object a line (`name`, `parameters`),
-or `<response> … </response>`, or both. What a tool returned goes into the user message as `<obs> … </obs>`.
+or `<response> … </response>`, or both. `src.protocol.parsing.parse(answer).calls` of the project that trained it reads
+the calls from the text. What a tool returned goes into the user message as `<obs> … </obs>`.
 `generation_config.json` samples as training did; for greedy answers set `do_sample=False` (vLLM: `temperature=0`).'''
 
 

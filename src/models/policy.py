@@ -148,7 +148,7 @@ class Policy(nn.Module):
             if longest > self._window:
                 raise ValueError(
                     f"a sequence of {longest} tokens exceeds the model's sliding window of {self._window}, which "
-                    "packed rows do not model. Use shorter prompts or a lower rollout.max_new_tokens."
+                    "packed rows do not model. Use shorter prompts or a lower sampling.max_new_tokens."
                 )
         inputs: dict[str, Any] = {}
         if self.attention == "packed":

@@ -61,7 +61,7 @@ def test_common_factor_of_eq_14_cancels_as_delta_goes_to_zero() -> None:
 
 
 def test_refuses_unknown_settings() -> None:
-    with pytest.raises(ValueError, match=r"advantages\.estimator: expected one of .*found 'gae'"):
+    with pytest.raises(ValueError, match=r"algorithm\.estimator: expected one of .*found 'gae'"):
         group_advantages(torch.zeros(2), estimator="gae")
-    with pytest.raises(ValueError, match=r"advantages\.delta: expected at least 0"):
+    with pytest.raises(ValueError, match=r"algorithm\.advantage_delta: expected at least 0"):
         group_advantages(torch.zeros(2), delta=-1.0)

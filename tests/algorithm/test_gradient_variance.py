@@ -197,5 +197,5 @@ def test_regions_switched_off_or_certain_or_unnamed_by_the_paper() -> None:
 
 @pytest.mark.parametrize("smoothing", [-0.1, 1.0])
 def test_smoothing_that_never_learns_is_refused(smoothing: float) -> None:
-    with pytest.raises(ValueError, match=r"region_weighting\.smoothing: expected at least 0 and below 1"):
+    with pytest.raises(ValueError, match=r"algorithm\.weighting\.smoothing: expected at least 0 and below 1"):
         RegionWeighting(smoothing=smoothing)

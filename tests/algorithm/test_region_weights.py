@@ -161,7 +161,7 @@ def test_sum_by_region() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"normalisation": "batch"}, r"region_weighting\.normalisation: expected one of .*found 'batch'"),
+        ({"normalisation": "batch"}, r"algorithm\.weighting\.normalisation: expected one of .*found 'batch'"),
         ({"w_min": 2.0, "w_max": 1.0}, r"w_min=2\.0 and w_max=1\.0"),
         ({"alpha_format": -0.1}, r"alpha_format: expected at least 0"),
         ({"delta": 0.0}, r"delta: expected more than 0"),

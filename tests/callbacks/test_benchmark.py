@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.callbacks.benchmark import gathered
+from src.callbacks.benchmark import BenchmarkCallback, gathered
 from src.data.rendering import PromptRenderer
 from src.evaluation.benchmark import Answer, BenchmarkDataError, Ranks
 from src.evaluation.generation import EngineGenerate
@@ -132,6 +132,12 @@ def test_missing_data_stops_the_run_before_the_model_is_loaded(tmp_path, monkeyp
         train(train_config(tmp_path, *overrides))
     with pytest.raises(pytest.fail.Exception, match="loaded first"):
         train(train_config(tmp_path, *overrides, "benchmark.api_bank.on_missing=skip"))
+
+
+@pytest.mark.parametrize("key", ["subset", "batch_size"])
+def test_a_size_below_one_is_refused_by_its_key(key):
+    with pytest.raises(ValueError, match=rf"callbacks\.benchmark\.{key}: expected at least 1, found 0"):
+        BenchmarkCallback({}, 1, **{key: 0})
 
 
 def test_an_interval_below_one_is_refused(tmp_path):

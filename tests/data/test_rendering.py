@@ -86,7 +86,7 @@ def test_thinking_template_opens_the_response(tokenizer):
 def test_verbatim_prompts_need_the_published_layout(tokenizer):
     example = TurnExample((), (), Message("assistant", "Hi."), "rlla", "7", prompt=ChatPrompt("s", "u"))
     assert "<|im_start|>user\nu<|im_end|>" in tokenizer.decode(PromptRenderer(tokenizer).render(example).prompt_ids)
-    with pytest.raises(DataError, match=r"rlla\[7\]: field 'prompt'.*policy.layout=published"):
+    with pytest.raises(DataError, match=r"rlla\[7\]: field 'prompt'.*prompt.layout=published"):
         PromptRenderer(tokenizer, "compact").render(example)
 
 

@@ -118,9 +118,9 @@ def test_habits_touch_training_targets_only():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match=r"data\.num_val: expected at least 1, found 0"):
+    with pytest.raises(ValueError, match=r"data\.train\.num_val: expected at least 1, found 0"):
         SyntheticSource(num_val=0)
-    with pytest.raises(ValueError, match=r"data.kinds: expected some of .*'refusal'.* found \['chat'\]"):
+    with pytest.raises(ValueError, match=r"data.train.kinds: expected some of .*'refusal'.* found \['chat'\]"):
         SyntheticSource(kinds={**KINDS, "chat": 1.0})
     with pytest.raises(ValueError, match=r"split: expected one of .* found 'test'"):
         SyntheticSource().load("test")

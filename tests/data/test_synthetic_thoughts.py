@@ -127,7 +127,7 @@ def test_spin_chooses_every_alternative():
 
 
 def test_unknown_reasoning_is_refused():
-    with pytest.raises(ValueError, match=r"data\.reasoning: expected one of \['brief', 'long'\], found 'none'"):
+    with pytest.raises(ValueError, match=r"data\.train\.reasoning: expected one of \['brief', 'long'\], found 'none'"):
         SyntheticSource(reasoning="none")
 
 

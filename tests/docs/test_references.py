@@ -43,6 +43,29 @@ def project_files(name: str, page: Path) -> list[Path]:
     return [*filter(Path.is_file, near), *(path for path in all_files() if path.as_posix().endswith(f"/{name}"))]
 
 
+def is_in(name: str, file: Path) -> bool:
+    """Whether a Python file defines a name, or another file has it."""
+    text = file.read_text(encoding="utf-8")
+    return name in definitions(file) if file.suffix == ".py" else bool(re.search(rf"\b{re.escape(name)}\b", text))
+
+
+@cache
+def definitions(file: Path) -> frozenset[str]:
+    """Names of a file's functions, classes and variables; of a class also its methods and fields, behind its name."""
+    return frozenset(_defined(ast.parse(file.read_text(encoding="utf-8")).body))
+
+
+def _defined(body: list[ast.stmt]) -> Iterator[str]:
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield node.name
+        if isinstance(node, ast.ClassDef):
+            yield from (f"{node.name}.{name}" for name in _defined(node.body))
+        if isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            yield from (target.id for target in targets if isinstance(target, ast.Name))
+
+
 @cache
 def all_files() -> list[Path]:
     return [path for folder in ("src", "tests", "configs", "docs") for path in (ROOT / folder).rglob("*.*")]
@@ -77,11 +100,30 @@ def test_files_and_their_names_are_there(page: Path) -> None:
         if found is None or found[1] in (*OF_RUNS, *of_the_page):
             continue
         files = project_files(found[1], page)
-        sources = [file.read_text(encoding="utf-8") for file in files]
-        wanted = re.findall(r"\w+", found[2] or "")
-        if not any(all(re.search(rf"\b{name}\b", source) for name in wanted) for source in sources):
+        wanted = re.findall(r"[\w.]+", found[2] or "")
+        if not any(all(is_in(name, file) for name in wanted) for file in files):
             missing.append(f"{page.name}:{line}: {text}")
     assert not missing, "files, or names in them, that are not there: " + ", ".join(missing)
+
+
+@each_page
+def test_names_in_a_file_are_defined_there(page: Path) -> None:
+    """Of sentences with "`Name` in `file.py`", or with several names joined by "and" or a comma."""
+    of_the_page = {block.file for block in blocks(page)}
+    parts = [(line, token) for line, token in inline(page) if token.type in ("code_inline", "text", "softbreak")]
+    missing, names = [], list[str]()
+    for (line, token), (_, before) in zip(parts, [parts[0], *parts], strict=False):
+        if token.type != "code_inline":
+            if token.type == "text" and token.content.strip() not in ("in", "and", ","):
+                names = []
+        elif re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", token.content) and not token.content.endswith(".py"):
+            names.append(token.content)
+        elif token.content.endswith(".py") and before.content.strip() == "in" and token.content not in of_the_page:
+            files = project_files(token.content, page)
+            found = any(all(is_in(name, file) for name in names) for file in files)
+            missing += [] if found else [f"{page.name}:{line}: {names} in {token.content}"]
+            names = []
+    assert not missing, "names that are not defined in their file: " + ", ".join(missing)
 
 
 @each_page
@@ -119,3 +161,19 @@ def test_the_map_of_the_code() -> None:
     assert not [name for name in re.findall(r"^(\w\S*)", block.text, re.MULTILINE) if not (ROOT / name).exists()]
     ours = {path.name for path in (ROOT / "src").iterdir() if path.is_dir() and any(path.glob("*.py"))}
     assert ours - {name.strip("/") for name in inside} <= {"hydra_plugins"}
+
+
+@pytest.mark.parametrize(
+    ("name", "defined"),
+    [
+        ("PolicyLoss", True),
+        ("PolicyLoss.terms", True),
+        ("PolicyLossConfig.clip_low", True),
+        ("Aggregation", True),
+        ("policy_loss", False),  # only a message has this word
+        ("check_fields", False),  # imported
+        ("terms", False),
+    ],
+)
+def test_what_a_file_defines(name: str, defined: bool) -> None:
+    assert is_in(name, ROOT / "src/algorithm/policy_loss.py") is defined

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, GenerationConfig
 from src.models.exporting import ExportError, gathered_weights, generation_config, new_folder, write_export
 from src.models.loading import PolicyConfig, load_model, load_tokenizer
 from src.models.model_card import CardFacts, model_card
+from src.protocol.parsing import parse
 from src.rollout.engine import SamplingParams
 from tests.conftest import ROOT
 
@@ -91,6 +92,7 @@ def test_a_card_without_training_and_one_from_the_hub():
     assert (head["base_model"], head["library_name"], "license" in head) == ("Qwen/Qwen3-8B", "transformers", False)
     assert "add_generation_prompt=True, enable_thinking=True)" in hub and '{"enable_thinking": true}' in hub
     assert "1. Name: get_weather" in hub and "**Output Format**" in hub
+    assert "Do not pass `tools=`" in hub and "src.protocol.parsing.parse(answer).calls" in hub
     random = model_card(CardFacts("x", {"policy": {**policy, "weights": "random"}, "prompt": {}}))
     assert "base_model" not in yaml.safe_load(random.split("---\n")[1]) and "with random weights" in random
 
@@ -106,3 +108,10 @@ def test_the_cards_example_runs(tmp_path):
     said: list[str] = []
     exec(code.replace('folder = "."', f'folder = "{tmp_path}/out"'), {"print": said.append})
     assert said[0].startswith("<think>") and Path(tmp_path / "out/model.safetensors").is_file()
+
+
+def test_the_cards_parser_reads_what_the_card_describes():
+    """Several calls in a block, a line each, with `parameters`."""
+    calls = [f'{{"name": "get_weather", "parameters": {{"city": "{city}"}}}}' for city in ("Oslo", "Rome")]
+    answer = "\n".join(("<think> Both. </think>", "<tool_call>", *calls, "</tool_call>"))
+    assert [call.parameters for call in parse(answer).calls or ()] == [{"city": "Oslo"}, {"city": "Rome"}]

@@ -30,10 +30,10 @@ class MixSource:
             name: name of the mix.
         """
         if not parts:
-            raise ValueError("mix.parts: expected at least one part, found none.")
+            raise ValueError("data.train.parts: expected at least one part, found none.")
         for key, part in parts.items():
             if part["count"] < 1:
-                raise ValueError(f"mix.parts.{key}.count: expected at least 1, found {part['count']}.")
+                raise ValueError(f"data.train.parts.{key}.count: expected at least 1, found {part['count']}.")
         self.parts, self.seed, self.name = dict(parts), seed, name
 
     def splits(self) -> tuple[str, ...]:
@@ -63,8 +63,8 @@ class MixSource:
         if split == "train":
             if len(examples) < part["count"]:
                 raise ValueError(
-                    f"mix.parts.{key}.count: expected at most the {len(examples)} training examples that the source "
-                    f"has, found {part['count']}. Lower the count or hold fewer dialogues out."
+                    f"data.train.parts.{key}.count: expected at most the {len(examples)} training examples that the "
+                    f"source has, found {part['count']}. Lower the count or hold fewer dialogues out."
                 )
             chosen = random.Random(f"{self.seed}:{key}").sample(range(len(examples)), part["count"])
             examples = [examples[index] for index in sorted(chosen)]

@@ -13,7 +13,7 @@ from src.evaluation.bfcl.dataset import Case, choose_categories, is_multi_turn, 
 from src.evaluation.bfcl.decoding import decode_calls
 from src.evaluation.bfcl.loop import Conversation
 from src.evaluation.bfcl.prompting import Turn, TurnWording, build_prompt, turn_messages
-from src.evaluation.bfcl.sandbox import Sandbox, Verdict
+from src.evaluation.bfcl.sandbox import Sandbox, Verdict, check_limits
 from src.evaluation.bfcl.scores import score_records
 from src.evaluation.lock_step import play
 from src.evaluation.samples import Sample
@@ -61,6 +61,7 @@ class Bfcl(SampledBenchmark):
                 raise ValueError(f"benchmark.bfcl.{key}: expected {' or '.join(map(repr, choices))}, found {value!r}.")
         if max_concurrent < 1:
             raise ValueError(f"benchmark.bfcl.max_concurrent: expected at least 1, found {max_concurrent}.")
+        check_limits("benchmark.bfcl", time_limit, memory_limit_mb)
         self.on_missing = on_missing
         self._categories = choose_categories(categories)
         self._wording = turn_wording

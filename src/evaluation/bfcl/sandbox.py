@@ -15,7 +15,6 @@ from typing import Any
 from src.data.dialogue import JsonValue, ToolCall
 from src.evaluation.bfcl.calls import bounded, well_formed
 from src.evaluation.bfcl.worker_process import SandboxError, WorkerGoneError, WorkerProcess
-from src.utils.checks import check_fields
 
 __all__ = ["Execution", "Sandbox", "SandboxError", "Verdict"]
 
@@ -52,6 +51,23 @@ class Execution:
     error_type: str = ""
 
 
+def check_limits(section: str, time_limit: float, memory_limit_mb: int) -> None:
+    """Refuse limits that leave no room for a request.
+
+    Args:
+        section: where they stand in the config.
+        time_limit: see `Sandbox`.
+        memory_limit_mb: see `Sandbox`.
+
+    Raises:
+        ValueError: names the key.
+    """
+    if time_limit <= 0:
+        raise ValueError(f"{section}.time_limit: expected seconds above 0, found {time_limit}.")
+    if memory_limit_mb < 256:
+        raise ValueError(f"{section}.memory_limit_mb: expected at least 256 MiB, found {memory_limit_mb}.")
+
+
 class Sandbox:
     """A worker process and its requests. A context manager; the process starts with the first request.
 
@@ -67,11 +83,7 @@ class Sandbox:
     def __init__(self, *, time_limit: float = 10.0, memory_limit_mb: int = 1024) -> None:
         self.time_limit = time_limit
         self.memory_limit_mb = memory_limit_mb
-        rules = (
-            ("time_limit", time_limit > 0, "seconds above 0"),
-            ("memory_limit_mb", memory_limit_mb >= 256, "at least 256 MiB"),
-        )
-        check_fields("sandbox", self, rules)
+        check_limits("tools.sandbox", time_limit, memory_limit_mb)
         self._worker: WorkerProcess | None = None
 
     def __enter__(self) -> Sandbox:

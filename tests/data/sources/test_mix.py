@@ -70,14 +70,14 @@ def test_validation_is_all_that_is_held_out_shuffled_together() -> None:
 
 
 def test_a_part_that_is_too_small_is_named() -> None:
-    with pytest.raises(ValueError, match=r"mix\.parts\.hammer\.count: expected at most the 999 .*found 1000"):
+    with pytest.raises(ValueError, match=r"data\.train\.parts\.hammer\.count: expected at most the 999 .*found 1000"):
         published(masked=999).load("train")
 
 
 def test_impossible_parts_and_splits_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"mix\.parts: expected at least one part"):
+    with pytest.raises(ValueError, match=r"data\.train\.parts: expected at least one part"):
         MixSource({})
-    with pytest.raises(ValueError, match=r"mix\.parts\.a\.count: expected at least 1, found 0"):
+    with pytest.raises(ValueError, match=r"data\.train\.parts\.a\.count: expected at least 1, found 0"):
         MixSource({"a": {"source": Numbered("a", 1), "count": 0}})
     with pytest.raises(ValueError, match=r"source 'mix': expected a split of \('train',\), found 'val'"):
         MixSource({"a": {"source": Numbered("a", 1), "count": 1}}).load("val")

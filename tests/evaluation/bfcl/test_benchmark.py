@@ -90,6 +90,7 @@ def test_the_config_holds_the_defaults():
         ({"turn_wording": "ToolRL"}, "benchmark.bfcl.turn_wording: expected 'official' or 'toolrl', found 'ToolRL'"),
         ({"on_missing": "ignore"}, "benchmark.bfcl.on_missing: expected 'error' or 'skip', found 'ignore'"),
         ({"max_concurrent": 0}, "benchmark.bfcl.max_concurrent: expected at least 1, found 0"),
+        ({"time_limit": 0}, "benchmark.bfcl.time_limit: expected seconds above 0, found 0"),
         ({"categories": ["all", "chatable"]}, "found chatable"),
     ],
 )

@@ -296,9 +296,9 @@ def test_mistakes_of_ours_are_errors(files_and_math):
         with pytest.raises(SandboxError, match=r"(?s)execute.*KeyError: 'NoSuchAPI'"):
             sandbox.execute({**files_and_math.entry, "involved_classes": ["NoSuchAPI"]}, [[ToolCall("ls", {})]])
         assert sandbox.execute(files_and_math.entry, [[ToolCall("pwd", {})]]).results  # and it goes on
-    with pytest.raises(ValueError, match=r"sandbox\.time_limit: expected seconds above 0, found 0"):
+    with pytest.raises(ValueError, match=r"tools\.sandbox\.time_limit: expected seconds above 0, found 0"):
         Sandbox(time_limit=0)
-    with pytest.raises(ValueError, match=r"sandbox\.memory_limit_mb"):
+    with pytest.raises(ValueError, match=r"tools\.sandbox\.memory_limit_mb"):
         Sandbox(memory_limit_mb=8)
 
 
