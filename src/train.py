@@ -31,10 +31,14 @@ def main(config: DictConfig) -> float | None:
     check_launch(os.environ, HydraConfig.get().overrides.hydra)
     check_composed(config, "train.yaml")
     with quick_imports():
-        from src.training.run import train
+        from src.training.checks import ready
+    if not ready(config):
+        return None
+    with quick_imports():
+        from src.training.run import fit
 
-    metrics = train(config)
-    if config.optimized_metric is None or config.dry_run:
+    metrics = fit(config)
+    if config.optimized_metric is None:
         return None
     if config.optimized_metric not in metrics:
         raise ValueError(f"optimized_metric: expected one of {sorted(metrics)}, found '{config.optimized_metric}'.")

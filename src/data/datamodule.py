@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from src.data.dialogue import TurnExample
 from src.data.rendering import RenderedPrompt
 from src.data.sampler import ResumableLoader, RolloutSampler
-from src.data.sources.base import Source
+from src.data.sources.base import Source, check_limits, validation_splits
 
 log = logging.getLogger(__name__)
 
@@ -97,10 +97,7 @@ class ToolDialogueDataModule(LightningDataModule):
             path: where a config keeps the location that its sources refer to (`${data.path}`); not read here.
         """
         super().__init__()
-        if max_prompt_tokens < 1:
-            raise ValueError(f"data.max_prompt_tokens: expected at least 1, found {max_prompt_tokens}.")
-        if limit_val is not None and limit_val < 1:
-            raise ValueError(f"data.limit_val: expected at least 1 or null, found {limit_val}.")
+        check_limits(max_prompt_tokens, limit_val)
         self.train_source, self.val_source = train, val or train
         self.renderer = renderer
         self.prompts_per_step, self.val_batch_size = prompts_per_step, val_batch_size
@@ -118,21 +115,8 @@ class ToolDialogueDataModule(LightningDataModule):
         return tuple(self._val_splits())
 
     def _val_splits(self) -> dict[str, str]:
-        """Name of a validation split that is used -> the source's name for it.
-
-        Raises:
-            ValueError: `val_splits` names none, or one that is not there.
-        """
-        found = {split: split for split in self.val_source.splits() if split != "train"}
-        if not found and self.val_source is not self.train_source:
-            found = {"val": "train"}
-        if self.val_splits is None:
-            return found
-        if not self.val_splits or not set(self.val_splits) <= set(found):
-            raise ValueError(
-                f"data.val_splits: expected some of {sorted(found)} or null for all, found {list(self.val_splits)}."
-            )
-        return {name: split for name, split in found.items() if name in self.val_splits}
+        """See `validation_splits`."""
+        return validation_splits(self.train_source, self.val_source, self.val_splits)
 
     def prompts(self, split: str) -> Sequence[RenderedPrompt]:
         """All prompts of `train` or of a validation split, on every rank alike. Needs `setup`."""

@@ -12,8 +12,7 @@ import copy
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,51 +24,11 @@ from transformers import PretrainedConfig
 from src.models.architecture import empty_model
 from src.models.head import token_logprobs_and_entropies, token_loss
 from src.models.logits import block_tokens
-from src.models.lora import LoraSettings
+from src.models.memory import ModelTraits, RowMemory
 from src.models.policy import Policy
 from src.models.row_shape import RowShape
 
 _LAYERS = 2  # enough to see what one more adds
-
-
-@dataclass(frozen=True, slots=True)
-class ModelTraits:
-    """What decides how much a layer keeps, besides the architecture.
-
-    Attributes:
-        weights: dtype of the weights that the forward reads (of gathered weights, under sharding).
-        autocast: dtype of Trainer precision `*-mixed`; None without.
-        attention: see `Policy`.
-        checkpointing: see `Policy`.
-        lora: adapters.
-        trust_remote_code: run Python code that comes with the model.
-        cuda: where the forward runs.
-    """
-
-    weights: torch.dtype
-    autocast: torch.dtype | None = None
-    attention: Literal["packed", "dense"] = "packed"
-    checkpointing: bool = False
-    lora: LoraSettings | None = None
-    trust_remote_code: bool = False
-    cuda: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class RowMemory:
-    """Bytes of a row besides weights, gradients and what the head takes.
-
-    Attributes:
-        kept_layer: kept for backward by each decoder layer.
-        kept_rest: kept by what surrounds the layers: embeddings, rotary angles, gathers of the attention, last norm.
-        working: largest use above what is kept, in the backward of a layer (recomputation included).
-        forward: largest use of a forward without gradients, whatever the number of layers.
-    """
-
-    kept_layer: int
-    kept_rest: int
-    working: int
-    forward: int
 
 
 class LiveBytes(TorchDispatchMode):

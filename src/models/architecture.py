@@ -8,63 +8,24 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from src.models.deferred import on_meta
-from src.models.loading import PolicyConfig
 from src.models.lora import LoraSettings, add_lora
+from src.models.memory import ParameterCounts
+from src.models.policy_config import PolicyConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 KNOWN = Path(__file__).parent / "architectures"
 """`<name>.json` is the config.json of the hub model `<owner>/<name>`."""
-
-
-@dataclass(frozen=True, slots=True)
-class ParameterCounts:
-    """How many weights a model has and where; tied weights count once.
-
-    Attributes:
-        total: all of them, adapters included.
-        trained: those that get gradients.
-        layers: decoder layers.
-        layer: in one decoder layer.
-        layer_trained: in one decoder layer, with gradients.
-        head: of the output head alone.
-        tied: whether the head is the embedding matrix.
-        head_trained: whether the head gets gradients.
-        embedding_trained: whether the embeddings do.
-        largest: weights of the largest tensor.
-        largest_trained: weights of the largest tensor that gets gradients.
-    """
-
-    total: int
-    trained: int
-    layers: int
-    layer: int
-    layer_trained: int
-    head: int
-    tied: bool
-    head_trained: bool
-    embedding_trained: bool
-    largest: int
-    largest_trained: int
-
-    @property
-    def root(self) -> int:
-        """Weights outside the decoder layers, which FSDP gathers as one."""
-        return self.total - self.layers * self.layer
-
-    @property
-    def root_trained(self) -> int:
-        """Those of them with gradients."""
-        return self.trained - self.layers * self.layer_trained
 
 
 def load_architecture(config: PolicyConfig) -> PretrainedConfig:
@@ -110,13 +71,17 @@ def empty_model(
     architecture: PretrainedConfig, dtype: torch.dtype, lora: LoraSettings | None = None, *, trust: bool = False
 ) -> PreTrainedModel:
     """The model on the meta device, tied as it will be, with adapters; takes no memory."""
+    from transformers import AutoModelForCausalLM  # seconds, which the check of an architecture need not wait for
+
+    from src.models.deferred import on_meta
+
     with on_meta():
         model = AutoModelForCausalLM.from_config(copy.deepcopy(architecture), dtype=dtype, trust_remote_code=trust)
     model.tie_weights()
     if lora is not None:
         with on_meta():
             add_lora(model, lora)
-    return cast(PreTrainedModel, model)
+    return cast("PreTrainedModel", model)
 
 
 def count_parameters(model: PreTrainedModel) -> ParameterCounts:

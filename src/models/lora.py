@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _ADAPTER = "default"
 
@@ -109,4 +110,4 @@ def whole_state(model: PreTrainedModel, *, keep: bool = True) -> dict[str, Tenso
 @torch.no_grad()
 def _full(tensor: Tensor) -> Tensor:
     """The whole tensor of a shard; the tensor itself without sharding."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    return cast(Any, tensor).full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()

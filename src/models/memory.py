@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
-from src.models.activations import RowMemory
-from src.models.architecture import ParameterCounts
+import torch
+
+from src.models.lora import LoraSettings
 from src.models.memory_plan import PHASES, MemoryPart, Phase
 
 _FLOAT = 4  # bytes; FSDP2 reduces gradients in float32
@@ -55,6 +57,87 @@ class Placement:
             return ("trainer=fsdp on several devices", "policy.lora")
         offload = ("trainer.strategy.cpu_offload=true",) if self.cuda and not self.cpu_offload else ()
         return ("more trainer.devices or trainer.num_nodes", *offload, "policy.lora")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelTraits:
+    """What decides how much a layer keeps, besides the architecture.
+
+    Attributes:
+        weights: dtype of the weights that the forward reads (of gathered weights, under sharding).
+        autocast: dtype of Trainer precision `*-mixed`; None without.
+        attention: see `Policy`.
+        checkpointing: see `Policy`.
+        lora: adapters.
+        trust_remote_code: run Python code that comes with the model.
+        cuda: where the forward runs.
+    """
+
+    weights: torch.dtype
+    autocast: torch.dtype | None = None
+    attention: Literal["packed", "dense"] = "packed"
+    checkpointing: bool = False
+    lora: LoraSettings | None = None
+    trust_remote_code: bool = False
+    cuda: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RowMemory:
+    """Bytes of a row besides weights, gradients and what the head takes.
+
+    Attributes:
+        kept_layer: kept for backward by each decoder layer.
+        kept_rest: kept by what surrounds the layers: embeddings, rotary angles, gathers of the attention, last norm.
+        working: largest use above what is kept, in the backward of a layer (recomputation included).
+        forward: largest use of a forward without gradients, whatever the number of layers.
+    """
+
+    kept_layer: int
+    kept_rest: int
+    working: int
+    forward: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """How many weights a model has and where; tied weights count once.
+
+    Attributes:
+        total: all of them, adapters included.
+        trained: those that get gradients.
+        layers: decoder layers.
+        layer: in one decoder layer.
+        layer_trained: in one decoder layer, with gradients.
+        head: of the output head alone.
+        tied: whether the head is the embedding matrix.
+        head_trained: whether the head gets gradients.
+        embedding_trained: whether the embeddings do.
+        largest: weights of the largest tensor.
+        largest_trained: weights of the largest tensor that gets gradients.
+    """
+
+    total: int
+    trained: int
+    layers: int
+    layer: int
+    layer_trained: int
+    head: int
+    tied: bool
+    head_trained: bool
+    embedding_trained: bool
+    largest: int
+    largest_trained: int
+
+    @property
+    def root(self) -> int:
+        """Weights outside the decoder layers, which FSDP gathers as one."""
+        return self.total - self.layers * self.layer
+
+    @property
+    def root_trained(self) -> int:
+        """Those of them with gradients."""
+        return self.trained - self.layers * self.layer_trained
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from src.models.checkpoints import is_sharded, load_checkpoint
-from src.models.loading import PolicyConfig, load_model, load_tokenizer, stop_token_ids
+from src.models.loading import load_model, load_tokenizer, stop_token_ids
+from src.models.policy_config import PolicyConfig
 from src.utils.checks import ConfigError
 from src.utils.portable import load_config
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig
 
-from src.models.activations import LiveBytes
 from src.models.memory_plan import MemoryPart, Phase
 from src.rollout.admission import Room, room_for
 from src.rollout.engine import SamplingParams
-from src.rollout.sampling import sample_tokens
 
 _SCORE_BYTES = 16  # of a query-key pair in decoding: scores, exponentials, shares and their conversion
 _AT_REST = 1 << 30
@@ -70,14 +67,38 @@ class NativeDemand:
     max_batch_tokens: int
 
 
-def native_parts(demand: NativeDemand, batches: Sequence[GenerationBatch]) -> list[MemoryPart]:
-    """Parts of the native engine, for the largest of the batches."""
+def sampling_bytes(rows: int, vocabulary: int, dtype: torch.dtype, params: SamplingParams) -> int:
+    """Logits [R, V] and all that choosing a token makes of them, traced on tensors without data."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    from src.models.activations import LiveBytes
+    from src.rollout.sampling import sample_tokens
+
+    with FakeTensorMode(), LiveBytes() as memory:
+        logits = torch.zeros(rows, vocabulary, dtype=dtype)
+        sample_tokens(logits, torch.zeros(rows, dtype=torch.float64), params)
+    return memory.peak
+
+
+SamplingBytes = Callable[[int, int, torch.dtype, SamplingParams], int]
+
+
+def native_parts(
+    demand: NativeDemand, batches: Sequence[GenerationBatch], sampling: SamplingBytes = sampling_bytes
+) -> list[MemoryPart]:
+    """Parts of the native engine, for the largest of the batches.
+
+    Args:
+        demand: the engine.
+        batches: that it may be given.
+        sampling: `sampling_bytes`, or what remembers it.
+    """
     parts = []
     if demand.copied_weights:
         what = "a whole model of its own, in the type of the forwards"
         lighter = ("rollout=vllm_server",)
         parts.append(MemoryPart.always("engine weights", what, demand.copied_weights, lighter))
-    cache, work = max((_native_batch(demand, batch) for batch in batches), key=sum)
+    cache, work = max((_native_batch(demand, batch, sampling) for batch in batches), key=sum)
     keys = ("rollout.max_batch_tokens", "rollout.max_sequences")
     return [
         *parts,
@@ -111,7 +132,7 @@ def vllm_parts(
     return [*(rest if cuda else []), MemoryPart.always("engine", what, size, keys)]
 
 
-def _native_batch(demand: NativeDemand, batch: GenerationBatch) -> tuple[int, int]:
+def _native_batch(demand: NativeDemand, batch: GenerationBatch, sampling: SamplingBytes) -> tuple[int, int]:
     """(cache, work) in bytes for one batch."""
     text = demand.architecture.get_text_config()
     heads = text.num_attention_heads
@@ -123,13 +144,5 @@ def _native_batch(demand: NativeDemand, batch: GenerationBatch) -> tuple[int, in
     n = 1 if batch.sampling.temperature == 0 else batch.sampling.n
     prefill = int(room.rows // n * batch.prompt_tokens * demand.prefill_token)
     scores = room.rows * heads * max(batch.prompt_tokens, batch.sampling.max_new_tokens) * _SCORE_BYTES
-    decode = scores + _sampling_bytes(room.rows, text.vocab_size, demand.logits, batch.sampling)
+    decode = scores + sampling(room.rows, text.vocab_size, demand.logits, batch.sampling)
     return text.num_hidden_layers * layer, max(prefill, decode)
-
-
-def _sampling_bytes(rows: int, vocabulary: int, dtype: torch.dtype, params: SamplingParams) -> int:
-    """Logits [R, V] and all that choosing a token makes of them."""
-    with FakeTensorMode(), LiveBytes() as memory:
-        logits = torch.zeros(rows, vocabulary, dtype=dtype)
-        sample_tokens(logits, torch.zeros(rows, dtype=torch.float64), params)
-    return memory.peak

@@ -30,12 +30,10 @@ from src.protocol.published_regions import published_regions
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.collect import Collector
 from src.rollout.guarded import GuardedEngine
-from src.utils.config_checks import check_config
+from src.training.checks import ready
 from src.utils.instantiating import instantiate_callbacks, instantiate_loggers
-from src.utils.memory_table import show_plan
-from src.utils.policy_checks import check_architecture, check_policy
+from src.utils.policy_checks import check_policy
 from src.utils.portable import save_config
-from src.utils.preflight import MemoryPlanError, check_memory, plan_memory
 from src.utils.run_folder import held, keep_to_owner, open_run_folder
 from src.utils.run_summary import write_summary
 
@@ -50,10 +48,11 @@ def train(config: DictConfig) -> dict[str, float]:
         BenchmarkDataError: the data of a benchmark is not there.
         DataError: a record of the corpus cannot be used.
     """
-    check_config(config)
-    check_architecture(config)
-    if not preflight(config):
-        return {}
+    return fit(config) if ready(config) else {}
+
+
+def fit(config: DictConfig) -> dict[str, float]:
+    """Run a training whose config is `ready`; see `train`."""
     folder = Path(config.paths.output_dir)
     if getattr(rank_zero_only, "rank", 0) == 0:
         open_run_folder(folder)
@@ -122,25 +121,6 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
         )
         _report(start, final, folder)
     return final
-
-
-def preflight(config: DictConfig) -> bool:
-    """Hold the predicted memory against what there is, before anything is loaded; False if that was all there is to do.
-
-    Raises:
-        MemoryPlanError: it will not fit, and `preflight.action` is `error`.
-    """
-    if config.dry_run:
-        show_plan(plan_memory(config))
-        return False
-    if config.preflight.action != "off":
-        try:
-            check_memory(plan_memory(config))
-        except MemoryPlanError as error:
-            if config.preflight.action == "error":
-                raise
-            log.warning("%s", error)
-    return True
 
 
 def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRenderer) -> PolicyModule:

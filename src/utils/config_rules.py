@@ -11,8 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from src.data.datamodule import ToolDialogueDataModule
-from src.data.sources.base import CorpusSource
+from src.data.sources.base import CorpusSource, check_limits, validation_splits
 from src.data.sources.reading import corpus_files
 from src.data.sources.rlla import RllaSource
 from src.rollout.engine import SamplingParams
@@ -177,17 +176,20 @@ def _engine(config: DictConfig) -> None:
 
 
 def _data(config: DictConfig) -> None:
-    """The datamodule's own settings, where the corpora lie, and what its metrics are called."""
-    data: ToolDialogueDataModule = _made(config.data, "data")
+    """The datamodule's sources and limits, where the corpora lie, and what the metrics of its splits are called."""
+    data = config.data
+    given = {name: data[name] for name in ("train", "val") if data.get(name) is not None}
+    made = {name: _made(node, "data") for name, node in given.items()}
+    sources = [found for name, node in given.items() for found in _nodes(node, f"data.{name}")]
     if config.prompt.get("layout") == "compact":
-        for path, node in _nodes(config.data, "data"):
+        for path, node in sources:
             if target_of(node, path) is RllaSource:
                 raise ConfigError(
                     f"prompt.layout=compact with {path}: this corpus publishes its prompts verbatim. Set "
                     "prompt.layout=published, and a policy with room for them."
                 )
     if not config.get("dry_run"):
-        for path, node in _nodes(config.data, "data"):
+        for path, node in sources:
             target = target_of(node, path)
             if isinstance(target, type) and issubclass(target, CorpusSource) and node.get("path") is not None:
                 try:
@@ -195,7 +197,8 @@ def _data(config: DictConfig) -> None:
                 except (FileNotFoundError, ValueError) as error:
                     raise ConfigError(f"{path}.{error}") from error
     try:
-        splits = data.val_names
+        check_limits(data.max_prompt_tokens, data.get("limit_val"))
+        splits = tuple(validation_splits(made["train"], made.get("val"), data.get("val_splits")))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     watched = {"optimized_metric": config.get("optimized_metric")}

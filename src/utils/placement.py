@@ -7,13 +7,11 @@ from typing import Any, cast
 
 import torch
 from hydra.utils import get_class
-from lightning.pytorch.strategies import ModelParallelStrategy
 from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
-from src.models.activations import ModelTraits
-from src.models.loading import PolicyConfig
-from src.models.memory import Placement
+from src.models.memory import ModelTraits, Placement
+from src.models.policy_config import PolicyConfig
 
 
 def placement(trainer: DictConfig) -> tuple[Placement, int]:
@@ -25,6 +23,8 @@ def placement(trainer: DictConfig) -> tuple[Placement, int]:
     strategy: Any = trainer.get("strategy", "auto")
     if not isinstance(strategy, Mapping):
         return Placement(ranks, cuda, buckets=ranks > 1), on_node
+    from lightning.pytorch.strategies import ModelParallelStrategy  # slow to import, and few runs have a strategy
+
     if issubclass(get_class(strategy["_target_"]), ModelParallelStrategy):
         offload, reshard = strategy.get("cpu_offload", False), strategy.get("reshard_after_forward", True)
         return Placement(ranks, cuda, sharded=True, cpu_offload=bool(offload), reshard=bool(reshard)), on_node

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from transformers import PretrainedConfig, PreTrainedTokenizerBase
+from transformers import PretrainedConfig
 
 from src.data.rendering import PromptRenderer
-from src.models.architecture import count_parameters, empty_model, load_architecture
-from src.models.loading import PolicyConfig, load_tokenizer
+from src.models.architecture import load_architecture
+from src.models.policy_config import PolicyConfig
 from src.protocol.parsing import parse
 from src.utils.checks import ConfigError
+from src.utils.config_keys import cache_file
 from src.utils.config_rules import samples
+from src.utils.memory_traces import MemoryTraces
 from src.utils.placement import stored_dtype
 from src.utils.run_folder import GIB, check_room
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _SMALLEST_BF16_RATE = 1e-4
 """Adam moves a weight by about the learning rate; bfloat16 resolves 4e-5 to 8e-5 around 0.02."""
@@ -46,6 +52,8 @@ def check_policy(config: DictConfig) -> None:
         ConfigError: one of these does not hold.
         FileNotFoundError, OSError, ValueError: see `check_architecture` and `load_tokenizer`.
     """
+    from src.models.loading import load_tokenizer  # with the model's code, which the other checks do without
+
     policy: PolicyConfig = instantiate(config.policy)
     architecture = check_architecture(config)
     tokenizer = load_tokenizer(policy)
@@ -154,6 +162,7 @@ def _architecture(policy: PolicyConfig) -> PretrainedConfig:
 def _check_disk(config: DictConfig, policy: PolicyConfig, architecture: PretrainedConfig) -> None:
     """Room for the last checkpoint, the best, the one before and the one that is being written."""
     stored = stored_dtype(policy, architecture, str(config.trainer.precision))
-    counts = count_parameters(empty_model(architecture, stored, policy.lora, trust=policy.trust_remote_code))
+    traces = MemoryTraces(cache_file(config, "memory_traces"), trust_remote_code=policy.trust_remote_code)
+    counts = traces.counts(architecture, stored, policy.lora)
     size = counts.trained * ((4 if policy.lora is not None else stored.itemsize) + _OPTIMIZER_BYTES)
     check_room(Path(config.paths.output_dir), 4 * size, f"4 checkpoints of {size / GIB:.1f} GiB")

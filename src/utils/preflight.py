@@ -9,19 +9,27 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
-from src.models.activations import ModelTraits, RowMemory
-from src.models.architecture import ParameterCounts, count_parameters, empty_model, load_architecture
-from src.models.loading import PolicyConfig
+from src.models.architecture import load_architecture
 from src.models.logits import chunk_tokens
-from src.models.memory import Placement, RowDemand, TrainingDemand, heap_holes, policy_parts
+from src.models.memory import (
+    ModelTraits,
+    ParameterCounts,
+    Placement,
+    RowDemand,
+    RowMemory,
+    TrainingDemand,
+    heap_holes,
+    policy_parts,
+)
 from src.models.memory_plan import Capacity, MemoryPart, MemoryPlan
-from src.models.memory_traces import MemoryTraces
+from src.models.policy_config import PolicyConfig
 from src.models.row_shape import RowShape, longest_rows
 from src.rollout.engine import SamplingParams
 from src.rollout.memory import GenerationBatch, NativeDemand, native_parts, vllm_parts
 from src.utils.capacity import device_capacity, host_capacity, resident_bytes
 from src.utils.checks import ConfigError
 from src.utils.config_keys import cache_file
+from src.utils.memory_traces import MemoryTraces
 from src.utils.placement import model_traits, placement, stored_dtype
 
 GIB = 1 << 30
@@ -49,7 +57,8 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
     architecture = load_architecture(policy)
     stored = stored_dtype(policy, architecture, str(config.trainer.precision))
     traits = model_traits(policy, stored, place, str(config.trainer.precision))
-    counts = count_parameters(empty_model(architecture, stored, policy.lora, trust=policy.trust_remote_code))
+    traces = MemoryTraces(cache_file(config, "memory_traces"), trust_remote_code=policy.trust_remote_code)
+    counts = traces.counts(architecture, stored, policy.lora)
 
     per_rank = -(-config.data.prompts_per_step // place.ranks)
     samples = "loss" in config.algorithm
@@ -58,7 +67,6 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
     in_minibatch = min(per_rank, max(1, -(-config.updates.prompts_per_minibatch // place.ranks)))
     rows = longest_rows(config.updates.max_row_tokens, in_minibatch, *group)
     scored = longest_rows(config.updates.max_row_tokens, per_rank, *group)
-    traces = MemoryTraces(cache_file(config, "memory_traces"))
     row = _row_demand(traces, architecture, traits, counts, policy, place, rows, scored)
 
     parts = [MemoryPart.always("runtime", *_runtime(place))]
@@ -209,7 +217,7 @@ def _engine_parts(
         max_sequences=rollout.max_sequences,
         max_batch_tokens=rollout.max_batch_tokens,
     )
-    return owns, native_parts(demand, _batches(config, prompts))
+    return owns, native_parts(demand, _batches(config, prompts), traces.sampling)
 
 
 def _batches(config: DictConfig, prompts: int) -> list[GenerationBatch]:

@@ -36,7 +36,7 @@ class Signature:
         """Of a class or function. What a class of this project hands on with `**` goes to the next constructor."""
         found: dict[str, Accepted] = {}
         for function in _constructors(target):
-            hints = _hints(function)
+            hints = type_hints(function)
             handed_on = False
             for name, parameter in inspect.signature(function).parameters.items():
                 if parameter.kind is parameter.VAR_KEYWORD:
@@ -79,10 +79,11 @@ def _constructors(target: Any) -> list[Any]:
     return [kind.__dict__["__init__"] for kind in target.__mro__ if "__init__" in kind.__dict__] or [target]
 
 
-def _hints(function: Any) -> Mapping[str, Any]:
+def type_hints(function: Any) -> Mapping[str, Any]:
+    """Of a function's parameters by name; none of a function whose hints only a type checker can read."""
     try:
         return typing.get_type_hints(function)
-    except (NameError, TypeError):  # hints that only a type checker can read
+    except (NameError, TypeError):
         return {}
 
 

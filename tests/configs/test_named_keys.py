@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from src.utils.config_keys import CONFIGS, parameters_of
+from src.utils.config_keys import CONFIGS
+from src.utils.signatures import Signature, type_hints
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, inline
 
@@ -79,12 +80,14 @@ def merge(section: Keys, content: Keys) -> None:
 
 def add_parameters(section: Keys, target: str) -> None:
     """Add what a class or function takes, with the fields of those that are dataclasses."""
-    parameters, takes_others = parameters_of(pkgutil.resolve_name(target))
-    for name, hint in parameters.items():
+    found = pkgutil.resolve_name(target)
+    signature = Signature.of(found)
+    hints = type_hints(found.__init__ if isinstance(found, type) else found)
+    for name in signature.parameters:
         below = section.setdefault(name, {})
-        if is_dataclass(hint):
+        if is_dataclass(hint := hints.get(name)):
             below.update({field.name: {} for field in fields(hint) if field.name not in below})
-    if takes_others:
+    if signature.takes_others:
         section["*"] = {}
 
 

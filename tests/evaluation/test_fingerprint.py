@@ -59,7 +59,7 @@ def test_a_checkpoint_of_adapters_is_a_model_with_its_base(tmp_path):
 
 def test_a_hub_model_is_its_commit(monkeypatch):
     source = ModelSource("x", "hub", PolicyConfig(hub_id="owner/name"))
-    load = "src.evaluation.fingerprint.AutoConfig.from_pretrained"
+    load = "transformers.AutoConfig.from_pretrained"
     monkeypatch.setattr(load, lambda *_, **__: SimpleNamespace(_commit_hash="c0ffee"))
     assert model_identity(source) == {"dtype": "bfloat16", "lora": None, "commit": "c0ffee", "weights": "pretrained"}
 

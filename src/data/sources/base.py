@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Literal, Protocol
@@ -42,6 +42,44 @@ class Source(Protocol):
             DataError: a record that cannot be used.
         """
         ...
+
+
+def check_limits(max_prompt_tokens: int, limit_val: int | None) -> None:
+    """Refuse limits that no prompt could keep.
+
+    Args:
+        max_prompt_tokens: longest prompt.
+        limit_val: most prompts of a validation split; None: all.
+
+    Raises:
+        ValueError: names the key of the one that is less than 1.
+    """
+    if max_prompt_tokens < 1:
+        raise ValueError(f"data.max_prompt_tokens: expected at least 1, found {max_prompt_tokens}.")
+    if limit_val is not None and limit_val < 1:
+        raise ValueError(f"data.limit_val: expected at least 1 or null, found {limit_val}.")
+
+
+def validation_splits(train: Source, val: Source | None, chosen: Sequence[str] | None) -> dict[str, str]:
+    """Name of each validation split that a run uses -> its source's name for it.
+
+    Args:
+        train: trained on; its other splits are validated on if there is no `val`.
+        val: source to validate on: its splits other than `train`, or `train` as `val` if it has no other.
+        chosen: names of those to use; None: all.
+
+    Raises:
+        ValueError: `chosen` is empty, or names one that is not there.
+    """
+    source = val or train
+    found = {split: split for split in source.splits() if split != "train"}
+    if not found and source is not train:
+        found = {"val": "train"}
+    if chosen is None:
+        return found
+    if not chosen or not set(chosen) <= set(found):
+        raise ValueError(f"data.val_splits: expected some of {sorted(found)} or null for all, found {list(chosen)}.")
+    return {name: split for name, split in found.items() if name in chosen}
 
 
 def target_tags(target: Message) -> tuple[str, ...]:

@@ -1,0 +1,76 @@
+"""What a start imports: nobody waits for PyTorch who only asks for help, a config or what is wrong with one."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.reporting.inspector.samples import group
+from tests.reporting.made_runs import write_run
+
+PROBE = """
+import json, os, runpy, sys
+os.chdir(sys.argv.pop(1))
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.getcwd())
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+except SystemExit:
+    pass
+found = [name for name in ("torch", "transformers", "lightning", "src.models.loading") if name in sys.modules]
+sys.stderr.write("\\nIMPORTED " + json.dumps(found))
+"""
+
+
+def start(*arguments: str) -> tuple[list[str], str]:
+    """Heavy modules that a program imported, and what it printed."""
+    run = subprocess.run([sys.executable, "-c", PROBE, str(ROOT), *arguments], capture_output=True, text=True)
+    printed, _, imported = run.stderr.rpartition("\nIMPORTED ")
+    return json.loads(imported), run.stdout + printed
+
+
+@pytest.mark.parametrize("program", ["train", "eval", "export", "chat", "compare", "report", "inspect_rollouts"])
+def test_help_imports_nothing_heavy(program):
+    imported, printed = start(f"src/{program}.py", "--help")
+    assert imported == [] and "Powered by Hydra" in printed
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs with samples, in one folder."""
+    folder = tmp_path_factory.mktemp("runs")
+    for method in ("grpo", "rest"):
+        samples = write_run(folder, method, 1) / "rollouts.jsonl"
+        samples.write_text("".join(json.dumps(one) + "\n" for one in group()))
+    return folder
+
+
+@pytest.mark.parametrize("program", ["compare", "report", "inspect_rollouts"])
+def test_what_only_reads_runs_works_without_pytorch(program, runs, tmp_path):
+    which = f"run={runs}/rest-1" if program == "inspect_rollouts" else f"runs=[{runs}]"
+    imported, printed = start(f"src/{program}.py", which, f"hydra.run.dir={tmp_path}")
+    assert imported == [], printed
+    assert "Error" not in printed
+    assert program == "inspect_rollouts" or list(runs.rglob("*.png"))
+
+
+def test_what_is_wrong_with_keys_is_said_before_pytorch_is_imported(tmp_path):
+    """Once a first start has kept the signatures of the targets."""
+    settings = (f"paths.cache_dir={tmp_path}/cache", f"hydra.run.dir={tmp_path}/run")
+    assert "torch" in start("src/train.py", *settings, "dry_run=true")[0]
+    imported, printed = start("src/train.py", *settings, "+updates.rolout_steps=3")
+    assert imported == [] and "updates.rolout_steps: no such key" in printed
+    imported, printed = start("src/train.py", *settings, "updates.rollout_steps=three")
+    assert imported == [] and "updates.rollout_steps: expected an integer, found 'three'." in printed
+
+
+def test_a_plan_of_memory_loads_neither_lightning_nor_a_model(tmp_path):
+    settings = (f"paths.cache_dir={tmp_path}/cache", f"hydra.run.dir={tmp_path}/run", "dry_run=true")
+    first, again = (start("src/train.py", *settings) for _ in range(2))
+    assert again[0] == ["torch", "transformers"]
+    assert [line for line in again[1].splitlines() if line.startswith("weights")] == [
+        line for line in first[1].splitlines() if line.startswith("weights")
+    ]
