@@ -82,7 +82,7 @@ def _composed(name: str, folder: Path, overrides: tuple[str, ...]) -> DictConfig
     with open_dict(config):
         config.paths.root_dir = str(ROOT)
         config.paths.output_dir = str(folder)
-        config.paths.cache_dir = str(folder / "cache")
+        config.paths.cache_dir = str(folder / "cache") if folder != Path() else None  # no folder: nothing is written
     return config
 
 
