@@ -54,7 +54,12 @@ def test_it_loads_and_says_what_the_trained_policy_says(run):
     trained = load_source(resolve_model(eval_config(Path("unused"), f"model={run}", "checkpoint=last")))
     expected = trained.model.state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in exported.state_dict().items())
-    assert greedy(exported, tokenizer) == greedy(trained.model, trained.tokenizer)
+    said = torch.tensor([greedy(exported, tokenizer)])
+    assert len(said[0]) > 40 and trained.tokenizer.get_vocab() == tokenizer.get_vocab()
+    # The same numbers at another place in memory, for which kernels may sum in another order. Some 33 products of 128
+    # terms and more lie one behind the other: √33 √128 2^-24 = 3.9e-6 of a hidden state, and of logits of up to 25.
+    with torch.no_grad():
+        torch.testing.assert_close(exported(said).logits, trained.model(said).logits, rtol=0, atol=2e-4)
     earlier = AutoModelForCausalLM.from_pretrained(run / "exported/step_000001").state_dict()
     assert not torch.equal(earlier["model.norm.weight"], expected["model.norm.weight"])
 
@@ -147,7 +152,8 @@ def test_two_ranks_of_shards_export_what_their_checkpoint_holds(tmp_path):
     assert (tmp_path / "checkpoints/last.ckpt").is_dir()
     trained = load_source(resolve_model(eval_config(Path("unused"), f"model={tmp_path}", "checkpoint=last"))).model
     merged = dict(merged_named_tensors(trained))
-    assert all(torch.equal(tensor, merged[name]) for name, tensor in exported.items())
+    for name, tensor in exported.items():  # merged by two processes there and one here: see test_checkpoints
+        torch.testing.assert_close(tensor, merged[name], rtol=0, atol=5e-7, msg=name)
     base = load_file(ROOT / "src/models/tiny/model.safetensors")
     assert not torch.equal(base["model.layers.0.mlp.up_proj.weight"], merged["model.layers.0.mlp.up_proj.weight"])
     assert "1 rollout steps (2 optimizer steps)" in (tmp_path / "exported/final/README.md").read_text()

@@ -65,7 +65,8 @@ def test_what_two_ranks_saved_is_what_they_had(saved):
     gathered = torch.load(saved / "full.pt", weights_only=True)
     merged = dict(merged_named_tensors(model))
     assert merged.keys() == gathered.keys()
-    assert [name for name in gathered if not torch.equal(merged[name], gathered[name])] == []
+    for name, tensor in gathered.items():  # W + s (b a + b' a'), all below 1, merged once with two ranks, once with one
+        torch.testing.assert_close(merged[name], tensor, rtol=0, atol=5e-7, msg=name)  # 4 roundings of 2^-24 each
     untrained = dict(merged_named_tensors(adapted()))
     assert not torch.equal(merged["model.layers.0.mlp.up_proj.weight"], untrained["model.layers.0.mlp.up_proj.weight"])
     assert checkpoint_progress(saved / "last.ckpt") == Progress(rollout_steps=2, optimizer_steps=2)

@@ -28,7 +28,9 @@ def test_it_is_transformers_norm_in_float32():
         y = module(x)
         y.backward(torch.randn(7, 64, generator=torch.Generator().manual_seed(2)))
         results += [y.detach(), x.grad, module.weight.grad]
-    torch.testing.assert_close(found, expected, atol=2e-6, rtol=2e-6)
+    # The gradient of the weight sums 7 products of two numbers below 3.5. A sum below 16 is rounded by up to 2^-21, so
+    # that 7 of them are off by up to 3.3e-6, and two such gradients by 6.7e-6. The other results take fewer roundings.
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=2e-6)
 
 
 def test_in_half_precision_it_is_transformers_own():

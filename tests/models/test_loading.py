@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from src.algorithm.packing import pack
 from src.models.loading import LoadedPolicy, PolicyConfig, export, load_model, load_policy, load_tokenizer
 from src.models.lora import LoraSettings, add_lora, merged_named_tensors
-from tests.models.reference import VOCABULARY, random_group, tiny_model
+from tests.models.reference import TOLERANCE, VOCABULARY, random_group, tiny_model
 
 IDS = torch.arange(3, 15)[None]
 
@@ -36,6 +36,12 @@ def perturb_adapters(model: PreTrainedModel) -> None:
             parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
 
 
+def assert_same_weights(found: PreTrainedModel, expected: PreTrainedModel) -> None:
+    weights = found.state_dict()
+    assert weights.keys() == expected.state_dict().keys()
+    assert [name for name, tensor in expected.state_dict().items() if not torch.equal(weights[name], tensor)] == []
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     export(tiny_model("qwen3"), tokenizer(), tmp_path / "model")
@@ -51,10 +57,12 @@ def test_export_loads_again_with_identical_logits(kind: str, tied: bool, tmp_pat
     plain = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     with torch.no_grad():
         # a policy's norms take other steps to the same numbers
-        torch.testing.assert_close(loaded.policy.model(IDS).logits, model(IDS).logits, atol=1e-5, rtol=0)
+        torch.testing.assert_close(loaded.policy.model(IDS).logits, model(IDS).logits, atol=TOLERANCE, rtol=0)
         for name, tensor in loaded.policy.model.state_dict().items():
             assert torch.equal(tensor, model.state_dict()[name]), name
-        assert torch.equal(plain(IDS).logits, model(IDS).logits)
+            assert torch.equal(tensor, plain.state_dict()[name]), name
+        # the same numbers at another place in memory, for which a kernel may sum in another order
+        torch.testing.assert_close(plain(IDS).logits, model(IDS).logits, atol=TOLERANCE, rtol=0)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == tokenizer().chat_template
     # what runs the model here says nothing about how others should run it
     assert "attn_implementation" not in (tmp_path / "config.json").read_text()
@@ -72,7 +80,7 @@ def test_random_weights_need_no_weight_files(folder: Path) -> None:
     torch.manual_seed(5)
     first = load_model(config)
     torch.manual_seed(5)
-    assert torch.equal(first(IDS).logits, load_model(config)(IDS).logits)
+    assert_same_weights(load_model(config), first)
     assert first.config.num_hidden_layers == 2
 
 
@@ -114,10 +122,11 @@ def test_merged_weights_do_what_the_adapters_do(folder: Path, tmp_path: Path) ->
         assert (after - before).abs().max() > 0.1
         plain = tiny_model("qwen3", seed=9).eval()
         plain.load_state_dict(dict(merged_named_tensors(model)))
-        torch.testing.assert_close(plain(IDS).logits, after, atol=1e-5, rtol=0)
+        # adapters as large as the weights: a relative error grows to perhaps five times TOLERANCE's through two layers
+        torch.testing.assert_close(plain(IDS).logits, after, atol=5 * TOLERANCE, rtol=0)
         export(model, loaded.tokenizer, tmp_path / "merged")
         again = load_model(PolicyConfig(path=tmp_path / "merged", dtype="float32")).eval()
-        assert torch.equal(again(IDS).logits, plain(IDS).logits)
+        assert_same_weights(again, plain)
 
 
 def test_merged_weights_of_a_plain_model_are_its_own() -> None:

@@ -8,7 +8,7 @@ from src.rollout.decoding import ExactStep
 from src.rollout.engine import SamplingParams
 from src.rollout.native import NativeEngine
 from src.rollout.prefix_cache import PrefixCache
-from tests.rollout.test_native import STOPS, build, forward_logprobs, ragged, tokens_of
+from tests.rollout.test_native import STOPS, TOLERANCE, assert_same_completions, build, forward_logprobs, ragged
 
 
 class Counted(ExactStep):
@@ -35,7 +35,8 @@ def test_places_that_fall_free_are_taken(monkeypatch):
     # a row stays in the batch until a fifth of the rows is done
     assert sum(Counted.rows) < 1.3 * sum(length - 1 for length in lengths)
     for prompt, (completion,) in zip(prompts, groups, strict=True):
-        torch.testing.assert_close(completion.logprobs, forward_logprobs(model, prompt, completion), atol=1e-5, rtol=0)
+        expected = forward_logprobs(model, prompt, completion)
+        torch.testing.assert_close(completion.logprobs, expected, atol=TOLERANCE, rtol=0)
 
 
 def test_more_short_prompts_than_long_ones_fit(monkeypatch):
@@ -49,7 +50,7 @@ def test_more_short_prompts_than_long_ones_fit(monkeypatch):
     seeds = list(range(8))
     narrow = NativeEngine(model, max_batch_tokens=170).generate(prompts, params, seeds)
     assert [room.rows > 2 for room in sizes] == [True] * len(sizes) != []
-    assert tokens_of(narrow) == tokens_of(NativeEngine(model).generate(prompts, params, seeds))
+    assert_same_completions(narrow, NativeEngine(model).generate(prompts, params, seeds), model, prompts, params, seeds)
 
 
 def test_a_batch_that_ends_with_its_first_tokens_makes_way():

