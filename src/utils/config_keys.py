@@ -62,13 +62,15 @@ def check_keys(config: DictConfig, primary: str) -> None:
     if isinstance(config.get("paths"), DictConfig):
         _check_plain(config.paths, "paths", _file_keys(CONFIGS / "paths/default.yaml"))
     signatures = ResultCache(cache_file(config, "signatures"))
-    for key in _COLLECTIONS:
-        if config.get(key) is not None:
-            _check_collection(config[key], key, signatures)
-    for key in names_in(config):
-        if key not in (*_COLLECTIONS, "hydra") and not OmegaConf.is_missing(config, key):
-            check_nodes(config[key], key, signatures)
-    signatures.save()
+    try:
+        for key in _COLLECTIONS:
+            if config.get(key) is not None:
+                _check_collection(config[key], key, signatures)
+        for key in names_in(config):
+            if key not in (*_COLLECTIONS, "hydra") and not OmegaConf.is_missing(config, key):
+                check_nodes(config[key], key, signatures)
+    finally:
+        signatures.save()  # also where a key is wrong: the corrected command need not wait again
 
 
 def cache_file(config: DictConfig, name: str) -> Path | None:
