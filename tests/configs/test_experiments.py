@@ -7,7 +7,7 @@ import pytest
 from hydra.errors import InstantiationException
 
 from src.train import train
-from tests.conftest import ROOT, SMALL, published_corpus, train_config
+from tests.conftest import FEW_EXAMPLES, ROOT, SMALL, published_corpus, train_config
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
 PUBLISHED = [name for name in EXPERIMENTS if name.startswith(("qwen3", "llama3"))]
@@ -24,6 +24,8 @@ def _overrides(name: str, corpus: Path, policy: Path) -> list[str]:
     config = train_config(Path(), f"experiment={name}")
     if "strategy" in config.trainer:  # all GPUs, with vLLM
         overrides += ["trainer=default", "trainer.precision=bf16-mixed", "rollout=native"]
+    if "num_train" not in config.data.train:
+        overrides = [override for override in overrides if override not in FEW_EXAMPLES]
     if "rlla" in config.data.train.get("_target_", ""):
         overrides += [f"data.path={corpus}", "data.train.val_share=0.25"]
     return overrides
