@@ -155,6 +155,7 @@ def _rank(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_samples_and_both_get_the_report(tmp_path):
     """Seven dialogues, four for the first process and three for the second; each is asked about by one of them."""
     torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)

@@ -47,20 +47,21 @@ def canary(tmp_path):
     assert world() == before
 
 
-@pytest.mark.parametrize("decode", ["published", "strict"])
 @pytest.mark.parametrize("label", LABELS)
-def test_multi_turn(label, decode, case, sandbox, canary):
+def test_multi_turn(label, case, sandbox, canary):
+    """As the published decoder reads it, and as the strict one does where that is something else."""
     text = f"<think> Ha. </think>\n<tool_call>\n{hostile(canary)[label]}\n</tool_call>"
-    calls = decode_calls(text) if decode == "published" else parse(text).calls or ()
-    execution = sandbox.execute(case.entry, [calls])
-    assert len(execution.results) == (0 if execution.error_type else len(calls))
-    assert all(result.encode() is not None for result in execution.results)  # well-formed: a tokenizer takes it
-    verdict = sandbox.check_multi_turn(case.entry, case.answer, [[calls] for _ in case.answer])
-    assert not verdict.passed
-    if label in ("huge precision", "huge power"):
-        assert execution.error_type == verdict.error_type == "time_limit"
-    if label == "huge memory":
-        assert execution.error_type == verdict.error_type == "memory_limit"
+    published, strict = list(decode_calls(text)), list(parse(text).calls or ())
+    for calls in [published] if published == strict else [published, strict]:
+        execution = sandbox.execute(case.entry, [calls])
+        assert len(execution.results) == (0 if execution.error_type else len(calls))
+        assert all(result.encode() is not None for result in execution.results)  # well-formed: a tokenizer takes it
+        verdict = sandbox.check_multi_turn(case.entry, case.answer, [[calls] for _ in case.answer])
+        assert not verdict.passed
+        if label in ("huge precision", "huge power"):
+            assert execution.error_type == verdict.error_type == "time_limit"
+        if label == "huge memory":
+            assert execution.error_type == verdict.error_type == "memory_limit"
 
 
 def test_refused_calls_count_as_officially(case, sandbox, canary):
