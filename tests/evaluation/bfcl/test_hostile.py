@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from src.data.dialogue import ToolCall
 from src.evaluation.bfcl.dataset import load_cases
 from src.evaluation.bfcl.decoding import decode_calls
 from src.protocol.parsing import parse
+from tests.evaluation.bfcl.conftest import in_a_hurry
 from tests.evaluation.bfcl.gold import gold_calls, gold_turns
 from tests.evaluation.bfcl.hostile_calls import hostile
 
@@ -19,6 +21,7 @@ FILES_AND_MATH = "multi_turn_base_15"  # has GorillaFileSystem and MathAPI
 
 
 LABELS = list(hostile(Path("canary")))
+ENDLESS = ("huge precision", "huge power")
 
 
 def test_there_are_a_hundred():
@@ -53,12 +56,13 @@ def test_multi_turn(label, case, sandbox, canary):
     text = f"<think> Ha. </think>\n<tool_call>\n{hostile(canary)[label]}\n</tool_call>"
     published, strict = list(decode_calls(text)), list(parse(text).calls or ())
     for calls in [published] if published == strict else [published, strict]:
-        execution = sandbox.execute(case.entry, [calls])
+        with in_a_hurry(sandbox) if label in ENDLESS else nullcontext():
+            execution = sandbox.execute(case.entry, [calls])
+            verdict = sandbox.check_multi_turn(case.entry, case.answer, [[calls] for _ in case.answer])
         assert len(execution.results) == (0 if execution.error_type else len(calls))
         assert all(result.encode() is not None for result in execution.results)  # well-formed: a tokenizer takes it
-        verdict = sandbox.check_multi_turn(case.entry, case.answer, [[calls] for _ in case.answer])
         assert not verdict.passed
-        if label in ("huge precision", "huge power"):
+        if label in ENDLESS:
             assert execution.error_type == verdict.error_type == "time_limit"
         if label == "huge memory":
             assert execution.error_type == verdict.error_type == "memory_limit"
@@ -106,9 +110,10 @@ def test_literals_that_exhaust_a_regular_expression(category, kind, literal, san
         if doc["type"] == kind
     )
     (gold,) = gold_calls(case)
-    verdict = sandbox.check_single_turn(
-        case.entry, category, case.answer, [ToolCall(gold.name, {**gold.parameters, key: literal})]
-    )
+    with in_a_hurry(sandbox):
+        verdict = sandbox.check_single_turn(
+            case.entry, category, case.answer, [ToolCall(gold.name, {**gold.parameters, key: literal})]
+        )
     assert not verdict.passed and len(verdict.error) < 500
 
 

@@ -82,6 +82,7 @@ def test_outputs_are_mixed(category, outputs, official):
         assert not any(any(passed[mistake]) for mistake in never)
 
 
+@pytest.mark.parametrize("outputs", [pytest.param(320, marks=pytest.mark.slow)], indirect=True)
 def test_some_outputs_end_an_official_run(official):
     """The comparison has them: an integer of 5,000 digits raises in the official converter of Java literals."""
     assert any(error_type.startswith("crash") for _, error_type in official["java"])
