@@ -31,7 +31,13 @@ def _overrides(name: str, corpus: Path, policy: Path) -> list[str]:
     return overrides
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+LIKE_QWEN3_8B = ("qwen3_1_7b", "qwen3_14b", "qwen3_32b", "qwen3_4b_2507", "qwen3_4b_thinking_2507")
+"""They differ from it in the policy's name, and here all train the same one."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LIKE_QWEN3_8B else name for name in EXPERIMENTS]
+)
 def test_experiment_takes_one_step(name, corpus, random_policy, tmp_path):
     train(train_config(tmp_path, *_overrides(name, corpus, random_policy)))
     summary = json.loads((tmp_path / "summary.json").read_text())

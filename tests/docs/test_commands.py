@@ -16,7 +16,7 @@ from tests.docs.pages import PAGES, blocks, commands, mentioned
 from tests.docs.test_examples import PAGES as WITH_FILES
 from tests.docs.test_examples import copy_of_the_project, lay_over
 
-FIRST_READ = {ROOT / "README.md", ROOT / "docs/quick_start.md"}
+README = {ROOT / "README.md"}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def there(readers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 
 
 @pytest.mark.parametrize(
-    "pages", [FIRST_READ, pytest.param(set(PAGES) - FIRST_READ, marks=pytest.mark.slow)], ids=["first", "others"]
+    "pages", [README, pytest.param(set(PAGES) - README, marks=pytest.mark.slow)], ids=["README", "docs"]
 )
 def test_every_command_can_be_run(pages: set[Path], tmp_path: Path) -> None:
     """Each once, wherever it stands; of a page that brings files, over a copy of the project that has them."""

@@ -73,7 +73,12 @@ SEPARATE = {
 }
 
 
-@pytest.mark.parametrize("name", SEPARATE)
+SLOW = ("multi_turn_miss_func", "multi_turn_miss_param", "multi_turn_long_context")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in SEPARATE]
+)
 def test_gold_answers_pass(name):
     categories = SEPARATE[name]
     benchmark = Bfcl(categories)
