@@ -8,7 +8,7 @@ import torch
 
 from src.callbacks.benchmark import gathered
 from src.data.rendering import PromptRenderer
-from src.evaluation.benchmark import Answer, BenchmarkDataError, Ranks
+from src.evaluation.benchmark import Answer, BenchmarkDataError, Ranks, Record
 from src.evaluation.generation import EngineGenerate
 from src.evaluation.synthetic import SyntheticBenchmark
 from src.models.loading import PolicyConfig, load_policy
@@ -137,6 +137,18 @@ def test_missing_data_stops_the_run_before_the_model_is_loaded(tmp_path, monkeyp
 def test_an_interval_below_one_is_refused(tmp_path):
     with pytest.raises(Exception, match=r"callbacks\.benchmark\.every_n_rollout_steps: expected at least 1, found 0"):
         train(train_config(tmp_path, *RUN, "callbacks.benchmark.every_n_rollout_steps=0"))
+
+
+def test_records_of_all_ranks_are_gathered_in_their_order(monkeypatch):
+    """As the first of two ranks, with what the second would send."""
+    mine, theirs = [Record("a", "x", True), Record("c", "x", False)], [Record("b", "x", True)]
+
+    def exchange(parts, records):
+        parts[:] = [records, theirs]
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", exchange)
+    assert [record.id for record in gathered(mine)] == ["a", "c", "b"]
 
 
 def _rank(rank: int, folder: str) -> None:
