@@ -19,10 +19,12 @@ AUDIT_STAMP := $(AUDIT_VENV)/.installed
 ARGS ?=
 PYTEST_ARGS ?=
 TEST_PROCESSES ?= 2
+TEST_THREADS ?= 1
+PYTEST := OMP_NUM_THREADS=$(TEST_THREADS) $(RUN) -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 TOOLRL ?= https://github.com/qiancheng0/ToolRL.git
 
-.PHONY: help setup train eval report test test-browser test-vllm sweep compare docs format lint audit api-bank bench bench-gpu bench-peers tiny-policy lock lock-vllm clean
+.PHONY: help setup train eval report test test-slow test-browser test-vllm sweep compare docs format lint audit api-bank bench bench-gpu bench-peers tiny-policy lock lock-vllm clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | while IFS= read -r line; do \
@@ -39,8 +41,12 @@ eval: $(STAMP) ## Evaluate: make eval ARGS="policy=tiny benchmark=[synthetic]"
 report: $(STAMP) ## A page of the latest run: make report ARGS="'runs=[logs/train/runs/A,logs/compare/B]'"
 	$(RUN) src/report.py $(ARGS)
 
-test: $(STAMP) ## Run the tests: make test PYTEST_ARGS="-k rollout"
-	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile $(PYTEST_ARGS)
+# Pytest takes the last of several `-m`: one in PYTEST_ARGS replaces these.
+test: $(STAMP) ## Run all tests that are not slow: make test PYTEST_ARGS="-k rollout"
+	$(PYTEST) -m "not slow and not vllm and not browser" $(PYTEST_ARGS)
+
+test-slow: $(STAMP) ## Run the slow tests: kills, several ranks, real weights, whole sweeps
+	$(PYTEST) -m "slow and not vllm and not browser" $(PYTEST_ARGS)
 
 # Playwright drives a Chromium of the system; it brings none.
 test-browser: $(STAMP) ## Run the report's tests in a headless Chromium

@@ -5,9 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, open_dict
 
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""Hydra composes hundreds of configs here; libyaml reads the same as the parser in Python, and faster."""
 ROOT = Path(__file__).parents[1]
 SHARED_DATA = ROOT / ".." / "shared" / "data"
 
@@ -86,7 +89,10 @@ def _composed(name: str, folder: Path, overrides: tuple[str, ...]) -> DictConfig
     return config
 
 
+FEW_EXAMPLES = ("data.train.num_train=100", "data.train.num_val=20")
+"""Of the generated corpus: writing and rendering all 4,600 of its examples takes longer than a short training."""
 SMALL = (
+    *FEW_EXAMPLES,
     "updates.rollout_steps=1",
     "updates.prompts_per_minibatch=2",
     "data.prompts_per_step=4",
@@ -103,4 +109,4 @@ SMALL = (
     "logger=csv",
     "preflight.action=off",
 )
-"""Overrides that make any experiment a matter of seconds."""
+"""Overrides that make any experiment on the generated corpus a matter of seconds; of another, without FEW_EXAMPLES."""

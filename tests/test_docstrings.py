@@ -3,8 +3,6 @@
 import doctest
 import importlib
 
-import pytest
-
 from tests.conftest import ROOT
 
 MODULES = sorted(
@@ -14,7 +12,8 @@ MODULES = sorted(
 )
 
 
-@pytest.mark.parametrize("name", MODULES)
-def test_examples(name):
-    results = doctest.testmod(importlib.import_module(name))
-    assert results.attempted > 0 and results.failed == 0
+def test_examples():
+    """What each failed example expected and got is in the captured output."""
+    results = {name: doctest.testmod(importlib.import_module(name)) for name in MODULES}
+    assert len(results) >= 30
+    assert {name: result for name, result in results.items() if result.failed or not result.attempted} == {}

@@ -8,7 +8,7 @@ import torch
 
 from src.callbacks.benchmark import BenchmarkCallback, gathered
 from src.data.rendering import PromptRenderer
-from src.evaluation.benchmark import Answer, BenchmarkDataError, Ranks
+from src.evaluation.benchmark import Answer, BenchmarkDataError, Ranks, Record
 from src.evaluation.generation import EngineGenerate
 from src.evaluation.synthetic import SyntheticBenchmark
 from src.models.loading import PolicyConfig, load_policy
@@ -21,8 +21,8 @@ RUN = (
     *SMALL,
     "data.train.num_train=64",
     "data.train.num_val=4",
-    "updates.rollout_steps=5",
-    "trainer.val_check_interval=5",
+    "updates.rollout_steps=3",
+    "trainer.val_check_interval=3",
     "sampling.max_new_tokens=80",
     "optimizer.learning_rate=1e-3",
     "optimizer.warmup_steps=0",
@@ -57,7 +57,7 @@ def test_training_is_bit_identical_without_it(evaluated, tmp_path):
 
 def test_it_runs_at_the_start_every_n_steps_and_at_the_end(evaluated):
     events = _events(evaluated, "benchmark")
-    assert [event["rollout_step"] for event in events] == [0, 2, 4, 5]
+    assert [event["rollout_step"] for event in events] == [0, 2, 3]
     for event in events:
         path = evaluated / f"benchmarks/synthetic/step_{event['rollout_step']:06d}.jsonl"
         records = [json.loads(line) for line in path.read_text().splitlines()]
@@ -80,7 +80,7 @@ def test_scores_are_those_of_the_weights_of_that_step(evaluated):
         max_new_tokens=80,
         context=1024,
     )
-    for step in (0, 5):
+    for step in (0, 3):
         if step:
             state = _weights(evaluated / "checkpoints/last.ckpt")
             loaded.policy.load_state_dict({key.removeprefix("policy."): value for key, value in state.items()})
@@ -91,9 +91,9 @@ def test_scores_are_those_of_the_weights_of_that_step(evaluated):
 
 
 def test_a_resumed_run_goes_on_where_it_was(evaluated, tmp_path):
-    """From the end of 5 steps to 7: step 6 is due, 7 is the end; the start is not evaluated again."""
-    train(train_config(tmp_path, *RUN, *ON, "updates.rollout_steps=7", f"ckpt_path={evaluated}/checkpoints/last.ckpt"))
-    assert [event["rollout_step"] for event in _events(tmp_path, "benchmark")] == [6, 7]
+    """From the end of 3 steps to 5: step 4 is due, 5 is the end; the start is not evaluated again."""
+    train(train_config(tmp_path, *RUN, *ON, "updates.rollout_steps=5", f"ckpt_path={evaluated}/checkpoints/last.ckpt"))
+    assert [event["rollout_step"] for event in _events(tmp_path, "benchmark")] == [4, 5]
 
 
 def test_a_subset_is_the_same_every_time(tmp_path):
@@ -145,6 +145,18 @@ def test_an_interval_below_one_is_refused(tmp_path):
         train(train_config(tmp_path, *RUN, "callbacks.benchmark.every_n_rollout_steps=0"))
 
 
+def test_records_of_all_ranks_are_gathered_in_their_order(monkeypatch):
+    """As the first of two ranks, with what the second would send."""
+    mine, theirs = [Record("a", "x", True), Record("c", "x", False)], [Record("b", "x", True)]
+
+    def exchange(parts, records):
+        parts[:] = [records, theirs]
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "all_gather_object", exchange)
+    assert [record.id for record in gathered(mine)] == ["a", "c", "b"]
+
+
 def _rank(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     benchmark = SyntheticBenchmark(size=7, seed=1000)
@@ -161,6 +173,7 @@ def _rank(rank: int, folder: str) -> None:
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_samples_and_both_get_the_report(tmp_path):
     """Seven dialogues, four for the first process and three for the second; each is asked about by one of them."""
     torch.multiprocessing.spawn(_rank, (str(tmp_path),), nprocs=2)

@@ -166,6 +166,7 @@ def test_the_documented_report_shows_what_is_logged(offline):
     assert all(f"{prefix}/tool_name" in logged for prefix in re.findall(r"\w+", prefixes))
 
 
+@pytest.mark.slow
 def test_training_is_bit_identical_without_it(shown, tmp_path):
     train(train_config(tmp_path, *RUN, "logger=csv", "callbacks.live_figures=null"))
 

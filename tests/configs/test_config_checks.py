@@ -1,4 +1,7 @@
-"""Cross-field rules: one clear error, before anything is loaded, that names the keys."""
+"""Cross-field rules: one clear error, before anything is loaded, that names the keys.
+
+docs/bad_inputs.md has the others, with their messages; tests/faults/test_bad_inputs.py builds each of them.
+"""
 
 from pathlib import Path
 
@@ -12,10 +15,11 @@ from src.utils.config_rules import VALIDATION_METRICS
 from src.utils.policy_checks import check_lengths, check_rate
 from tests.conftest import ROOT, eval_config, train_config
 
-GROUPS = ("algorithm", "callbacks", "logger", "reward", "rollout", "trainer")
+GROUPS = ("callbacks", "logger", "reward", "rollout", "trainer")
 CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((ROOT / "configs" / group).glob("*.yaml"))]
 
 
+# test_algorithms.py trains with every config of `algorithm`
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_config_of_a_group_passes(choice):
     check_config(train_config(Path(), choice, "dry_run=true"))  # no GPU, no vLLM
@@ -29,11 +33,6 @@ def test_evaluations_pass():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (
-            ["data.prompts_per_step=10", "updates.prompts_per_minibatch=4"],
-            "data.prompts_per_step=10 is no multiple of updates.prompts_per_minibatch=4",
-        ),
-        (["sampling.n=1"], "sampling.n=1: advantages compare the completions of a prompt"),
         (["sampling.temperature=0"], "sampling.temperature=0 makes all completions of a prompt equal"),
         (
             ["updates.rollout_steps=5", "trainer.val_check_interval=6"],
@@ -43,21 +42,8 @@ def test_evaluations_pass():
             ["algorithm.weighting.progress=fraction", "callbacks.curriculum=null"],
             "algorithm.weighting.progress=fraction needs callbacks.curriculum",
         ),
-        (["data=hammer", "data.train.seed=???"], "no value for data.train.seed"),
         (["callbacks.benchmark=null"], r"benchmark=\[synthetic\] needs callbacks.benchmark"),
-        (["trainer.precision=16-mixed"], "trainer.precision=16-mixed: expected a GPU"),
-        (["trainer=fsdp_cpu", "trainer.devices=17"], "at least one prompt for each of the 17 ranks"),
         (["trainer.devices=two"], "trainer.devices: expected a number, a list or 'auto', found 'two'"),
-        (
-            ["optimized_metric=val/exact_mach"],
-            "optimized_metric=val/exact_mach: no such metric. Did you mean val/exact_",
-        ),
-        (["callbacks.checkpoint.monitor=val/rewrd"], "monitor=val/rewrd: no such metric. Did you mean val/reward"),
-        (["rollout=vllm", "rollout.max_model_len=500"], "400 . 112 is more than rollout.max_model_len=500"),
-        (
-            ["rollout=vllm", "sampling.temperature=0.7", "rollout.logprobs_mode=raw_logprobs"],
-            "Set rollout.logprobs_mode=",
-        ),
         (["rollout=vllm", "updates.old_logprobs=sampler"], "old_logprobs=sampler needs rollout=native"),
         (["rollout=vllm", "rollout.gpu_memory_utilization=90"], "gpu_memory_utilization: expected in"),
         (["rollout=vllm", "rollout.tensor_parallel_size=2"], "expected a divisor of the 1 ranks of a node"),
@@ -74,24 +60,18 @@ def test_rules(overrides, message):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["+sed=3"], "sed: no such key in configs/train.yaml. Did you mean seed?"),
         (["+paths.log_dri=x"], "paths.log_dri: no such key. Did you mean paths.log_dir?"),
-        (["+updates.rollout_step=3"], "Did you mean updates.rollout_steps?"),
         (["+data.train.num_trian=3"], "Did you mean data.train.num_train?"),
         (["+algorithm.weighting.factors.reason=1"], "Did you mean algorithm.weighting.factors.reasoning?"),
         (
             ["+callbacks.checkpoint.save_lst=true"],
             "Did you mean callbacks.checkpoint.save_last?",
         ),  # of Lightning's base
-        (["+callbacks.helth=null"], "callbacks.helth: null leaves an entry out, but none is called so. Did you mean"),
         (
             ["+callbacks.bench.every_n_rollout_steps=3"],
             "callbacks.bench: expected a config with _target_, found the keys",
         ),
-        (["reward._target_=src.rewards.tool_cal.Reward"], "reward._target_: expected a class or function that can be"),
-        (["updates.rollout_steps=ten"], "updates.rollout_steps: expected an integer, found 'ten'"),
         (["sampling.n=true"], "sampling.n: expected an integer, found True"),
-        (["optimizer.schedule=linear"], "optimizer.schedule: expected 'constant' or 'cosine', found 'linear'"),
         (["trainer.precision=bf16-mix"], "trainer.precision: expected .*'bf16-mixed'.*, found 'bf16-mix'"),
         (["seed=one"], "seed: expected an integer, found 'one'"),
         (["warm_start=placeholder"], "warm_start.source.path: Interpolation key 'data.path' not found"),

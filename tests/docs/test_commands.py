@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
 from src.utils.portable import save_config
 from tests.conftest import ROOT, train_config
@@ -16,6 +15,8 @@ from tests.docs.command_checks import NOT_RUN, RUNS, fault
 from tests.docs.pages import PAGES, blocks, commands, mentioned
 from tests.docs.test_examples import PAGES as WITH_FILES
 from tests.docs.test_examples import copy_of_the_project, lay_over
+
+README = {ROOT / "README.md"}
 
 
 @pytest.fixture(scope="module")
@@ -32,14 +33,6 @@ def readers_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", autouse=True)
-def fast_yaml() -> Iterator[None]:
-    """Half of the time is YAML that is parsed in Python; libyaml, where it is there, reads the same."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(yaml, "SafeLoader", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        yield
-
-
 @pytest.fixture(autouse=True)
 def there(readers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(readers_folder)
@@ -47,16 +40,21 @@ def there(readers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
     yield
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_of_the_page_can_be_run(page: Path, tmp_path: Path) -> None:
-    configs = None
-    if page.name in WITH_FILES:
-        copy_of_the_project(tmp_path)
-        for block in blocks(page):
-            lay_over(block, tmp_path)
-        configs = tmp_path / "configs"
-    found = {one.words: one for one in (*mentioned(page), *commands(page))}
-    faults = [f"{one.where}\n    {said}" for words, one in found.items() if (said := fault(words, configs))]
+@pytest.mark.parametrize(
+    "pages", [README, pytest.param(set(PAGES) - README, marks=pytest.mark.slow)], ids=["README", "docs"]
+)
+def test_every_command_can_be_run(pages: set[Path], tmp_path: Path) -> None:
+    """Each once, wherever it stands; of a page that brings files, over a copy of the project that has them."""
+    found = {}
+    for page in sorted(pages):
+        configs = None
+        if page.name in WITH_FILES:
+            copy_of_the_project(tmp_path / page.stem)
+            for block in blocks(page):
+                lay_over(block, tmp_path / page.stem)
+            configs = tmp_path / page.stem / "configs"
+        found |= {(one.words, configs): one for one in (*mentioned(page), *commands(page))}
+    faults = [f"{one.where}\n    {said}" for (words, configs), one in found.items() if (said := fault(words, configs))]
     assert not faults, "\n".join(("commands that cannot be run as they stand:", *faults))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT, SMALL
+from tests.conftest import FEW_EXAMPLES, ROOT, SMALL
 from tests.docs.pages import Block, Command, blocks, commands
 
 PAGES = ("extending.md", "your_data.md")
@@ -33,6 +33,7 @@ LEFT_TO_OTHERS = ("-m", "dry_run=true")
 
 def copy_of_the_project(folder: Path) -> None:
     """Source, configs, and what the runner needs of the tests; nothing that runs have left."""
+    folder.mkdir(exist_ok=True)
     for name in ("src", "configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "tests").mkdir()
@@ -58,8 +59,10 @@ def small(command: Command, policy: Path) -> tuple[str, list[str]]:
     """The program and its overrides, made a matter of seconds, with a model folder for what would come from the hub."""
     program, *overrides = command.words[1:]
     if program == "src/train.py":
-        by_hand = [one for one in overrides if one.startswith("benchmark=")]
-        overrides += [one for one in SMALL if not (by_hand and one.startswith("benchmark="))]
+        own_benchmarks = any(one.startswith("benchmark=") for one in overrides)
+        own_data = any(one.startswith(("data=", "experiment=")) for one in overrides)
+        kept = set(SMALL) - set(FEW_EXAMPLES if own_data else ())
+        overrides += [one for one in SMALL if one in kept and not (own_benchmarks and one.startswith("benchmark="))]
         overrides += ["callbacks.benchmark.at_start=false", "callbacks.benchmark.subset=6"]
         overrides += ["callbacks.checkpoint=null", "sampling.max_new_tokens=24"]
     return program, [f"policy.path={policy}" if one == "policy.path=FOLDER" else one for one in overrides]

@@ -10,8 +10,6 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
-import pytest
-
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, blocks, inline, tokens
 
@@ -21,9 +19,8 @@ _FILE = re.compile(r"([\w./-]+\.(?:py|yaml|md|sh|sbatch|toml))(?:: ([\w., ]+))?"
 _FOLDER = re.compile(r"(?:src|tests|configs|docs)/[\w./-]*")
 _OPTIONS = re.compile(r"[\w./]+=\S+(?: [\w./]+=\S+)*")
 
-each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 
-
+@cache
 def anchors(page: Path) -> set[str]:
     """Of a page's headings, as GitHub makes them."""
     parsed = tokens(page)
@@ -31,10 +28,18 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in texts}
 
 
-def pieces_of_code(page: Path) -> Iterator[tuple[int, str]]:
-    for line, token in inline(page):
-        if token.type == "code_inline":
-            yield line, token.content
+def pieces_of_code() -> Iterator[tuple[Path, int, str]]:
+    """Page, line and text of all code in sentences."""
+    for page in PAGES:
+        for line, token in inline(page):
+            if token.type == "code_inline":
+                yield page, line, token.content
+
+
+@cache
+def files_of(page: Path) -> set[str | None]:
+    """Those that it brings."""
+    return {block.file for block in blocks(page)}
 
 
 def project_files(name: str, page: Path) -> list[Path]:
@@ -71,15 +76,15 @@ def all_files() -> list[Path]:
     return [path for folder in ("src", "tests", "configs", "docs") for path in (ROOT / folder).rglob("*.*")]
 
 
-@each_page
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_lead_somewhere() -> None:
     targets = [
-        (line, unquote(str(token.attrs["src" if token.type == "image" else "href"])))
+        (page, line, unquote(str(token.attrs["src" if token.type == "image" else "href"])))
+        for page in PAGES
         for line, token in inline(page)
         if token.type in ("image", "link_open")
     ]
     missing = []
-    for line, target in targets:
+    for page, line, target in targets:
         if re.match(r"\w+:", target):
             continue
         path, _, heading = target.partition("#")
@@ -89,11 +94,10 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert not missing, "links that lead nowhere: " + ", ".join(missing)
 
 
-@each_page
-def test_files_and_their_names_are_there(page: Path) -> None:
-    of_the_page = {block.file for block in blocks(page)}
+def test_files_and_their_names_are_there() -> None:
     missing = []
-    for line, text in pieces_of_code(page):
+    for page, line, text in pieces_of_code():
+        of_the_page = files_of(page)
         if _FOLDER.fullmatch(text) and not (ROOT / text).exists() and text not in of_the_page:
             missing.append(f"{page.name}:{line}: {text}")
         found = _FILE.fullmatch(text)
@@ -106,31 +110,31 @@ def test_files_and_their_names_are_there(page: Path) -> None:
     assert not missing, "files, or names in them, that are not there: " + ", ".join(missing)
 
 
-@each_page
-def test_names_in_a_file_are_defined_there(page: Path) -> None:
+def test_names_in_a_file_are_defined_there() -> None:
     """Of sentences with "`Name` in `file.py`", or with several names joined by "and" or a comma."""
-    of_the_page = {block.file for block in blocks(page)}
-    parts = [(line, token) for line, token in inline(page) if token.type in ("code_inline", "text", "softbreak")]
-    missing, names = [], list[str]()
-    for (line, token), (_, before) in zip(parts, [parts[0], *parts], strict=False):
-        if token.type != "code_inline":
-            if token.type == "text" and token.content.strip() not in ("in", "and", ","):
+    missing = []
+    for page in PAGES:
+        parts = [(line, token) for line, token in inline(page) if token.type in ("code_inline", "text", "softbreak")]
+        names = list[str]()
+        for (line, token), (_, before) in zip(parts, [parts[0], *parts], strict=False):
+            if token.type != "code_inline":
+                if token.type == "text" and token.content.strip() not in ("in", "and", ","):
+                    names = []
+            elif re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", token.content) and not token.content.endswith(".py"):
+                names.append(token.content)
+            elif token.content.endswith(".py") and before.content.strip() == "in":
+                if token.content not in files_of(page):
+                    files = project_files(token.content, page)
+                    found = any(all(is_in(name, file) for name in names) for file in files)
+                    missing += [] if found else [f"{page.name}:{line}: {names} in {token.content}"]
                 names = []
-        elif re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*", token.content) and not token.content.endswith(".py"):
-            names.append(token.content)
-        elif token.content.endswith(".py") and before.content.strip() == "in" and token.content not in of_the_page:
-            files = project_files(token.content, page)
-            found = any(all(is_in(name, file) for name in names) for file in files)
-            missing += [] if found else [f"{page.name}:{line}: {names} in {token.content}"]
-            names = []
     assert not missing, "names that are not defined in their file: " + ", ".join(missing)
 
 
-@each_page
-def test_options_of_groups_are_there(page: Path) -> None:
-    of_the_page = [ROOT / str(block.file) for block in blocks(page)]
+def test_options_of_groups_are_there() -> None:
     missing = []
-    for line, text in pieces_of_code(page):
+    for page, line, text in pieces_of_code():
+        of_the_page = [ROOT / str(file) for file in files_of(page)]
         for word in text.split() if _OPTIONS.fullmatch(text) else ():
             group, _, options = word.partition("=")
             folder = ROOT / "configs" / group
@@ -142,16 +146,17 @@ def test_options_of_groups_are_there(page: Path) -> None:
     assert not missing, "options that are not in configs/: " + ", ".join(missing)
 
 
-@each_page
-def test_examples_in_python_import_what_there_is(page: Path) -> None:
-    for block in blocks(page):
+def test_examples_in_python_import_what_there_is() -> None:
+    missing = []
+    for block in (block for page in PAGES for block in blocks(page)):
         if block.language != "python" or block.file is not None:
             continue
         for node in ast.walk(ast.parse(block.text)):
             if isinstance(node, ast.ImportFrom) and str(node.module).startswith("src."):
                 names = [name.name for name in node.names]
                 module = __import__(str(node.module), fromlist=names)  # modules of a package too
-                assert not [name for name in names if not hasattr(module, name)], block.where
+                missing += [f"{block.where}: {name}" for name in names if not hasattr(module, name)]
+    assert not missing, "names that are not there: " + ", ".join(missing)
 
 
 def test_the_map_of_the_code() -> None:

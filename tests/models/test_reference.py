@@ -56,7 +56,7 @@ def test_adapters_need_no_second_model(random_policy):
     assert sum(buffer.numel() for buffer in FrozenStart(policy).buffers()) == adapters < 0.2 * whole
 
 
-@pytest.mark.parametrize("lora", [(), LORA])
+@pytest.mark.parametrize("lora", [(), pytest.param(LORA, marks=pytest.mark.slow)])
 def test_resumed_runs_keep_their_reference(lora, random_policy, tmp_path):
     """One step, then another from its checkpoint: the divergence is from the very start, as without a break."""
 

@@ -101,7 +101,9 @@ def test_rows_do_not_matter(random_policy, tmp_path):
         torch.testing.assert_close(weights(tmp_path / "many")[name], value, rtol=0, atol=ATOL)
 
 
-@pytest.mark.parametrize(("method", "passes"), [("rest", 2), ("rest_kl", 1), ("sft", 1)])
+@pytest.mark.parametrize(
+    ("method", "passes"), [("rest", 2), ("rest_kl", 1), pytest.param("sft", 1, marks=pytest.mark.slow)]
+)
 def test_updates_need_no_scoring_of_their_own(method, passes, random_policy, tmp_path, monkeypatch):
     """Old log-probabilities come from a pass before the update, its own forward or the sampler: the same run."""
     settings = (f"algorithm={method}", f"updates.passes={passes}", "updates.rollout_steps=2", "data.prompts_per_step=6")

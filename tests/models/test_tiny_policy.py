@@ -72,6 +72,7 @@ def test_it_knows_the_task_and_has_bad_habits(loaded):
     assert all(group.completions[0].completion.finish_reason == "stop" for group in groups)
 
 
+@pytest.mark.slow
 def test_the_long_one_knows_the_task_and_thinks_at_length(long):
     """Sampled as in training, on 80 held-out requests: fields are right, thoughts are four times the calls at least."""
     groups = _answers(long, "long", 80, SamplingParams(temperature=1.0, max_new_tokens=384))

@@ -29,7 +29,7 @@ def server() -> Iterator[FakeServer]:
 
 def connect(url: str, folder: Path, **settings: Any) -> VllmServerEngine:
     source = EngineSource(torch.nn.Identity(), "some/model")  # type: ignore[arg-type]
-    return vllm_server_engine(source, url=url, weights_dir=folder, **({"timeout_s": 2.0} | settings))
+    return vllm_server_engine(source, url=url, weights_dir=folder, **({"timeout_s": 30.0} | settings))
 
 
 def test_completions_carry_what_the_server_sent(server: FakeServer, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_a_server_that_keeps_losing_them_is_an_error(server: FakeServer, tmp_pat
 def test_a_server_that_comes_back_gets_the_weights(
     server: FakeServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    engine = connect(server.url, tmp_path, timeout_s=30)
+    engine = connect(server.url, tmp_path)
     engine.update_weights(WEIGHTS, 4)
     port = server.server_address[1]
     server.stop()
@@ -90,7 +90,7 @@ def test_a_server_that_comes_back_gets_the_weights(
 def test_a_server_that_is_gone(tmp_path: Path) -> None:
     engine = connect("http://127.0.0.1:9", tmp_path, timeout_s=0.8)
     message = (
-        r"http://127\.0\.0\.1:9: GET /server_info got no answer \(ConnectError.*Tried 2 times.*timeout_s=0\.8.*"
+        r"http://127\.0\.0\.1:9: GET /server_info got no answer \(ConnectError.*Tried \d times.*timeout_s=0\.8.*"
         r"VLLM_SERVER_DEV_MODE=1 vllm serve some/model --tokens-only --dtype float32 --logprobs-mode processed_logprobs"
     )
     with pytest.raises(ServerLostError, match=message):

@@ -65,7 +65,7 @@ def test_metrics_are_watched_as_they_are_written(tmp_path):
 def test_a_trial_is_a_training(tmp_path):
     """The command of `make sweep`, small; nothing but the sweeper is told that it is searched."""
     small = [text for text in SMALL if not text.startswith(("hydra.", "paths."))]
-    given = [*small, "updates.rollout_steps=2", "data.train.num_val=20", "hydra.sweeper.n_trials=1"]
+    given = [*small, "updates.rollout_steps=2", "hydra.sweeper.n_trials=1"]
     own = ["hydra.sweeper.window=1", "hydra.sweeper.parallel=1", f"hydra.sweep.dir={tmp_path}"]
     command = [sys.executable, "src/train.py", "-m", "hparams_search=tiny", *given, *own]
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PROJECT_ROOT": str(ROOT)}, check=True)

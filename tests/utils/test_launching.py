@@ -82,7 +82,7 @@ def test_slurm_script_hands_the_signal_on_and_queues_itself_again_unless_the_run
            "SLURM_NTASKS_PER_NODE": "8", "PYTHON": "python3"}  # fmt: skip
     environment = {**os.environ, **job, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = ["bash", ROOT / "docs/launch/slurm.sbatch", "trainer=fsdp"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     shown = done.stdout.splitlines()
     python = next(word for word in shown[0].split() if word.endswith("python") or word == "python3")
     assert shown[0].split(python)[1].split() == [

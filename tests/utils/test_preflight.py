@@ -8,6 +8,7 @@ import torch
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
+from src.models.activations import row_memory
 from src.models.row_shape import longest_rows
 from src.utils.capacity import host_capacity
 from src.utils.memory_table import show_plan
@@ -16,6 +17,22 @@ from tests.conftest import train_config
 
 NODE = ("trainer.accelerator=gpu", "trainer.devices=8")
 QWEN = ("experiment=qwen3_8b", "trainer=fsdp", "rollout=native", *NODE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rows_traced_once():
+    """Tracing a layer's memory is most of a plan's time, and these plans ask for the same layer and rows again."""
+    found = {}
+
+    def traced(architecture, *asked):
+        key = (architecture.to_json_string(), *asked)
+        if key not in found:
+            found[key] = row_memory(architecture, *asked)
+        return found[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.utils.preflight.row_memory", traced)
+        yield
 
 
 def _config(*overrides: str, gib: float | None = None) -> DictConfig:

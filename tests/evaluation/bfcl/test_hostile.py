@@ -2,6 +2,7 @@
 
 import os
 import sys
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from src.data.dialogue import ToolCall
 from src.evaluation.bfcl.dataset import load_cases
 from src.evaluation.bfcl.decoding import decode_calls
 from src.protocol.parsing import parse
+from tests.evaluation.bfcl.conftest import in_a_hurry
 from tests.evaluation.bfcl.gold import gold_calls, gold_turns
 from tests.evaluation.bfcl.hostile_calls import hostile
 
@@ -19,6 +21,7 @@ FILES_AND_MATH = "multi_turn_base_15"  # has GorillaFileSystem and MathAPI
 
 
 LABELS = list(hostile(Path("canary")))
+ENDLESS = ("huge precision", "huge power")
 
 
 def test_there_are_a_hundred():
@@ -30,14 +33,25 @@ def case():
     return next(case for case in load_cases("multi_turn_base") if case.id == FILES_AND_MATH)
 
 
+@pytest.fixture(scope="module")
+def cage(tmp_path_factory):
+    return tmp_path_factory.mktemp("cage")
+
+
+@pytest.fixture(scope="module")
+def texts(cage):
+    """Label -> lines of calls, which try to harm the canary."""
+    return hostile(cage / "canary")
+
+
 @pytest.fixture
-def canary(tmp_path):
+def canary(cage):
     """A file that must stay as it is, the only one in its folder; and nothing of this process changes."""
-    path = tmp_path / "canary"
+    path = cage / "canary"
     path.write_text("sings")
 
     def world() -> Any:
-        folders = [sorted(os.listdir(folder)) for folder in (tmp_path, Path.cwd(), "/")]
+        folders = [sorted(os.listdir(folder)) for folder in (cage, Path.cwd(), "/")]
         variables = {name: value for name, value in os.environ.items() if name != "PYTEST_CURRENT_TEST"}
         modules = [name for name in sys.modules if name.startswith("bfcl_eval")]
         return path.read_text(), folders, variables, modules, list(sys.path), os.getcwd()
@@ -47,26 +61,28 @@ def canary(tmp_path):
     assert world() == before
 
 
-@pytest.mark.parametrize("decode", ["published", "strict"])
 @pytest.mark.parametrize("label", LABELS)
-def test_multi_turn(label, decode, case, sandbox, canary):
-    text = f"<think> Ha. </think>\n<tool_call>\n{hostile(canary)[label]}\n</tool_call>"
-    calls = decode_calls(text) if decode == "published" else parse(text).calls or ()
-    execution = sandbox.execute(case.entry, [calls])
-    assert len(execution.results) == (0 if execution.error_type else len(calls))
-    assert all(result.encode() is not None for result in execution.results)  # well-formed: a tokenizer takes it
-    verdict = sandbox.check_multi_turn(case.entry, case.answer, [[calls] for _ in case.answer])
-    assert not verdict.passed
-    if label in ("huge precision", "huge power"):
-        assert execution.error_type == verdict.error_type == "time_limit"
-    if label == "huge memory":
-        assert execution.error_type == verdict.error_type == "memory_limit"
+def test_multi_turn(label, texts, case, sandbox, canary):
+    """As the published decoder reads it, and as the strict one does where that is something else."""
+    text = f"<think> Ha. </think>\n<tool_call>\n{texts[label]}\n</tool_call>"
+    published, strict = list(decode_calls(text)), list(parse(text).calls or ())
+    for calls in [published] if published == strict else [published, strict]:
+        with in_a_hurry(sandbox) if label in ENDLESS else nullcontext():
+            execution = sandbox.execute(case.entry, [calls])
+            verdict = sandbox.check_multi_turn(case.entry, case.answer, [[calls] for _ in case.answer])
+        assert len(execution.results) == (0 if execution.error_type else len(calls))
+        assert all(result.encode() is not None for result in execution.results)  # well-formed: a tokenizer takes it
+        assert not verdict.passed
+        if label in ENDLESS:
+            assert execution.error_type == verdict.error_type == "time_limit"
+        if label == "huge memory":
+            assert execution.error_type == verdict.error_type == "memory_limit"
 
 
-def test_refused_calls_count_as_officially(case, sandbox, canary):
+def test_refused_calls_count_as_officially(texts, case, sandbox, canary):
     """As an addition they cost nothing: evaluating them is an error that changes nothing. Alone they are no answer."""
     turns = gold_turns(case)
-    for lines in hostile(canary).values():
+    for lines in texts.values():
         calls = decode_calls(f"<tool_call>\n{lines}\n</tool_call>")
         refused = [call for call in calls if not call.name.isidentifier() or call.name.startswith("_")]
         assert sandbox.check_multi_turn(case.entry, case.answer, [[refused, *turns[0]], *turns[1:]]).passed
@@ -74,11 +90,11 @@ def test_refused_calls_count_as_officially(case, sandbox, canary):
 
 
 @pytest.mark.parametrize("category", ["simple", "java", "javascript", "parallel_multiple", "live_multiple"])
-def test_single_turn(category, sandbox, canary):
+def test_single_turn(category, texts, sandbox, canary):
     case = load_cases(category)[3]
     gold = gold_calls(case)
     assert sandbox.check_single_turn(case.entry, category, case.answer, gold).passed
-    for lines in hostile(canary).values():
+    for lines in texts.values():
         calls = decode_calls(f"<tool_call>\n{lines}\n</tool_call>")
         assert not sandbox.check_single_turn(case.entry, category, case.answer, calls).passed
         for call in calls[:3]:  # its arguments in place of a right one
@@ -105,9 +121,10 @@ def test_literals_that_exhaust_a_regular_expression(category, kind, literal, san
         if doc["type"] == kind
     )
     (gold,) = gold_calls(case)
-    verdict = sandbox.check_single_turn(
-        case.entry, category, case.answer, [ToolCall(gold.name, {**gold.parameters, key: literal})]
-    )
+    with in_a_hurry(sandbox):
+        verdict = sandbox.check_single_turn(
+            case.entry, category, case.answer, [ToolCall(gold.name, {**gold.parameters, key: literal})]
+        )
     assert not verdict.passed and len(verdict.error) < 500
 
 

@@ -166,8 +166,13 @@ REFUSED = [
 """Steps with calls that no case allows, that this case lacks, and that are too large."""
 
 
-@pytest.mark.parametrize("model", WORDINGS)
-@pytest.mark.parametrize("category", GROUPS["multi_turn"])
+@pytest.mark.parametrize(
+    ("category", "model"),
+    [
+        *((category, "rest") for category in GROUPS["multi_turn"]),
+        *((category, model) for category in ("multi_turn_miss_func",) for model in WORDINGS if model != "rest"),
+    ],
+)
 def test_multi_turn_prompts_are_the_benchmarks(cli, sandbox, category, model):
     case = load_cases(category)[0]
     turns = gold_turns(case)
