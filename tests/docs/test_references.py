@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import unquote
 
+import pytest
+
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, blocks, inline, tokens
 
