@@ -8,7 +8,6 @@ import torch
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
-from src.models.activations import row_memory
 from src.models.row_shape import longest_rows
 from src.utils.capacity import host_capacity
 from src.utils.memory_table import show_plan
@@ -20,18 +19,11 @@ QWEN = ("experiment=qwen3_8b", "trainer=fsdp", "rollout=native", *NODE)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def rows_traced_once():
+def traced_once(tmp_path_factory):
     """Tracing a layer's memory is most of a plan's time, and these plans ask for the same layer and rows again."""
-    found = {}
-
-    def traced(architecture, *asked):
-        key = (architecture.to_json_string(), *asked)
-        if key not in found:
-            found[key] = row_memory(architecture, *asked)
-        return found[key]
-
+    file = tmp_path_factory.mktemp("traces") / "traces.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("src.utils.preflight.row_memory", traced)
+        patch.setattr("src.utils.preflight.cache_file", lambda *_: file)
         yield
 
 
