@@ -14,7 +14,7 @@ from src.models.step_guard import NonFiniteError
 from src.rollout.collect import StaleRolloutError, prompt_seed
 from src.rollout.native import NativeEngine
 from src.train import train
-from tests.conftest import SMALL, train_config
+from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 
 TINY_STEPS = (
     *SMALL,
@@ -23,6 +23,7 @@ TINY_STEPS = (
     "optimizer.learning_rate=1.0e-3",
     "optimizer.warmup_steps=0",
     "callbacks.rollout_log=null",
+    *HARDLY_VALIDATED,
 )
 
 
