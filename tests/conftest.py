@@ -91,6 +91,8 @@ def _composed(name: str, folder: Path, overrides: tuple[str, ...]) -> DictConfig
 
 FEW_EXAMPLES = ("data.train.num_train=100", "data.train.num_val=20")
 """Of the generated corpus: writing and rendering all 4,600 of its examples takes longer than a short training."""
+HARDLY_VALIDATED = ("validate_at_start=false", "data.val_splits=[val]")
+"""For tests of what a run does between its validations."""
 SMALL = (
     *FEW_EXAMPLES,
     "updates.rollout_steps=1",

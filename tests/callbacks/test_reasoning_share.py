@@ -16,7 +16,7 @@ from src.rollout.collect import Collector
 from src.rollout.engine import SamplingParams
 from src.rollout.native import NativeEngine
 from src.training.run import train
-from tests.conftest import ROOT, SMALL, train_config
+from tests.conftest import HARDLY_VALIDATED, ROOT, SMALL, train_config
 
 TINY = ROOT / "src/models/tiny"
 
@@ -73,8 +73,9 @@ def test_a_run_reports_it_and_is_otherwise_the_same(tmp_path):
         config = train_config(
             tmp_path / folder,
             *SMALL,
+            *HARDLY_VALIDATED,
             *overrides,
-            "data.prompts_per_step=12",
+            "data.prompts_per_step=8",
             "callbacks.progress_bar=null",
             "callbacks.rollout_log=null",
             "sampling.n=8",
@@ -87,9 +88,9 @@ def test_a_run_reports_it_and_is_otherwise_the_same(tmp_path):
 
     (plain,), (measured,) = (
         steps("plain"),
-        steps("measured", "callbacks=variance", "callbacks.reasoning_share.groups=12"),
+        steps("measured", "callbacks=variance", "callbacks.reasoning_share.groups=8"),
     )
-    assert measured["decided/groups"] >= 6 and measured["decided/variance"] > 0
+    assert measured["decided/groups"] >= 4 and measured["decided/variance"] > 0
     assert 0.4 < measured["decided/reasoning"] < 1.0  # 0.71 on 16 groups
     ours = ("time/", "decided/", "variance/", "moment/")
     assert {key: value for key, value in measured.items() if not key.startswith(ours)} == {

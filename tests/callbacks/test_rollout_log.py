@@ -11,7 +11,7 @@ from src.callbacks.base import RolloutStep
 from src.callbacks.rollout_log import minibatch_counts
 from src.training.run import train
 from tests.callbacks.test_callbacks import group
-from tests.conftest import SMALL, train_config
+from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 
 ALL_OF_ONE_MINIBATCH = (
     *SMALL,
@@ -21,6 +21,7 @@ ALL_OF_ONE_MINIBATCH = (
     "sampling.n=4",
     "sampling.max_new_tokens=64",  # completions of several lengths and all regions
     "callbacks.rollout_log.groups=4",
+    *HARDLY_VALIDATED,
 )
 
 

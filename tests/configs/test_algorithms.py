@@ -14,7 +14,7 @@ from src.models import rl_module
 from src.models.settings import AlgorithmSettings, SupervisedSettings
 from src.protocol.types import Region
 from src.training.run import train
-from tests.conftest import ROOT, SMALL, train_config
+from tests.conftest import HARDLY_VALIDATED, ROOT, SMALL, train_config
 
 ALGORITHMS = sorted(path.stem for path in (ROOT / "configs/algorithm").glob("*.yaml"))
 SUPERVISED = ["rsft", "sft", "tsft"]
@@ -22,7 +22,7 @@ STEPS = (
     *SMALL,
     "updates.rollout_steps=2",
     "trainer.val_check_interval=2",
-    "validate_at_start=false",
+    *HARDLY_VALIDATED,
     "sampling.n=4",
     "callbacks.checkpoint=null",
 )

@@ -10,7 +10,7 @@ from src.models.loading import PolicyConfig, load_policy
 from src.models.lora import LoraSettings
 from src.models.reference import FrozenStart
 from src.training.run import train
-from tests.conftest import SMALL, train_config
+from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 
 LORA = ("policy/lora=default", "policy.lora.rank=4", "policy.lora.alpha=8")
 KL = (
@@ -24,6 +24,7 @@ KL = (
     "optimizer.learning_rate=3.0e-3",
     "optimizer.warmup_steps=0",
     "callbacks.rollout_log=null",
+    *HARDLY_VALIDATED,
 )
 
 

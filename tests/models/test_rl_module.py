@@ -14,7 +14,7 @@ from src.models.step_guard import NonFiniteError
 from src.rollout.collect import StaleRolloutError, prompt_seed
 from src.rollout.native import NativeEngine
 from src.training.run import train
-from tests.conftest import SMALL, train_config
+from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 from tests.models.reference import replay_completions
 
 TINY_STEPS = (
@@ -24,6 +24,7 @@ TINY_STEPS = (
     "optimizer.learning_rate=1.0e-3",
     "optimizer.warmup_steps=0",
     "callbacks.rollout_log=null",
+    *HARDLY_VALIDATED,
 )
 
 # AdamW's step is lr m / (√v + eps). At its usual eps a gradient that is rounding noise still moves a weight by lr, in

@@ -19,12 +19,12 @@ from src.models.step_guard import NonFiniteError, SavedMinibatch, StepGuard
 from src.models.update_module import UpdateModule
 from src.training.run import train
 from src.utils.instantiating import instantiate_callbacks
-from tests.conftest import SMALL, train_config
+from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 
 SETTINGS = (
     *SMALL,
     "reward._target_=tests.models.even_reward.EvenReward",
-    "validate_at_start=false",
+    *HARDLY_VALIDATED,
     "sampling.n=4",
     "optimizer.learning_rate=1.0e-3",
     "optimizer.warmup_steps=100",  # the schedule moves with every step

@@ -7,7 +7,7 @@ from src.rollout import native
 from src.rollout.engine import Completion, SamplingParams
 from src.rollout.probe import EngineMismatchError, check_gap, probe_group, probe_params
 from src.training.run import train
-from tests.conftest import SMALL, train_config
+from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 
 COPY = (
     *SMALL,
@@ -18,6 +18,7 @@ COPY = (
     "sampling.n=4",
     "optimizer.learning_rate=1.0e-2",
     "optimizer.warmup_steps=0",
+    *HARDLY_VALIDATED,
 )
 
 
