@@ -188,6 +188,7 @@ def test_what_cannot_be_talked_to_is_said(overrides, message):
     assert isinstance(raised.value, ConfigError) or isinstance(raised.value.__cause__, ConfigError)
 
 
+@pytest.mark.slow
 def test_a_script_on_stdin():
     script = f"{ASKED}\n/quit\n"
     command = [sys.executable, "src/chat.py", "policy=tiny", "device=cpu"]

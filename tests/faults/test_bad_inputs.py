@@ -24,9 +24,7 @@ def test_the_table_and_the_inputs_are_the_same() -> None:
     assert len(BAD_INPUTS) >= 40
 
 
-CASES = [
-    pytest.param(name, marks=pytest.mark.slow) if name == "W&B that cannot be reached" else name for name in BAD_INPUTS
-]
+CASES = [pytest.param(name, marks=pytest.mark.slow) if name.startswith("W&B") else name for name in BAD_INPUTS]
 """W&B's client itself waits for ten seconds and more."""
 
 

@@ -59,6 +59,7 @@ def resolved(*overrides: str):
     return resolve_model(eval_config(Path("unused"), *overrides))
 
 
+@pytest.mark.slow
 def test_what_two_ranks_saved_is_what_they_had(saved):
     model = adapted()
     load_checkpoint(model, saved / "last.ckpt")
@@ -72,6 +73,7 @@ def test_what_two_ranks_saved_is_what_they_had(saved):
     assert checkpoint_progress(saved / "last.ckpt") == Progress(rollout_steps=2, optimizer_steps=2)
 
 
+@pytest.mark.slow
 def test_frozen_weights_may_be_missing_and_adapters_may_not(saved, tmp_path):
     model = adapted()
     load_checkpoint(model, saved / "last.ckpt")
@@ -87,6 +89,7 @@ def test_frozen_weights_may_be_missing_and_adapters_may_not(saved, tmp_path):
         load_checkpoint(fresh, tmp_path / "adapters.ckpt")
 
 
+@pytest.mark.slow
 def test_weights_are_cast_to_the_models_dtype(saved):
     model = adapted(dtype="bfloat16")
     load_checkpoint(model, saved / "last.ckpt")
@@ -107,7 +110,7 @@ def test_a_run_with_shards_is_a_run_like_any(shards, trained_run):
     assert is_sharded(folder) and not is_sharded(trained_run / "checkpoints/last.ckpt") and not is_sharded(shards)
 
 
-def test_a_checkpoint_of_another_model_is_refused(shards, saved, trained_run):
+def test_a_checkpoint_of_another_model_is_refused(shards, trained_run):
     state = torch.load(trained_run / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
     for wrong, message in (
         ({**state, NORM: torch.ones(7)}, r"model.norm.weight has shape \(7,\) instead of \(128,\)"),
@@ -120,6 +123,10 @@ def test_a_checkpoint_of_another_model_is_refused(shards, saved, trained_run):
     rewrite(shards, {"model.weight": torch.ones(1)})
     with pytest.raises(ValueError, match=r"expected a state_dict with names 'policy.model.…' .* found \['model.weight"):
         load_source(resolved(f"model={shards}"))
+
+
+@pytest.mark.slow
+def test_adapters_of_another_rank_are_refused(saved):
     with pytest.raises(ValueError, match=r"lora_A.default.weight has shape \(2, 128\) instead of \(3, 128\)"):
         load_checkpoint(adapted(rank=3), saved / "last.ckpt")
 
@@ -129,6 +136,7 @@ class Code:
         return (os.getcwd, ())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["cut off", "no shard", "short shard", "damaged", "no rank", "torn", "code"])
 def test_broken_folders(saved, tmp_path, kind):
     folder = Path(shutil.copytree(saved / "last.ckpt", tmp_path / "last.ckpt"))

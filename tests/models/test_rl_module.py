@@ -103,7 +103,7 @@ def test_rows_do_not_matter(random_policy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "passes"), [("rest", 2), ("rest_kl", 1), pytest.param("sft", 1, marks=pytest.mark.slow)]
+    ("method", "passes"), [("rest", 2), *(pytest.param(name, 1, marks=pytest.mark.slow) for name in ("rest_kl", "sft"))]
 )
 def test_updates_need_no_scoring_of_their_own(method, passes, random_policy, tmp_path, monkeypatch):
     """Old log-probabilities come from a pass before the update, its own forward or the sampler: the same run."""

@@ -85,6 +85,7 @@ def test_what_is_behind_the_median_ends_early(fake_sweep, tmp_path, monkeypatch)
     assert f"pruned after {behind[0].last_step + 1} steps" in (tmp_path / "sweep.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_trial_that_was_cut_off_is_tried_again_in_its_folder(fake_sweep, tmp_path):
     """As after a kill: one trial still counts as running, another finished while nobody looked."""
     study = fake_sweep(n_trials=2)
@@ -104,6 +105,7 @@ def test_a_trial_that_was_cut_off_is_tried_again_in_its_folder(fake_sweep, tmp_p
     assert len({tuple(trial.params.values()) for trial in study.trials}) == 5  # a second start draws anew
 
 
+@pytest.mark.slow
 def test_runs_that_fail_end_the_sweep_in_the_end(fake_sweep, tmp_path, monkeypatch):
     monkeypatch.setenv("FAKE_FAIL", "1")
     with pytest.raises(SweepError, match=r"max_failures=1 runs ended with an error.*'no such luck', see .*console.log"):

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from src.utils.config_checks import check_composed
+from tests.conftest import ROOT, train_config
 from tests.reporting.inspector.samples import group
 from tests.reporting.made_runs import write_run
 
@@ -57,8 +58,20 @@ def test_what_only_reads_runs_works_without_pytorch(program, runs, tmp_path):
     assert program == "inspect_rollouts" or list(runs.rglob("*.png"))
 
 
-def test_a_start_waits_for_nothing_that_it_does_not_need(tmp_path):
-    """Once a first start has kept the signatures of targets and the traces of memory."""
+def test_what_is_wrong_with_a_key_is_said_before_pytorch_is_imported(tmp_path):
+    """Once a check of another config has kept the signatures of targets."""
+    check_composed(train_config(tmp_path), "train.yaml")
+    settings = (f"paths.cache_dir={tmp_path}/cache", f"hydra.run.dir={tmp_path}/run")
+    imported, printed = start("src/train.py", *settings, "+updates.rolout_steps=3")
+    assert imported == [] and "updates.rolout_steps: no such key" in printed
+    imported, printed = start("src/train.py", *settings, "updates.rollout_steps=three")
+    assert imported == [] and "updates.rollout_steps: expected an integer, found 'three'." in printed
+
+
+@pytest.mark.slow
+def test_a_plan_of_memory_loads_neither_lightning_nor_a_model(tmp_path):
+    """Once a first start has kept signatures and traces of memory."""
+    settings = (f"paths.cache_dir={tmp_path}/cache", f"hydra.run.dir={tmp_path}/run")
     settings = (f"paths.cache_dir={tmp_path}/cache", f"hydra.run.dir={tmp_path}/run")
 
     def plan() -> tuple[list[str], list[str]]:
@@ -66,10 +79,4 @@ def test_a_start_waits_for_nothing_that_it_does_not_need(tmp_path):
         return imported, [line for line in printed.splitlines() if line.startswith(("weights", "layers", "sampling"))]
 
     first, again = plan(), plan()
-    assert again == (["torch", "transformers"], first[1]) and again[1]  # neither Lightning nor the model's code
-    for key, said in (
-        ("+updates.rolout_steps=3", "updates.rolout_steps: no such key"),
-        ("updates.rollout_steps=three", "updates.rollout_steps: expected an integer, found 'three'."),
-    ):
-        imported, printed = start("src/train.py", *settings, key)
-        assert imported == [] and said in printed
+    assert again == (["torch", "transformers"], first[1]) and again[1]

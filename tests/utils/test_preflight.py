@@ -79,6 +79,7 @@ def test_more_ranks_adapters_and_offload_take_less():
     assert offloaded.host == pytest.approx(8.190735360e9 * 16, rel=1e-6)  # the node's eight shares
 
 
+@pytest.mark.slow
 def test_longer_rows_take_more(random_policy):
     sizes = [
         plan_memory(_config(f"policy.path={random_policy}", f"updates.max_row_tokens={tokens}")).phases["layers"]
@@ -87,6 +88,7 @@ def test_longer_rows_take_more(random_policy):
     assert sizes[0] < sizes[1]
 
 
+@pytest.mark.slow
 def test_a_penalty_keeps_the_start_and_ddp_a_copy_each(random_policy):
     plain = _parts(plan_memory(_config(f"policy.path={random_policy}")))
     reference = _parts(plan_memory(_config(f"policy.path={random_policy}", "algorithm=rest_kl")))

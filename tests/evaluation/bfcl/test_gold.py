@@ -123,7 +123,10 @@ def other(value: object) -> object:
     return [*value, "wrong"] if isinstance(value, list) else {**value, "wrong": 1}
 
 
-@pytest.mark.parametrize("change", [wrong_name, dropped_call, extra_call, changed_value])
+@pytest.mark.parametrize(
+    "change",
+    [wrong_name, changed_value, *(pytest.param(f, marks=pytest.mark.slow) for f in (dropped_call, extra_call))],
+)
 def test_corrupted_answers_fail(change):
     benchmark = Bfcl(["single_turn", "multi_turn_base"])
     passed = []
