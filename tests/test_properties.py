@@ -20,7 +20,7 @@ from src.protocol.regions import TokenBytes, read_completion
 from src.protocol.types import Region
 from src.rewards.tool_call import ToolCallReward
 
-EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True)  # the same ones each time
+EXAMPLES = settings(max_examples=80, deadline=None, derandomize=True)  # the same ones each time
 
 PLAIN = st.text(st.characters(exclude_characters="<>", exclude_categories=["Cs", "Cc"]), max_size=30).map(str.strip)
 WORDS = PLAIN.filter(bool)
