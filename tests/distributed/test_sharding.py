@@ -51,7 +51,7 @@ def test_two_ranks_are_one_process(trainer: str, alone: Path, random_policy: Pat
 
 @pytest.fixture(scope="module")
 def saved(random_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four rollout steps on two ranks; `best.ckpt` is the folder of shards after the second."""
+    """Four rollout steps on two ranks; `previous.ckpt` is the folder of shards after the second."""
     folder = tmp_path_factory.mktemp("saved")
     run(folder, *SCRIPTED, *FOUR, f"policy.path={random_policy}", "trainer=fsdp_cpu", "trainer.val_check_interval=2")
     return folder
@@ -62,6 +62,7 @@ FOUR = (
     "updates.rollout_steps=4",
     "data.prompts_per_step=3",
     "updates.prompts_per_minibatch=3",
+    "callbacks.checkpoint.every_n_rollout_steps=2",
     "algorithm=rest_kl",  # the frozen start is sharded and saved too
     "algorithm.loss.kl_coef=0.05",
     "optimizer.schedule=cosine",
@@ -72,8 +73,8 @@ FOUR = (
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_shards_of_two_ranks_resume_on_any_number(ranks: int, saved: Path, random_policy: Path, tmp_path: Path) -> None:
     settings = (*SCRIPTED, *FOUR, f"policy.path={random_policy}", "trainer=fsdp_cpu", f"trainer.devices={ranks}")
-    run(tmp_path, *settings, "trainer.val_check_interval=2", f"ckpt_path={saved / 'checkpoints/best.ckpt'}")
-    assert (saved / "checkpoints/best.ckpt").is_dir()
+    run(tmp_path, *settings, "trainer.val_check_interval=2", f"ckpt_path={saved / 'checkpoints/previous.ckpt'}")
+    assert (saved / "checkpoints/previous.ckpt").is_dir()
     expected, found = steps(saved)[2:], steps(tmp_path)
     assert [step["rollout_step"] for step in found] == [2, 3]
     assert found[0]["train/ref_kl"] > 1e-5  # against the very start, not the checkpoint

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from src import train as program
+from src.training import run as program
 from src.rollout.guarded import GuardedEngine
 from tests.conftest import SMALL, train_config
 from tests.faults.injected import EVENTS, FaultyEngine, Memory, NaNGradients, Plan, SleepyLogger
