@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from src.training import run as program
 from src.rollout.guarded import GuardedEngine
+from src.training import run as program
 from tests.conftest import SMALL, train_config
 from tests.faults.injected import EVENTS, FaultyEngine, Memory, NaNGradients, Plan, SleepyLogger
 
