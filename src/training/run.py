@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from omegaconf import DictConfig
 from src.callbacks.benchmark import BenchmarkCallback
 from src.callbacks.checkpoint import RolloutCheckpoint
 from src.callbacks.lines import LinesCallback
+from src.data.datamodule import ToolDialogueDataModule
 from src.data.rendering import PromptRenderer
 from src.models.deferred import WeightSource
 from src.models.finding import AUTO, resume_from
@@ -25,7 +27,7 @@ from src.models.rl_module import RLModule
 from src.models.settings import SupervisedSettings
 from src.models.sft_module import SFTModule
 from src.models.sharding import is_sharded
-from src.models.warm_start import warm_start
+from src.models.warm_start import WarmStart, warm_start
 from src.protocol.published_regions import published_regions
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.collect import Collector
@@ -80,7 +82,7 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
         benchmarks.prepare()
     loaded = load_policy(instantiate(config.policy), deferred=is_sharded(config.trainer))
     renderer = instantiate(config.prompt, loaded.tokenizer)
-    datamodule: L.LightningDataModule = instantiate(config.data, renderer=renderer)
+    datamodule: ToolDialogueDataModule = instantiate(config.data, renderer=renderer)
     trainer: L.Trainer = instantiate(
         config.trainer,
         callbacks=callbacks,
@@ -92,7 +94,10 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
     if config.warm_start is not None and resumed is None:
         datamodule.setup("fit")  # a bad record stops the run before the stage, not after it
         cache = Path(config.paths.cache_dir) / "warm_start"
-        file = warm_start(loaded, renderer, instantiate(config.warm_start), cache, _where(config.trainer))
+        stage: WarmStart = instantiate(config.warm_start)
+        if config.warm_start.source == config.data.train:
+            stage = replace(stage, source=datamodule.train_source)  # which has read its corpus
+        file = warm_start(loaded, renderer, stage, cache, _where(config.trainer))
         module.weights = None if loaded.weights is None else WeightSource.of(file)
 
     if resumed is None and config.validate_at_start:
