@@ -40,6 +40,13 @@ def test_one_run_is_compared_with_its_start_alone(tmp_path: Path) -> None:
     assert texts(table)[0] == ["val/exact_match", "0.250", "0.750", "+0.500"]
 
 
+def test_a_change_is_better_above_zero_and_worse_below(tmp_path: Path) -> None:
+    for lift, kind in ((0.25, "better"), (-0.5, "number"), (-0.625, "worse")):  # from 0.25 to 0.75 + lift
+        run = write_run(tmp_path / str(lift), "rest", 1, lift=lift)
+        table = tables.results(read_runs([run]), baseline="grpo")
+        assert texts(table)[0][3] == f"{0.5 + lift:+.3f}" and table.rows[0][3].kind == kind
+
+
 def test_a_run_without_measurements_has_dashes() -> None:
     unmeasured = RunRecord("rest-1", "rest", 1, {0: {}}, validations={2: {"val/exact_match": 0.5}})
     assert texts(tables.results([unmeasured], "grpo")) == [["val/exact_match", "–", "0.500", "–"]]
