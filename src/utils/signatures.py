@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import sys
+import sysconfig
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from typing import Any
 
 from src.utils.config_types import Accepted
 from src.utils.result_cache import INSTALLED, SOURCES, ResultCache
+
+_PYTHON = Path(sysconfig.get_path("stdlib")).resolve()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +91,9 @@ def type_hints(function: Any) -> Mapping[str, Any]:
 
 
 def _is_versioned(target: Any) -> bool:
-    """Whether it is this project's or an installed package's: the cache notices when other code changes only there."""
-    file = getattr(sys.modules.get(target.__module__), "__file__", None)
-    return file is not None and any(Path(file).resolve().is_relative_to(folder) for folder in (SOURCES, *INSTALLED))
+    """Whether it and its bases are of this project, Python or installed packages, whose changes the cache notices."""
+    kinds = target.__mro__ if inspect.isclass(target) else (target,)
+    files = [getattr(sys.modules.get(kind.__module__), "__file__", None) for kind in kinds if kind is not object]
+    paths = [None if file is None else Path(file).resolve() for file in files]
+    known = (SOURCES, _PYTHON, *INSTALLED)
+    return all(path is not None and any(map(path.is_relative_to, known)) for path in paths)
