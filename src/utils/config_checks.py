@@ -10,6 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from src.utils.checks import ConfigError
 from src.utils.config_keys import check_keys
+from src.utils.config_types import Accepted
 
 _ACTIONS = ("error", "warn", "off")
 
@@ -44,4 +45,6 @@ def check_config(config: DictConfig) -> None:
 
     if config.preflight.action not in _ACTIONS:
         raise ConfigError(f"preflight.action: expected one of {_ACTIONS}, found '{config.preflight.action}'.")
+    if not Accepted.of(float | None).fits(config.preflight.device_gib):
+        raise ConfigError(f"preflight.device_gib: expected a number or null, found {config.preflight.device_gib!r}.")
     check_rules(config)

@@ -40,10 +40,19 @@ def check_rules(config: DictConfig) -> None:
         rule(config)
 
 
+def _required(config: DictConfig) -> None:
+    """What other rules read."""
+    for key in ("train", "max_prompt_tokens", "prompts_per_step"):
+        if config.data.get(key) is None:
+            raise ConfigError(f"data.{key}: expected a value, found none. Set it, or choose a corpus with data=NAME.")
+
+
 def _settings(config: DictConfig) -> None:
     """Each section by itself."""
     for section in _SETTINGS:
         _made(config[section], section)
+    if config.get("warm_start") is not None and config.paths.cache_dir is None:
+        raise ConfigError("paths.cache_dir: expected a folder, which keeps the result of warm_start, found null.")
     path = config.policy.get("path")
     if path is not None and not Path(path).is_dir():
         raise ConfigError(f"policy.path: the folder '{path}' does not exist. Set policy.path to a model folder.")
@@ -247,6 +256,7 @@ def _nodes(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
 
 
 RULES: tuple[Callable[[DictConfig], None], ...] = (
+    _required,
     _settings,
     _minibatches,
     _sampling,

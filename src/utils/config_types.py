@@ -70,6 +70,14 @@ class Accepted:
             choices += part.choices
         return cls(tuple(dict.fromkeys(kinds)), tuple(choices))
 
+    def or_null(self) -> Accepted:
+        """The same and null, which a parameter with the default None takes whatever its hint says.
+
+        >>> str(Accepted.of(int).or_null())
+        'an integer or null'
+        """
+        return self if self.kinds is None else Accepted(tuple(dict.fromkeys((*self.kinds, "null"))), self.choices)
+
     def fits(self, value: Any) -> bool:
         """Whether a value, as OmegaConf gives it, is one of them. An object that Hydra makes (`_target_`) always is.
 

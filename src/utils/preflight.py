@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import torch
@@ -34,6 +35,7 @@ from src.utils.placement import model_traits, placement, stored_dtype
 
 GIB = 1 << 30
 _CUDA_RUNTIME = GIB  # context, kernels and cuBLAS workspaces; a usual figure, not measured here
+_MODEL_CODE = 80 << 20  # transformers' and Lightning's modules where they are not imported yet; measured
 _NCCL = GIB // 2  # channels of several ranks; likewise
 
 
@@ -237,7 +239,8 @@ def _batches(config: DictConfig, prompts: int) -> list[GenerationBatch]:
 def _runtime(place: Placement) -> tuple[str, int]:
     if place.cuda:
         return "CUDA context, libraries, NCCL: usual figures, not measured", _CUDA_RUNTIME + (place.ranks > 1) * _NCCL
-    return "this process as it is now: Python and its libraries", resident_bytes()
+    to_come = 0 if "src.models.policy" in sys.modules else _MODEL_CODE
+    return "this process as it is now: Python, its libraries, and those still to come", resident_bytes() + to_come
 
 
 def _capacity(config: DictConfig, place: Placement, on_node: int) -> Capacity:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import sysconfig
+from contextlib import suppress
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -42,13 +43,16 @@ class ResultCache:
         if self.file is None or not self._added:
             return
         part = self.file.with_name(f"{self.file.name}.{os.getpid()}")
-        content = {"made_with": _made_with(), "results": self._kept | self._added}
+        results = self._kept | self._added
+        content = {"made_with": _made_with(), "digest": _digest(results), "results": results}
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
             part.write_text(json.dumps(content), encoding="utf-8")
             part.replace(self.file)
         except OSError as error:
             log.debug("'%s' cannot be written: %s", self.file, error)
+            with suppress(OSError):
+                part.unlink()
 
     @cached_property
     def _kept(self) -> dict[str, Any]:
@@ -56,10 +60,17 @@ class ResultCache:
             return {}
         try:
             content = json.loads(self.file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):  # none yet, or damaged: as good as none
+        except (OSError, ValueError, RecursionError):  # none yet, or damaged: as good as none
             return {}
-        same = isinstance(content, dict) and content.get("made_with") == _made_with()
-        return dict(content["results"]) if same else {}
+        if not isinstance(content, dict) or content.get("made_with") != _made_with():
+            return {}
+        results = content.get("results")
+        return results if isinstance(results, dict) and content.get("digest") == _digest(results) else {}
+
+
+def _digest(results: dict[str, Any]) -> str:
+    """By which a file that something else has written is told from one of ours."""
+    return hashlib.sha256(json.dumps(results, sort_keys=True).encode()).hexdigest()
 
 
 @cache

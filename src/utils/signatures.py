@@ -41,11 +41,16 @@ class Signature:
         for function in _constructors(target):
             hints = type_hints(function)
             handed_on = False
-            for name, parameter in inspect.signature(function).parameters.items():
+            try:
+                parameters = inspect.signature(function).parameters
+            except ValueError:  # written in C, and says nothing of them
+                return cls(found, True)
+            for name, parameter in parameters.items():
                 if parameter.kind is parameter.VAR_KEYWORD:
                     handed_on = True
                 elif parameter.kind is not parameter.VAR_POSITIONAL and name != "self":
-                    found.setdefault(name, Accepted.of(hints.get(name, Any)))
+                    accepted = Accepted.of(hints.get(name, Any))
+                    found.setdefault(name, accepted.or_null() if parameter.default is None else accepted)
             if not handed_on:
                 return cls(found, False)
             if not str(getattr(function, "__module__", "")).startswith("src."):
@@ -60,18 +65,20 @@ def signature_of(target: str, cache: ResultCache) -> Signature:
         ImportError, AttributeError, ValueError: there is nothing of that name.
     """
     kept = None if target.rpartition(".")[0] in sys.modules else cache.get(target)
-    if kept is not None:
-        parameters, takes_others = kept
-        accepted = {
+    if kept is not None and all(_stamp(Path(file)) == stamp for file, stamp in kept["files"].items()):
+        parameters = {
             name: Accepted(None if kinds is None else tuple(kinds), tuple(choices))
-            for name, (kinds, choices) in parameters.items()
+            for name, (kinds, choices) in kept["parameters"].items()
         }
-        return Signature(accepted, takes_others)
+        return Signature(parameters, kept["takes_others"])
     found = pkgutil.resolve_name(target)
     signature = Signature.of(found)
-    if _is_versioned(found):
+    files = _files(found)
+    choices = [choice for accepted in signature.parameters.values() for choice in accepted.choices]
+    if files is not None and all(isinstance(choice, str | int | None) for choice in choices):
         written = {name: [one.kinds, one.choices] for name, one in signature.parameters.items()}
-        cache.put(target, [written, signature.takes_others])
+        stamps = {str(file): _stamp(file) for file in files if not file.is_relative_to(SOURCES)}
+        cache.put(target, {"parameters": written, "takes_others": signature.takes_others, "files": stamps})
     return signature
 
 
@@ -86,14 +93,22 @@ def type_hints(function: Any) -> Mapping[str, Any]:
     """Of a function's parameters by name; none of a function whose hints only a type checker can read."""
     try:
         return typing.get_type_hints(function)
-    except (NameError, TypeError):
+    except (NameError, TypeError, AttributeError, SyntaxError):
         return {}
 
 
-def _is_versioned(target: Any) -> bool:
-    """Whether it and its bases are of this project, Python or installed packages, whose changes the cache notices."""
+def _files(target: Any) -> set[Path] | None:
+    """Where it and its bases are from; None if one is neither of this project nor of Python or an installed package.
+
+    The cache knows all sources of the project by their content, and other files by their size and time.
+    """
     kinds = target.__mro__ if inspect.isclass(target) else (target,)
     files = [getattr(sys.modules.get(kind.__module__), "__file__", None) for kind in kinds if kind is not object]
-    paths = [None if file is None else Path(file).resolve() for file in files]
+    paths = {None if file is None else Path(file).resolve() for file in files}
     known = (SOURCES, _PYTHON, *INSTALLED)
-    return all(path is not None and any(map(path.is_relative_to, known)) for path in paths)
+    found = {path for path in paths if path is not None and any(map(path.is_relative_to, known))}
+    return found if found == paths else None
+
+
+def _stamp(file: Path) -> list[int]:
+    return [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else []

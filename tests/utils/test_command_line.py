@@ -1,5 +1,6 @@
 """What a start imports: nobody waits for PyTorch who only asks for help, a config or what is wrong with one."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from src.utils.command_line import quick_imports
 from src.utils.config_checks import check_composed
 from tests.conftest import ROOT, train_config
 from tests.reporting.inspector.samples import group
@@ -37,6 +39,14 @@ def start(*arguments: str) -> tuple[list[str], str]:
 def test_help_imports_nothing_heavy(program):
     imported, printed = start(f"src/{program}.py", "--help")
     assert imported == [] and "Powered by Hydra" in printed
+
+
+def test_imports_leave_the_collector_as_it_was():
+    """Jobs of a multirun come here one after the other: what the one before leaves has to be collected."""
+    frozen = gc.get_freeze_count()
+    with quick_imports():
+        assert not gc.isenabled()
+    assert gc.isenabled() and gc.get_freeze_count() == frozen
 
 
 @pytest.fixture(scope="module")

@@ -44,10 +44,27 @@ def test_a_changed_source_file_is_another_source(tmp_path, monkeypatch):
 
 def test_damaged_files_and_folders_that_cannot_be_written_cost_time_alone(tmp_path):
     file = tmp_path / "results.json"
-    for content in ("", "{", "[]", "null", '{"made_with": 1}', '{"results": {"a": 1}}'):
+    changed = json.loads(kept(file, a=1).file.read_text()) | {"results": {"a": 2}}  # what something else has written
+    for content in (
+        "",
+        "{",
+        "[]",
+        "null",
+        '{"made_with": 1}',
+        '{"results": {"a": 1}}',
+        "[" * 200_000,
+        json.dumps(changed),
+    ):
         file.write_text(content)
         assert ResultCache(file).get("a") is None
     blocked = tmp_path / "file"
     blocked.write_text("")
     assert kept(blocked / "results.json", a=1).get("a") is None
+    (tmp_path / "folder.json").mkdir()
+    kept(tmp_path / "folder.json", a=1)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "file",
+        "folder.json",
+        "results.json",
+    ]  # nothing partial
     assert ResultCache(None).get("a") is None
