@@ -61,8 +61,9 @@ def check_keys(config: DictConfig, primary: str) -> None:
             _check_value(config[key], key, accepted)
     if isinstance(config.get("paths"), DictConfig):
         _check_plain(config.paths, "paths", _file_keys(CONFIGS / "paths/default.yaml"))
-        for key, value in _present(config.paths):
-            _check_value(value, f"paths.{key}", Accepted.of(str | None))
+        for key in names_in(config.paths):
+            if not (OmegaConf.is_missing(config.paths, key) or OmegaConf.is_interpolation(config.paths, key)):
+                _check_value(config.paths[key], f"paths.{key}", Accepted.of(str | None))
     signatures = ResultCache(cache_file(config, "signatures"))
     try:
         for key in _COLLECTIONS:
