@@ -275,6 +275,7 @@ def wandb(**environment: str) -> Builder:
         settings = OmegaConf.load(ROOT / "configs/logger/wandb.yaml")
         settings.wandb.save_dir, settings.wandb.name = str(place.folder), "bad"
         settings.wandb.settings.init_timeout = 4
+        package.teardown()  # it reads its environment but once, and another test may have used it in this process
         said: list[str] = []
         place.patch.setattr("src.utils.instantiating.log.warning", lambda text, *a: said.append(text % a))
         try:
@@ -282,7 +283,7 @@ def wandb(**environment: str) -> Builder:
             logger.log_metrics({"reward": 1.0}, step=0)
         finally:
             package.finish()
-            package.teardown()  # it reads its environment but once
+            package.teardown()
         assert list(place.folder.glob("wandb/offline-run-*/*.wandb"))
         (line,) = said
         return line
