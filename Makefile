@@ -52,7 +52,7 @@ test-slow: $(STAMP) ## Run the slow tests: kills, several ranks, real weights, w
 test-browser: $(STAMP) ## Run the report's tests in a headless Chromium
 	@$(RUN) -c 'import playwright' 2>/dev/null || { echo "Playwright is needed: $(RUN) -m pip install --group browser" >&2; exit 1; }
 	@[ -n "$(CHROMIUM)" ] || { echo "Chromium is needed: apt-get install chromium, or make test-browser CHROMIUM=FILE" >&2; exit 1; }
-	CHROMIUM="$(CHROMIUM)" $(RUN) -m pytest -m browser $(PYTEST_ARGS) tests/reporting/browser
+	CHROMIUM="$(CHROMIUM)" $(RUN) -m pytest -m browser $(PYTEST_ARGS) tests/wings/reporting/browser
 
 # vLLM compiles a helper of its sampler even where it runs eagerly, which takes a C++ compiler and half a minute a process.
 test-vllm: $(VLLM_STAMP) ## Run the tests that need vLLM, with its CPU build in .venv-vllm
@@ -67,7 +67,7 @@ compare: $(STAMP) ## Compare methods over seeds: make compare ARGS="algorithm=re
 	$(RUN) src/compare.py "runs=[$$folder]"
 
 docs: $(STAMP) ## Write docs/configuration.md anew from the configs and their comments
-	$(RUN) -m src.utils.config_reference
+	$(RUN) -m docs.tools.config_reference
 
 format: $(STAMP) ## Format the code and fix what can be fixed
 	$(RUN) -m ruff check --fix --exit-zero .
@@ -100,7 +100,7 @@ bench-gpu: $(STAMP) $(TRL_STAMP) ## The measurements that need a CUDA device
 bench-peers: $(TRL_STAMP) $(VLLM_STAMP) ## Make the environments of the peers that `make bench` compares with
 
 tiny-policy: $(STAMP) ## Train the tiny policy that comes with the project anew
-	$(RUN) -m src.models.tiny_policy $(ARGS)
+	$(RUN) -m src.wings.tiny.make $(ARGS)
 
 # A resolved set without what pyproject.toml pins itself: $(1) is the Python whose packages are listed.
 define resolved

@@ -1,4 +1,4 @@
-"""Evaluate a model. `python src/eval.py policy=tiny benchmark=synthetic`; `src/evaluation/run.py` is what happens."""
+"""Evaluate a model: `python src/eval.py policy=tiny benchmark=synthetic`. The work is in `wings/evaluation/run.py`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
-from src.evaluation.records import FINGERPRINT  # noqa: E402
-from src.utils.command_line import entry_point, quick_imports  # noqa: E402
-from src.utils.config_checks import check_composed  # noqa: E402
+from src.config.checks import check_composed  # noqa: E402
+from src.config.command_line import entry_point, quick_imports  # noqa: E402
+from src.wings.evaluation.answer_records import FINGERPRINT  # noqa: E402
 
 
 def _evaluation_folder(resume: str | None, new: str) -> str:
@@ -30,7 +30,7 @@ def main(config: DictConfig) -> None:
     """Command line; an interrupted evaluation ends with the shell's code for Ctrl-C."""
     check_composed(config, "eval.yaml")
     with quick_imports():
-        from src.evaluation.run import evaluate
+        from src.wings.evaluation.run import evaluate
 
     try:
         evaluate(config)

@@ -1,4 +1,4 @@
-"""Export a model to a folder. `python src/export.py model=… output=FOLDER`; `src/exporting/run.py` is what happens."""
+"""Export a model: `python src/export.py model=… output=FOLDER`. The work is in `wings/exporting/run.py`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 
 from omegaconf import DictConfig  # noqa: E402
 
-from src.utils.command_line import entry_point, quick_imports  # noqa: E402
-from src.utils.config_keys import check_keys  # noqa: E402
+from src.config.command_line import entry_point, quick_imports  # noqa: E402
+from src.config.keys import check_keys  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="export.yaml")
@@ -18,7 +18,7 @@ def main(config: DictConfig) -> None:
     """Command line."""
     check_keys(config, "export.yaml")
     with quick_imports():
-        from src.exporting.run import export_model
+        from src.wings.exporting.run import export_model
 
     export_model(config)
 

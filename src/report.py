@@ -15,16 +15,16 @@ rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 
 from omegaconf import DictConfig, ListConfig  # noqa: E402
 
-from src.evaluation.records import write_whole  # noqa: E402
-from src.reporting import inspector, page, tables  # noqa: E402
-from src.reporting.figure_files import FORMATS, save_figures  # noqa: E402
-from src.reporting.figures import CHARTS  # noqa: E402
-from src.reporting.fragment import InspectedRun  # noqa: E402
-from src.reporting.lead import lead, title  # noqa: E402
-from src.reporting.paper_tables import paper_tables  # noqa: E402
-from src.reporting.records import RunRecord, methods  # noqa: E402
-from src.reporting.runs import ReportError, latest_run, read_runs  # noqa: E402
-from src.utils.command_line import entry_point  # noqa: E402
+from src.config.command_line import entry_point  # noqa: E402
+from src.wings.evaluation.answer_records import write_whole  # noqa: E402
+from src.wings.reporting import inspector, page, tables  # noqa: E402
+from src.wings.reporting.figure_files import FORMATS, save_figures  # noqa: E402
+from src.wings.reporting.figures import CHARTS  # noqa: E402
+from src.wings.reporting.find_runs import ReportError, latest_run, read_runs  # noqa: E402
+from src.wings.reporting.headline import lead, title  # noqa: E402
+from src.wings.reporting.html_fragment import InspectedRun  # noqa: E402
+from src.wings.reporting.paper_tables import paper_tables  # noqa: E402
+from src.wings.reporting.run_record import RunRecord, methods  # noqa: E402
 
 log = logging.getLogger(__name__)
 

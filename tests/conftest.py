@@ -27,8 +27,8 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model folder: two-layer Qwen3 with random weights, room for published prompts, the tiny policy's tokenizer."""
-    from src.models.loading import export
-    from src.models.tiny_policy import build_model, build_tokenizer
+    from src.wings.exporting.folder import export
+    from src.wings.tiny.make import build_model, build_tokenizer
 
     folder = tmp_path_factory.mktemp("random_policy")
     tokenizer = build_tokenizer(vocab_size=512, examples=300)
@@ -40,7 +40,7 @@ def random_policy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of one rollout step from the tiny policy, with a learning rate that changes what it says."""
-    from src.training.run import train
+    from src.train import train
 
     folder = tmp_path_factory.mktemp("run") / "trained"
     folder.mkdir()

@@ -10,17 +10,17 @@ from itertools import pairwise
 import pytest
 from rich.console import Console
 
-from src.chatting.conversation import Conversation, Notice, Result, Step
-from src.chatting.run import chat
-from src.chatting.terminal import Screen, blocks
-from src.chatting.toolboxes import BfclToolbox, SyntheticToolbox
-from src.data.dialogue import ToolCall
 from src.data.rendering import PromptRenderer, call_line
-from src.data.sources.synthetic import execute
-from src.data.sources.synthetic_domains import TRAINING_DOMAINS
-from src.evaluation.benchmark import Answer
-from src.evaluation.bfcl.sandbox import Sandbox
-from src.utils.checks import ConfigError
+from src.data.sources.synthetic.domains import TRAINING_DOMAINS
+from src.data.sources.synthetic.source import execute
+from src.environments.bfcl.sandbox import Sandbox
+from src.errors import ConfigError
+from src.protocol.dialogue import ToolCall
+from src.wings.chatting.conversation import Conversation, Notice, Result, Step
+from src.wings.chatting.run import chat
+from src.wings.chatting.terminal import Screen, blocks
+from src.wings.chatting.toolboxes import BfclToolbox, SyntheticToolbox
+from src.wings.evaluation.benchmark import Answer
 from tests.conftest import ROOT, chat_config
 
 WEATHER = ToolCall("get_weather", {"city": "Oslo", "day": "May 1"})

@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from src.compare import compare_runs
-from src.evaluation.comparison import ComparisonError
-from src.evaluation.run_folders import find_runs
+from src.wings.comparing.comparison import ComparisonError
+from src.wings.comparing.run_folders import find_runs
 from tests.conftest import ROOT
 
 REGIONS = ("format", "tool_name", "tool_parameters", "reasoning", "response", "other")

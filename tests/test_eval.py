@@ -12,18 +12,18 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.evaluation.benchmark import BenchmarkDataError, Record
-from src.evaluation.records import RecordError, RecordStore
-from src.evaluation.run import evaluate
-from src.models.loading import export
-from src.models.resolving import load_source, resolve_model
-from src.rollout.native import NativeEngine
-from src.utils.checks import ConfigError
+from src.errors import ConfigError
+from src.rollout.native.engine import NativeEngine
+from src.wings.evaluation.answer_records import RecordError, RecordStore
+from src.wings.evaluation.benchmark import BenchmarkDataError, Record
+from src.wings.evaluation.resolving import load_source, resolve_model
+from src.wings.evaluation.run import evaluate
+from src.wings.exporting.folder import export
 from tests.conftest import ROOT, eval_config
-from tests.evaluation.toy_benchmark import CITIES, ToyBenchmark
+from tests.wings.evaluation.toy_benchmark import CITIES, ToyBenchmark
 
 TINY = ROOT / "src/models/tiny"
-TOY = ("+benchmark.toy._target_=tests.evaluation.toy_benchmark.ToyBenchmark", "generation.max_new_tokens=20")
+TOY = ("+benchmark.toy._target_=tests.wings.evaluation.toy_benchmark.ToyBenchmark", "generation.max_new_tokens=20")
 
 
 def run(folder: Path, *overrides: str, keep: tuple[str, ...] = TOY):
@@ -209,7 +209,7 @@ def test_a_damaged_record_stops_the_resumption(tmp_path):
     ],
 )
 def test_what_cannot_run_stops_before_weights_are_read(overrides, error, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("src.evaluation.run.load_source", lambda *_: pytest.fail("weights were read first"))
+    monkeypatch.setattr("src.wings.evaluation.run.load_source", lambda *_: pytest.fail("weights were read first"))
     with pytest.raises(error, match=message):
         evaluate(eval_config(tmp_path, *overrides))
     assert not (tmp_path / "fingerprint.json").exists()

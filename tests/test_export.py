@@ -10,8 +10,8 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.exporting.run import export_model
-from src.utils.checks import ConfigError
+from src.errors import ConfigError
+from src.wings.exporting.run import export_model
 from tests.conftest import ROOT
 
 

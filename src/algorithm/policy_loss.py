@@ -16,7 +16,7 @@ from torch import Tensor
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.loss_metrics import LossMetrics
-from src.utils.checks import check_fields
+from src.errors import check_fields
 
 Aggregation = Literal["sequence", "published", "token_sum_constant"]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from src.protocol.types import Region
 
 Initialiser = Literal["fixed", "inverse_entropy", "inverse_impurity", "measured_variance"]
+_TINY = 1e-100  # below any second moment; keeps reciprocals finite
 Progress = Literal["step", "fraction"]
 Normalisation = Literal["sequence", "positive", "global", "none"]
 
@@ -70,7 +71,7 @@ class RegionWeighting:
             region without a measured entropy keeps its factor.
         initialiser: `fixed` takes `factors` as they are, `inverse_entropy` and `inverse_impurity` are Eq. 9's two
             forms, `measured_variance` is Eq. 7 with each region's second moment of the last layer's gradient, measured
-            anew at every rollout step (`gradient_variance.variance_factors`).
+            anew at every rollout step (`variance_factors`).
         smoothing: in [0, 1), how much of the past `measured_variance` keeps at each rollout step; 0 keeps none.
         alpha_format: α_f, lowers the format factor per unit of progress.
         alpha_parameters: α_p, raises the parameters factor.
@@ -197,6 +198,41 @@ def entropy_factors(weighting: RegionWeighting, entropies: Mapping[Region, float
         return weighting.factors
     scale = weighting.factors.tool_name / max(raw.values())
     return replace(weighting.factors, **{region.label: value * scale for region, value in raw.items()})
+
+
+def region_means(sums: Tensor) -> Tensor:
+    """Mean by region [6] of a quantity summed by region, sums [2, 6] of values and of tokens; 0 without tokens."""
+    return sums[0] / sums[1].clamp_min(_TINY)
+
+
+def variance_factors(weighting: RegionWeighting, sums: Tensor) -> RegionFactors:
+    """Eq. 7 with one β for each region, its mean second moment: factors ∝ 1 / β.
+
+    A factor is first how much smaller the region's β is than that of the average token, and that ratio is clipped to
+    [w_min, w_max]: with w_max = 8 no region counts more than 8 times the average token, however certain it is. The
+    scale of β, which depends on the model's width and on the temperature, thus does not matter. Then all are scaled, so
+    that the largest is the name factor, or a cap of the curriculum below it, which would cut it again. RESPONSE and
+    OTHER are measured like the rest. A region without tokens so far, or switched off, keeps its configured factor.
+
+    Example, name factor 1, β = 0.5 (reasoning, 60 tokens), 0.1 (format, 30), 0.01 (name, 10): mean 0.331, ratios 0.662,
+    3.31 and 33.1, clipped at 8; scaled by 1 / 8: 0.083, 0.414, 1.
+
+    Args:
+        weighting: with the clip and the configured factors.
+        sums: float64 [2, 6], second moments and tokens by region; smoothed sums are fine. Expected moments have the
+            mean of the measured ones and much less noise where tokens are nearly certain.
+    """
+    mean = float(sums[0].sum() / sums[1].sum().clamp_min(_TINY))
+    ratios: dict[str, float] = {}
+    for region, beta in zip(Region, region_means(sums).tolist(), strict=True):
+        if sums[1, region] > 0 and getattr(weighting.factors, region.label) != 0:
+            ratio = max(mean, _TINY) / max(beta, _TINY)
+            ratios[region.label] = max(weighting.w_min, min(weighting.w_max, ratio))
+    if not ratios:
+        return weighting.factors
+    caps = (weighting.factors.tool_name, weighting.max_parameters, weighting.max_reasoning)
+    scale = min(cap for cap in caps if cap > 0) / max(ratios.values())
+    return replace(weighting.factors, **{label: ratio * scale for label, ratio in ratios.items()})
 
 
 def token_weights(

@@ -14,8 +14,8 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint.api import CheckpointException
 from typing_extensions import override
 
-from src.models.saving import file_sums, partial_path, publish, remove, seal, settle
-from src.utils.signals import StoppedError, StopSignals
+from src.models.checkpoints.writing import file_sums, partial_path, publish, remove, seal, settle
+from src.runs.signals import StoppedError, StopSignals
 
 log = logging.getLogger(__name__)
 

@@ -10,14 +10,13 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
-from src.algorithm.gradient_variance import region_means, variance_factors
-from src.algorithm.region_weights import RegionFactors, sum_by_region
-from src.callbacks.base import RolloutCallback, RolloutStep
+from src.algorithm.region_weights import RegionFactors, region_means, sum_by_region, variance_factors
 from src.callbacks.region_entropy import step_region_sums
 from src.protocol.types import Region
+from src.training.step import RolloutCallback, RolloutStep
 
 if TYPE_CHECKING:
-    from src.models.policy_module import PolicyModule
+    from src.training.policy_module import PolicyModule
 
 log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from lightning import Trainer
 
 from src.callbacks.alarms import Above, Alarm, EntropyCollapse, FormatWithoutCorrectness, MissingRegion
-from src.callbacks.base import RolloutCallback, RolloutStep, announce
 from src.protocol.types import Region
+from src.training.step import RolloutCallback, RolloutStep, announce
 
 if TYPE_CHECKING:
-    from src.models.policy_module import PolicyModule
+    from src.training.policy_module import PolicyModule
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Health(RolloutCallback):
 
     The first time in a run that one finds something, it is a warning and an event `alarm`; `health/<alarm>_steps`
     counts the rollout steps on which it does. A loss or gradient that is not finite is no alarm: the module skips its
-    optimizer step (`models.step_guard`).
+    optimizer step (`training.step_guard`).
 
     Args:
         max_zero_variance: share of groups whose rewards are all equal, which teach nothing.

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, cast
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from src.callbacks.base import RolloutStep
-from src.callbacks.lines import LinesCallback
+from src.callbacks.line_file import LinesCallback
+from src.training.step import RolloutStep
 
 if TYPE_CHECKING:
-    from src.models.policy_module import PolicyModule
+    from src.training.policy_module import PolicyModule
 
 
 class MetricsFile(LinesCallback):

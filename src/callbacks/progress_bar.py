@@ -7,7 +7,7 @@ from typing import Any, cast
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-from src.models.policy_module import PolicyModule
+from src.training.policy_module import PolicyModule
 
 
 class RolloutProgressBar(RichProgressBar):

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.region_weights import sum_by_region
-from src.callbacks.base import RolloutCallback, RolloutStep
 from src.protocol.types import Region
+from src.training.step import RolloutCallback, RolloutStep
 
 if TYPE_CHECKING:
-    from src.models.policy_module import PolicyModule
+    from src.training.policy_module import PolicyModule
 
 
 class RegionEntropy(RolloutCallback):

@@ -1,4 +1,4 @@
-"""Samples of what the policy wrote: `rollouts.jsonl` in the run folder, which `src/reporting/inspector` shows."""
+"""Samples of what the policy wrote: `rollouts.jsonl` in the run folder, which `src/wings/reporting/inspector` shows."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.policy_loss import LossCounts
-from src.callbacks.base import RolloutStep
-from src.callbacks.lines import LinesCallback
+from src.callbacks.line_file import LinesCallback
 from src.data.rendering import step_text
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
 from src.rollout.collect import ScoredGroup
+from src.training.step import RolloutStep
 
 if TYPE_CHECKING:
-    from src.models.policy_module import PolicyModule
+    from src.training.policy_module import PolicyModule
 
 
 class RolloutLog(LinesCallback):

@@ -10,7 +10,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
-from src.callbacks.base import RolloutCallback, announce
+from src.training.step import RolloutCallback, announce
 
 log = logging.getLogger(__name__)
 

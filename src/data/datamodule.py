@@ -13,10 +13,10 @@ import torch
 from lightning import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
-from src.data.dialogue import TurnExample
 from src.data.rendering import RenderedPrompt
 from src.data.sampler import ResumableLoader, RolloutSampler
 from src.data.sources.base import Source, check_limits, validation_splits
+from src.protocol.dialogue import TurnExample
 
 log = logging.getLogger(__name__)
 

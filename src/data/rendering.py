@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from src.data.dialogue import (
+from src.protocol.dialogue import (
     THOUGHT_OF_CALLS,
     THOUGHT_OF_RESPONSE,
     ChatPrompt,

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.algorithm.packing import PackedRow
-from src.models.attention import PACKED_ATTENTION, check_attention_support, sliding_window
-from src.models.attention_mask import dense_mask
-from src.models.attention_plan import plan_attention
+from src.models.attention.mask import dense_mask
+from src.models.attention.packed import PACKED_ATTENTION, check_attention_support, sliding_window
+from src.models.attention.plan import plan_attention
 from src.models.fused_norm import fuse_norms
-from src.models.head import TokenLoss, token_logprobs_and_entropies, token_loss
-from src.models.head_gradients import LastLayerGradients, last_layer_gradients
+from src.models.head.gradients import LastLayerGradients, last_layer_gradients
+from src.models.head.head import TokenLoss, token_logprobs_and_entropies, token_loss
 
 
 class TokenScores(NamedTuple):
@@ -48,7 +48,7 @@ class Policy(nn.Module):
             models that refuse custom functions).
         gradient_checkpointing: recompute each decoder layer in backward.
         fused_norms: RMSNorm layers in fewer passes where they run in float32 on a CPU (`models.fused_norm`).
-        head_chunk: tokens whose logits exist at once; None: as many as `models.logits.chunk_tokens` says.
+        head_chunk: tokens whose logits exist at once; None: as many as `models.head.logits.chunk_tokens` says.
 
     Raises:
         ValueError: the model cannot run on packed rows, or scales its logits in a way that the head does not know.
@@ -114,7 +114,7 @@ class Policy(nn.Module):
         Args:
             row: on the policy's device.
             temperature: the sampler's; divides the logits.
-            loss: a sum over tokens, whose gradient is made in the same pass over the logits (`models.head.token_loss`);
+            loss: a sum over tokens, whose gradient is made in the same pass over the logits (`head.token_loss`);
                 log-probabilities and entropies then carry none.
             last_layer: measure the head's gradients too, their size (`moments`, nearly free) or also their inner
                 products (`gram`, [N, N]). Only under `torch.no_grad()`. They belong to the forward because FSDP

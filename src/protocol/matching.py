@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from src.data.dialogue import JsonValue, Message, ToolCall
+from src.protocol.dialogue import JsonValue, Message, ToolCall
 from src.protocol.types import ParsedResponse
 
 _SCALARS = frozenset({str, int, float, bool, type(None)})

@@ -20,7 +20,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from src.data.dialogue import ToolCall
+from src.protocol.dialogue import ToolCall
 from src.protocol.types import ParsedResponse, Region, Span
 
 _TAGS = {name.encode(): (name, f"</{name}>".encode()) for name in ("think", "tool_call", "response")}

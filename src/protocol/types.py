@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import NamedTuple
 
-from src.data.dialogue import ToolCall
+from src.protocol.dialogue import ToolCall
 
 
 class Region(IntEnum):

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
-from src.data.dialogue import Message, ToolCall
+from src.protocol.dialogue import Message, ToolCall
 from src.protocol.matching import is_exact_match, match_calls, overlap
 from src.protocol.types import ParsedResponse
 from src.rewards.scaling import RewardRamps, RewardRanges, Scaling, ScoreRange, constant, eq14, scheduled

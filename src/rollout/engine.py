@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor
 
-from src.utils.checks import check_fields
+from src.errors import check_fields
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+    from src.models.loading.policy_config import PolicyConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,23 @@ class EngineSource:
     dtype: torch.dtype = torch.float32
     shared: bool = True
     trust_remote_code: bool = False
+
+    @classmethod
+    def of(
+        cls, model: PreTrainedModel, config: PolicyConfig, *, precision: str = "32-true", shared: bool = True
+    ) -> EngineSource:
+        """The source of a loaded model.
+
+        Args:
+            model: as loaded by `config`.
+            config: says where its architecture lies.
+            precision: of Lightning's Trainer; under `bf16-mixed` forwards run in bfloat16 whatever the weights are.
+            shared: whether an engine may call `model` itself.
+        """
+        from src.models.loading.loading import locate  # imports the model's code, which the checks do without
+
+        dtype = torch.bfloat16 if precision.startswith("bf16") else model.dtype
+        return cls(model, locate(config), dtype, shared, config.trust_remote_code)
 
 
 class RolloutEngine(Protocol):

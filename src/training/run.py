@@ -14,47 +14,36 @@ from hydra.utils import instantiate
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from src.callbacks.benchmark import BenchmarkCallback
 from src.callbacks.checkpoint import RolloutCheckpoint
-from src.callbacks.lines import LinesCallback
+from src.callbacks.line_file import LinesCallback
+from src.config.instantiating import instantiate_callbacks, instantiate_loggers
+from src.config.policy_checks import check_policy
 from src.data.datamodule import ToolDialogueDataModule
 from src.data.rendering import PromptRenderer
-from src.models.deferred import WeightSource
-from src.models.finding import AUTO, resume_from
-from src.models.loading import LoadedPolicy, engine_source, load_policy
-from src.models.policy_module import PolicyModule
-from src.models.rl_module import RLModule
-from src.models.settings import SupervisedSettings
-from src.models.sft_module import SFTModule
-from src.models.sharding import is_sharded
-from src.models.warm_start import WarmStart, warm_start
-from src.protocol.published_regions import published_regions
+from src.models.checkpoints.resume_from import AUTO, resume_from
+from src.models.loading.loading import LoadedPolicy, load_policy
+from src.models.loading.sharding import is_sharded
+from src.models.loading.weight_source import WeightSource
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.collect import Collector
-from src.rollout.guarded import GuardedEngine
-from src.training.checks import ready
-from src.utils.instantiating import instantiate_callbacks, instantiate_loggers
-from src.utils.policy_checks import check_policy
-from src.utils.portable import save_config
-from src.utils.run_folder import held, keep_to_owner, open_run_folder
-from src.utils.run_summary import write_summary
+from src.rollout.engine import EngineSource
+from src.rollout.splitting import GuardedEngine
+from src.runs.config_file import save_config
+from src.runs.folder import held, keep_to_owner, open_run_folder
+from src.runs.summary import write_summary
+from src.training.policy_module import PolicyModule
+from src.training.rl_module import RLModule
+from src.training.settings import SupervisedSettings
+from src.training.sft_module import SFTModule
+from src.training.warm_start import WarmStart, warm_start
+from src.wings.evaluation.callback import BenchmarkCallback
+from src.wings.published.regions import published_regions
 
 log = logging.getLogger(__name__)
 
 
-def train(config: DictConfig) -> dict[str, float]:
-    """Run one training and return the metrics of its last validation and benchmarks.
-
-    Raises:
-        ConfigError: the config cannot run.
-        BenchmarkDataError: the data of a benchmark is not there.
-        DataError: a record of the corpus cannot be used.
-    """
-    return fit(config) if ready(config) else {}
-
-
 def fit(config: DictConfig) -> dict[str, float]:
-    """Run a training whose config is `ready`; see `train`."""
+    """Run a training whose config has been checked; see `src.train.train`."""
     folder = Path(config.paths.output_dir)
     if getattr(rank_zero_only, "rank", 0) == 0:
         open_run_folder(folder)
@@ -132,7 +121,7 @@ def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRende
     """The module that the algorithm asks for, with its engine and collector."""
     algorithm = instantiate(config.algorithm)
     sampling = instantiate(config.sampling, stop_token_ids=loaded.stop_token_ids)
-    source = engine_source(
+    source = EngineSource.of(
         loaded.policy.model,
         instantiate(config.policy),
         precision=str(config.trainer.precision),

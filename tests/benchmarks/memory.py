@@ -25,14 +25,14 @@ from omegaconf import DictConfig
 from transformers import AutoModelForCausalLM
 
 from src.algorithm.packing import PackedRow
-from src.models.architecture import load_architecture
-from src.models.loading import load_model
-from src.models.optimizers import build_optimizer
+from src.models.loading.architecture import load_architecture
+from src.models.loading.loading import load_model
 from src.models.policy import Policy
-from src.models.row_shape import RowShape, longest_rows
 from src.rollout.engine import SamplingParams
-from src.rollout.native import NativeEngine
-from src.utils.preflight import plan_memory
+from src.rollout.native.engine import NativeEngine
+from src.training.optimizers import build_optimizer
+from src.wings.memory.preflight import plan_memory
+from src.wings.memory.row_shape import RowShape, longest_rows
 from tests.conftest import ROOT, train_config
 
 GIB = 1 << 30

@@ -13,8 +13,8 @@ import torch
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from src.models.loading import PolicyConfig, locate
-from src.models.tiny_policy import build_tokenizer
+from src.models.loading.loading import PolicyConfig, locate
+from src.wings.tiny.make import build_tokenizer
 from tests.conftest import ROOT
 
 CACHE = ROOT / "logs" / "cache"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from torch.profiler import ProfilerActivity, profile
 
-from src.models.loading import PolicyConfig, load_policy
-from src.rollout.native import NativeEngine
+from src.models.loading.loading import PolicyConfig, load_policy
+from src.rollout.native.engine import NativeEngine
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.contestants.rollout import native
 from tests.benchmarks.contestants.update import prepare

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from src.data.dialogue import Message, TurnExample
 from src.data.rendering import PromptRenderer, RenderedPrompt
 from src.data.sources.rlla import RllaSource
-from src.data.sources.synthetic import SyntheticSource
+from src.data.sources.synthetic.source import SyntheticSource
+from src.protocol.dialogue import Message, TurnExample
 from src.protocol.types import ParsedResponse
 from src.rewards.tool_call import Reward, ToolCallReward
 

@@ -21,16 +21,16 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from src.algorithm.region_weights import RegionFactors, batch_token_weights
-from src.data.dialogue import TurnExample
 from src.data.rendering import RenderedPrompt, step_text
-from src.models.loading import PolicyConfig, load_tokenizer
+from src.models.loading.loading import PolicyConfig, load_tokenizer
+from src.protocol.dialogue import TurnExample
 from src.protocol.parsing import parse_bytes
 from src.protocol.regions import DecodedCompletion, read_completions, tag_tokens
 from src.protocol.token_bytes import TokenBytes
-from src.rewards.published import PublishedReward
 from src.rewards.tool_call import Reward, RewardFunction, ToolCallReward
 from src.rollout.collect import Collector, ScoredGroup
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
+from src.wings.published.reward import PublishedReward
 from tests.benchmarks.models import CACHE
 from tests.benchmarks.prompts import ExampleSource
 from tests.fuzzing import mutated_texts

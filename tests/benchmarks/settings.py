@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from src.models.loading import PolicyConfig, load_tokenizer
+from src.models.loading.loading import PolicyConfig, load_tokenizer
 from tests.benchmarks.models import QWEN3_06B, write_random, write_smollm2
 from tests.benchmarks.prompts import ExampleSource, LengthRenderer
 

@@ -29,7 +29,7 @@ import importlib.abc, importlib.machinery, os, runpy, sys
 
 class StopAtGenerate(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "src.rollout.native":
+        if name != "src.rollout.native.engine":
             return None
         spec = importlib.machinery.PathFinder.find_spec(name, path)
         load = spec.loader.exec_module

@@ -97,7 +97,7 @@ def test_prompts_have_the_length_asked_for(tmp_path):
 
 
 def test_the_token_that_ends_a_completion_has_no_logit(tmp_path):
-    from src.models.loading import PolicyConfig, load_policy
+    from src.models.loading.loading import PolicyConfig, load_policy
 
     SMALL.write(tmp_path)
     loaded = load_policy(PolicyConfig(path=tmp_path, dtype="float32"))

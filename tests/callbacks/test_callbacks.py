@@ -9,18 +9,18 @@ import torch
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.region_weights import RegionFactors, RegionWeighting
-from src.callbacks.base import RolloutStep
 from src.callbacks.curriculum import Curriculum
 from src.callbacks.health import Health
 from src.callbacks.region_entropy import region_metrics, region_sums
 from src.callbacks.rollout_log import group_records
-from src.data.dialogue import Message, ToolCall, TurnExample
 from src.data.rendering import RenderedPrompt
+from src.protocol.dialogue import Message, ToolCall, TurnExample
 from src.protocol.regions import TokenBytes, read_completion
 from src.protocol.types import Region
 from src.rewards.tool_call import ToolCallReward
 from src.rollout.collect import ScoredCompletion, ScoredGroup
 from src.rollout.engine import Completion
+from src.training.step import RolloutStep
 
 F, N, P, T = Region.FORMAT, Region.TOOL_NAME, Region.TOOL_PARAMETERS, Region.REASONING
 

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from src.callbacks.base import RolloutCallback
 from src.callbacks.checkpoint import CheckpointWriteError, RolloutCheckpoint
-from src.training.run import train
-from src.utils.instantiating import instantiate_callbacks
-from src.utils.signals import EXIT_SAVED, StoppedError
+from src.config.instantiating import instantiate_callbacks
+from src.runs.signals import EXIT_SAVED, StoppedError
+from src.train import train
+from src.training.step import RolloutCallback
 from tests.conftest import SMALL, train_config
 from tests.faults.states import differences
 
@@ -22,7 +22,7 @@ SETTINGS = (
     "updates.rollout_steps=5",
     "data.train.num_train=9",  # two rollout steps an epoch
     "trainer.val_check_interval=3",
-    "reward._target_=tests.callbacks.drawing_reward.DrawingReward",
+    "reward._target_=tests.wings.reporting.live.drawing_reward.DrawingReward",
     "algorithm.weighting.initialiser=inverse_entropy",
     "callbacks.curriculum.measure_steps=3",
     "optimizer.schedule=cosine",

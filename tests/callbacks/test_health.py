@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from src.callbacks.alarms import EntropyCollapse, FormatWithoutCorrectness, MissingRegion
-from src.callbacks.base import RolloutCallback, RolloutStep
 from src.callbacks.health import Health
 from src.callbacks.metrics_file import MetricsFile
 from src.callbacks.slow_logger import SlowLogger
+from src.training.step import RolloutCallback, RolloutStep
 
 
 def trainer_with(*callbacks: Any, loggers: tuple[Any, ...] = ()) -> Any:

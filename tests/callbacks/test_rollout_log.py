@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from src.algorithm.policy_loss import LossCounts
-from src.callbacks.base import RolloutStep
 from src.callbacks.rollout_log import minibatch_counts
-from src.training.run import train
+from src.train import train
+from src.training.step import RolloutStep
 from tests.callbacks.test_callbacks import group
 from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 

@@ -10,10 +10,10 @@ from hydra.utils import instantiate
 
 from src.algorithm.advantages import group_advantages
 from src.algorithm.policy_loss import PolicyLossConfig
-from src.models import rl_module
-from src.models.settings import AlgorithmSettings, SupervisedSettings
 from src.protocol.types import Region
-from src.training.run import train
+from src.train import train
+from src.training import rl_module
+from src.training.settings import AlgorithmSettings, SupervisedSettings
 from tests.conftest import HARDLY_VALIDATED, ROOT, SMALL, train_config
 
 ALGORITHMS = sorted(path.stem for path in (ROOT / "configs/algorithm").glob("*.yaml"))

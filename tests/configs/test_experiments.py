@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hydra.errors import InstantiationException
 
-from src.training.run import train
+from src.train import train
 from tests.conftest import FEW_EXAMPLES, ROOT, SMALL, published_corpus, train_config
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
@@ -93,6 +93,6 @@ def test_published_experiments_have_the_tables_numbers(name):
 
 @pytest.mark.parametrize("group", ["policy", "data"])
 def test_every_config_of_a_group_composes(group):
-    """What these refer to is not here; of the other groups tests/configs/test_config_checks.py checks every config."""
+    """What these refer to is not here; of the other groups tests/config/test_rules.py checks every config."""
     for path in sorted((ROOT / "configs" / group).glob("*.yaml")):
         assert train_config(Path(), f"{group}={path.stem}")[group] is not None

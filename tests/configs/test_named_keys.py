@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from src.utils.config_keys import CONFIGS
-from src.utils.signatures import Signature, type_hints
+from src.config.keys import CONFIGS
+from src.config.signatures import Signature, type_hints
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, inline
 

@@ -9,8 +9,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from src.data.datamodule import ToolDialogueDataModule
-from src.data.dialogue import TurnExample
 from src.data.rendering import RenderedPrompt
+from src.protocol.dialogue import TurnExample
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 TOOL = {"name": "tide_times", "description": "Tides.", "parameters": {"harbour": {"type": "str"}}}

@@ -13,8 +13,8 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from src.data.datamodule import PromptBatch, ToolDialogueDataModule
-from src.data.dialogue import Message, TurnExample
 from src.data.rendering import RenderedPrompt
+from src.protocol.dialogue import Message, TurnExample
 
 
 class Numbers:

@@ -6,9 +6,9 @@ import re
 import pytest
 import torch
 
-from src.data.dialogue import ChatPrompt, DataError, Message, ToolCall, ToolSpec, TurnExample
 from src.data.rendering import PromptRenderer, compact_prompt, published_prompt, step_text
-from src.models.tiny_policy import build_tokenizer
+from src.protocol.dialogue import ChatPrompt, DataError, Message, ToolCall, ToolSpec, TurnExample
+from src.wings.tiny.make import build_tokenizer
 from tests.conftest import needs_shared_data
 
 OSLO = ToolCall("get_weather", {"city": "Oslo", "day": 2})

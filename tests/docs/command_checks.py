@@ -20,9 +20,9 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from src.models.resolving import resolve_model
-from src.utils.checks import ConfigError
-from src.utils.config_checks import check_composed, check_config
+from src.config.checks import check_composed, check_config
+from src.errors import ConfigError
+from src.wings.evaluation.resolving import resolve_model
 from tests.conftest import ROOT
 from tests.docs.pages import programs
 

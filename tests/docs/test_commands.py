@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from src.utils.portable import save_config
+from src.runs.config_file import save_config
 from tests.conftest import ROOT, train_config
 from tests.docs.command_checks import NOT_RUN, RUNS, fault
 from tests.docs.pages import PAGES, blocks, commands, mentioned

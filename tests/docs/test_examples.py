@@ -19,8 +19,8 @@ RUNNER = """
 import json, logging, sys
 from pathlib import Path
 from tests.conftest import eval_config, train_config
-from src.evaluation.run import evaluate
-from src.training.run import train
+from src.wings.evaluation.run import evaluate
+from src.train import train
 for number, (program, overrides) in enumerate(json.loads(Path("runs.json").read_text())):
     folder = Path("results") / str(number)
     folder.mkdir(parents=True)

@@ -25,21 +25,21 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
+from src.config.checks import check_config
+from src.config.command_line import unknown_keys
+from src.config.instantiating import instantiate_loggers
+from src.config.policy_checks import check_policy
 from src.data.sources.rlla import RllaSource
 from src.data.sources.xlam import XlamSource
-from src.models.finding import resume_from
-from src.models.loading import PolicyConfig, load_policy
-from src.models.resolving import resolve_model
+from src.models.checkpoints.resume_from import resume_from
+from src.models.loading.loading import PolicyConfig, load_policy
 from src.rollout.engine import EngineSource, SamplingParams
-from src.rollout.vllm_server import vllm_server_engine
-from src.training.run import train
-from src.utils import run_folder
-from src.utils.command_line import unknown_keys
-from src.utils.config_checks import check_config
-from src.utils.instantiating import instantiate_loggers
-from src.utils.launching import check_launch
-from src.utils.policy_checks import check_policy
-from src.utils.run_folder import open_run_folder
+from src.rollout.vllm.server import vllm_server_engine
+from src.runs import folder as run_folder
+from src.runs.folder import open_run_folder
+from src.runs.launching import check_launch
+from src.train import train
+from src.wings.evaluation.resolving import resolve_model
 from tests.conftest import ROOT, eval_config, train_config
 
 TOOLS = [{"name": "sky", "description": "The sky.", "parameters": {"city": {"type": "str", "description": "Where."}}}]
@@ -277,7 +277,7 @@ def wandb(**environment: str) -> Builder:
         settings.wandb.settings.init_timeout = 4
         package.teardown()  # it reads its environment but once, and another test may have used it in this process
         said: list[str] = []
-        place.patch.setattr("src.utils.instantiating.log.warning", lambda text, *a: said.append(text % a))
+        place.patch.setattr("src.config.instantiating.log.warning", lambda text, *a: said.append(text % a))
         try:
             (logger,) = instantiate_loggers(settings)
             logger.log_metrics({"reward": 1.0}, step=0)
@@ -332,7 +332,7 @@ BAD_INPUTS: Mapping[str, Builder] = {
         "rollout=vllm", "sampling.temperature=0.7", "rollout.logprobs_mode=raw_logprobs"
     ),
     "vLLM where it is not installed": lambda place: (
-        place.patch.setattr("src.rollout.requests.find_spec", lambda name: None),
+        place.patch.setattr("src.rollout.vllm.requests.find_spec", lambda name: None),
         config("rollout=vllm")(place),
     ),
     "half precision on a CPU": config("trainer.precision=16-mixed"),

@@ -23,7 +23,7 @@ sys.path.insert(0, str(ROOT))
 
 import src.callbacks.checkpoint as checkpoint  # noqa: E402
 from src.callbacks.checkpoint import RolloutCheckpoint  # noqa: E402
-from src.utils.line_file import LineFile  # noqa: E402
+from src.runs.line_file import LineFile  # noqa: E402
 
 POINTS = ("writing", "sealed", "moved", "published", "line")
 

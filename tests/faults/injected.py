@@ -16,8 +16,8 @@ from lightning import Callback
 from lightning.pytorch.loggers import Logger
 from torch import Tensor
 
-from src.callbacks.base import RolloutCallback
 from src.rollout.engine import Completion, SamplingParams
+from src.training.step import RolloutCallback
 
 EVENTS = {"engine": "engine_fault", "gradient": "skipped_step", "logger": "slow_logger"}
 """Fault -> the event that it leaves in `metrics.jsonl`."""

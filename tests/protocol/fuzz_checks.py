@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from src.algorithm.region_weights import RegionFactors, RegionWeighting, token_weights
-from src.data.dialogue import Message, ToolCall
+from src.protocol.dialogue import Message, ToolCall
 from src.protocol.parsing import parse
 from src.protocol.regions import DecodedCompletion, TokenBytes, read_completion, read_completions
 from src.protocol.types import Region
-from src.rewards.published import PublishedReward
 from src.rewards.tool_call import Reward, ToolCallReward
+from src.wings.published.reward import PublishedReward
 from tests.fuzzing import mutated_texts
 
 TARGETS = (

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from src.data.dialogue import Message, ToolCall
+from src.protocol.dialogue import Message, ToolCall
 from src.protocol.matching import is_exact_match, json_equal, match_calls, overlap, same_calls
 from src.protocol.parsing import parse
 

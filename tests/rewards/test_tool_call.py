@@ -9,9 +9,8 @@ import hydra
 import pytest
 from omegaconf import OmegaConf
 
-from src.data.dialogue import Message, ToolCall
+from src.protocol.dialogue import Message, ToolCall
 from src.protocol.parsing import parse
-from src.rewards.published import PublishedReward
 from src.rewards.tool_call import (
     AccuracySums,
     Reward,
@@ -21,6 +20,7 @@ from src.rewards.tool_call import (
     format_score,
     score_parts,
 )
+from src.wings.published.reward import PublishedReward
 
 SKY = Message("assistant", calls=(ToolCall("sky", {"city": "Oslo", "days": 2, "unit": "C"}),))
 PARALLEL = Message(

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from src.data.dialogue import Message, TurnExample
 from src.data.rendering import RenderedPrompt
+from src.protocol.dialogue import Message, TurnExample
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
 from src.rewards.tool_call import ToolCallReward

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from src.rollout import native
 from src.rollout.engine import Completion, SamplingParams
+from src.rollout.native import engine as native
 from src.rollout.probe import EngineMismatchError, check_gap, probe_group, probe_params
-from src.training.run import train
+from src.train import train
 from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 
 COPY = (

@@ -1,7 +1,7 @@
 """One training from its config: what is read, and how often."""
 
 from src.data.sources import base
-from src.training.run import train
+from src.train import train
 from tests.conftest import SMALL, published_corpus, train_config
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from src.rollout.engine import EngineSource
-from src.rollout.vllm import VllmEngine, vllm_engine
+from src.rollout.vllm.engine import VllmEngine, vllm_engine
 
 
 def without_head(source: EngineSource, **settings: Any) -> VllmEngine:

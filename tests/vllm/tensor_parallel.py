@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from src.models.lora import merged_named_tensors
+from src.models.loading.lora import merged_named_tensors
 from src.rollout.engine import EngineSource, SamplingParams
-from src.rollout.vllm import vllm_engine
+from src.rollout.vllm.engine import vllm_engine
 from tests.vllm.scoring import SMALL_ENGINE, gap, ids, load, nudge, prompts
 
 SAMPLED = SamplingParams(n=2, max_new_tokens=16)

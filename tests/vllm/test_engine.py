@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from src.models.lora import merged_named_tensors
+from src.models.loading.lora import merged_named_tensors
 from src.rollout.engine import EngineSource, SamplingParams
-from src.rollout.vllm import VllmEngine, vllm_engine
+from src.rollout.vllm.engine import VllmEngine, vllm_engine
 from tests.vllm.scoring import SMALL_ENGINE, gap, ids, load, nudge, parted, prompts
 
 pytestmark = pytest.mark.vllm

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.models.exporting import gathered_weights, generation_config, write_export
-from src.models.loading import PolicyConfig, load_policy
+from src.models.loading.loading import PolicyConfig, load_policy
 from src.rollout.engine import EngineSource, SamplingParams
-from src.rollout.vllm import vllm_engine
+from src.rollout.vllm.engine import vllm_engine
+from src.wings.exporting.folder import gathered_weights, generation_config, write_export
 from tests.vllm.scoring import SMALL_ENGINE, gap
 
 pytestmark = [pytest.mark.vllm, pytest.mark.slow]

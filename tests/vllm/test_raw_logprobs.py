@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from src.models.lora import merged_named_tensors
+from src.models.loading.lora import merged_named_tensors
 from src.rollout.engine import EngineSource, SamplingParams
-from src.rollout.vllm import vllm_engine
+from src.rollout.vllm.engine import vllm_engine
 from tests.vllm.scoring import SMALL_ENGINE, gap, load, prompts
 
 pytestmark = pytest.mark.vllm

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from src.models.lora import merged_named_tensors
+from src.models.loading.lora import merged_named_tensors
 from src.rollout.engine import EngineSource, SamplingParams
-from src.rollout.server_client import ServerError, ServerLostError
-from src.rollout.vllm_server import VllmServerEngine, vllm_server_engine
+from src.rollout.vllm.server import VllmServerEngine, vllm_server_engine
+from src.rollout.vllm.server_client import ServerError, ServerLostError
 from tests.vllm.scoring import gap, ids, load, nudge, parted, prompts
 from tests.vllm.server import VllmServer
 

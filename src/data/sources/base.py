@@ -11,7 +11,8 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Literal, Protocol
 
-from src.data.dialogue import (
+from src.data.sources.reading import Record, read_records
+from src.protocol.dialogue import (
     THOUGHT_OF_CALLS,
     THOUGHT_OF_RESPONSE,
     DataError,
@@ -20,7 +21,6 @@ from src.data.dialogue import (
     TurnExample,
     split_turns,
 )
-from src.data.sources.reading import Record, read_records
 
 log = logging.getLogger(__name__)
 

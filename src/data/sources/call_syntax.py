@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Collection
 
-from src.data.dialogue import JsonValue, ToolCall
+from src.protocol.dialogue import JsonValue, ToolCall
 
 MAX_DEPTH = 64
 

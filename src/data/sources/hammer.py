@@ -11,8 +11,8 @@ import string
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from src.data.dialogue import DataError, Message, ToolCall, ToolSpec, TurnExample
 from src.data.sources.base import Source
+from src.protocol.dialogue import DataError, Message, ToolCall, ToolSpec, TurnExample
 
 _ALPHABET = string.ascii_letters + string.digits + "_"
 _SHORTEST, _LONGEST = 5, 15

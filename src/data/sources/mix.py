@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TypedDict
 
-from src.data.dialogue import TurnExample
 from src.data.sources.base import Source
+from src.protocol.dialogue import TurnExample
 
 
 class Part(TypedDict):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from src.data.dialogue import DataError, JsonValue, ToolCall, ToolSpec
+from src.protocol.dialogue import DataError, JsonValue, ToolCall, ToolSpec
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 T = TypeVar("T")

@@ -6,7 +6,9 @@ import json
 from dataclasses import replace
 from typing import Any, Literal
 
-from src.data.dialogue import (
+from src.data.sources.base import CorpusSource, target_tags
+from src.data.sources.reading import Record, require
+from src.protocol.dialogue import (
     THOUGHT_OF_CALLS,
     THOUGHT_OF_RESPONSE,
     ChatPrompt,
@@ -15,8 +17,6 @@ from src.data.dialogue import (
     Message,
     TurnExample,
 )
-from src.data.sources.base import CorpusSource, target_tags
-from src.data.sources.reading import Record, require
 from src.protocol.parsing import parse
 from src.protocol.types import ParsedResponse, Region
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 
-from src.data.dialogue import DataError, Dialogue, JsonValue, Message, ToolSpec, TurnExample
 from src.data.sources.base import CorpusSource, dialogue_examples
 from src.data.sources.call_syntax import CallSyntaxError, looks_like_calls, parse_calls
 from src.data.sources.reading import Record, check_on_offer, require, tool_specs
+from src.protocol.dialogue import DataError, Dialogue, JsonValue, Message, ToolSpec, TurnExample
 
 _LIST_MARKER = "Here is a list of functions in JSON format that you can invoke"
 _SKIP_ADVICE = "Correct the record, or leave bad records out with on_bad_record=skip."

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from src.data.dialogue import DataError, Dialogue, JsonValue, Message, ToolCall, TurnExample
 from src.data.sources.base import CorpusSource, dialogue_examples
 from src.data.sources.reading import Record, check_on_offer, parse_json, require, tool_specs
+from src.protocol.dialogue import DataError, Dialogue, JsonValue, Message, ToolCall, TurnExample
 
 
 class XlamSource(CorpusSource):

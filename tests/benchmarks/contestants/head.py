@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from src.models.head import token_loss
+from src.models.head.head import token_loss
 from tests.benchmarks.resident import peak_of
 from tests.benchmarks.serving import Channel
 

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from src.models.loading import PolicyConfig, load_policy
+from src.models.loading.loading import PolicyConfig, load_policy
 from src.rollout.engine import SamplingParams
-from src.rollout.native import NativeEngine
+from src.rollout.native.engine import NativeEngine
 from tests.benchmarks.resident import peak_of
 from tests.benchmarks.serving import Channel
 

@@ -9,8 +9,8 @@ from unittest import mock
 
 from omegaconf import DictConfig, open_dict
 
-from src.training.run import train
-from src.utils import policy_checks
+from src.config import policy_checks
+from src.train import train
 from tests.benchmarks.contestants import turnstile
 from tests.benchmarks.serving import Channel
 from tests.conftest import train_config

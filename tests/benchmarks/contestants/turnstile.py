@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 
-from src.callbacks.base import RolloutCallback, RolloutStep
-from src.models.policy_module import PolicyModule
+from src.training.policy_module import PolicyModule
+from src.training.step import RolloutCallback, RolloutStep
 from tests.benchmarks.resident import mark, peak_since
 from tests.benchmarks.serving import Channel
 

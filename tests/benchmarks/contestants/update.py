@@ -11,7 +11,7 @@ import torch
 from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import GroupLayout, balance, pack, row_tokens
 from src.algorithm.policy_loss import LossCounts, LossInputs, PolicyLoss, PolicyLossConfig
-from src.models.loading import PolicyConfig, load_model
+from src.models.loading.loading import PolicyConfig, load_model
 from src.models.policy import Policy
 from tests.benchmarks.flops import policy_update_flops
 from tests.benchmarks.models import random_model

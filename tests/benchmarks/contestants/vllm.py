@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 
-from src.models.loading import PolicyConfig, load_model
+from src.models.loading.loading import PolicyConfig, load_model
 from src.rollout.engine import EngineSource, SamplingParams
-from src.rollout.vllm import vllm_engine
+from src.rollout.vllm.engine import vllm_engine
 from tests.benchmarks.resident import peak_of
 from tests.benchmarks.serving import Channel
 

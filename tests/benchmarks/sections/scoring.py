@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from src.models.loading import PolicyConfig, load_tokenizer
+from src.models.loading.loading import PolicyConfig, load_tokenizer
 from tests.benchmarks import scoring
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.measuring import Result

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from src.data.dialogue import ChatPrompt, Message, ToolCall, TurnExample
 from src.data.sources.base import dialogue_key, hold_out, target_tags
 from src.data.sources.toolace import ToolAceSource
+from src.protocol.dialogue import ChatPrompt, Message, ToolCall, TurnExample
 
 CALL = ToolCall("f", {})
 SYSTEM = 'Here is a list of functions in JSON format that you can invoke:\n[{"name": "f", "parameters": {}}]'

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from src.data.dialogue import ChatPrompt, DataError, Message, ToolCall, ToolSpec, TurnExample
 from src.data.sources.hammer import HammerSource, mask_example, random_identifier
+from src.protocol.dialogue import ChatPrompt, DataError, Message, ToolCall, ToolSpec, TurnExample
 
 TIDES = ToolSpec("get_tides", "Tides; see find_port for ids.", {"id": {"type": "int"}, "day": {"type": "str"}})
 PORTS = ToolSpec("find_port", "Finds a port.", {"id": {"type": "str"}})

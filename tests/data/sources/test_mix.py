@@ -4,8 +4,8 @@ from collections import Counter
 
 import pytest
 
-from src.data.dialogue import Message, TurnExample
 from src.data.sources.mix import MixSource
+from src.protocol.dialogue import Message, TurnExample
 
 
 class Numbered:

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from src.data.dialogue import DataError
 from src.data.sources.reading import read_records, require, tool_specs
+from src.protocol.dialogue import DataError
 
 RECORDS = [{"query": "a", "n": 1}, {"query": "b – ü", "n": 2}, {"query": "c", "n": 3}]
 

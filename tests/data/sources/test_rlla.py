@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from src.data.dialogue import ChatPrompt, DataError, ToolCall
 from src.data.sources.base import dialogue_key
 from src.data.sources.rlla import RllaSource, parse_target
+from src.protocol.dialogue import ChatPrompt, DataError, ToolCall
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "rlla" / "rlla_sft.json"
 SYSTEM = "You are helpful.\n1. Name: tide_times\nDescription: Tides.\nParameters: {}"

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from src.data.dialogue import THOUGHT_OF_CALLS, DataError, Message, ToolCall
 from src.data.sources.xlam import XlamSource
+from src.protocol.dialogue import THOUGHT_OF_CALLS, DataError, Message, ToolCall
 
 TOOLS = [
     {

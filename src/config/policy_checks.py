@@ -1,0 +1,151 @@
+"""The policy that a config names against the config, from its architecture and tokenizer alone: no weight is read."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from transformers import PretrainedConfig
+
+from src.config.placement import stored_dtype
+from src.config.rules import samples
+from src.data.rendering import PromptRenderer
+from src.errors import ConfigError
+from src.models.loading.architecture import load_architecture
+from src.models.loading.policy_config import PolicyConfig
+from src.protocol.parsing import parse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_SMALLEST_BF16_RATE = 1e-4
+"""Adam moves a weight by about the learning rate; bfloat16 resolves 4e-5 to 8e-5 around 0.02."""
+
+
+def check_architecture(config: DictConfig) -> PretrainedConfig:
+    """Check that prompts and answers fit, and that updates count; reads config.json alone.
+
+    Raises:
+        ConfigError: one of these does not hold, or it is the config.json of no language model.
+        OSError: there is none.
+    """
+    policy: PolicyConfig = instantiate(config.policy)
+    architecture = _architecture(policy)
+    check_lengths(config, getattr(architecture.get_text_config(), "max_position_embeddings", None))
+    if policy.lora is None:
+        check_rate(config, stored_dtype(policy, architecture, str(config.trainer.precision)))
+    return architecture
+
+
+def check_policy(config: DictConfig) -> None:
+    """Check that the tokenizer is the model's, and that its template leaves the regions.
+
+    Raises:
+        ConfigError: one of these does not hold.
+        FileNotFoundError, OSError, ValueError: see `check_architecture` and `load_tokenizer`.
+    """
+    from src.models.loading.loading import load_tokenizer  # with the model's code, which the other checks do without
+
+    policy: PolicyConfig = instantiate(config.policy)
+    architecture = check_architecture(config)
+    tokenizer = load_tokenizer(policy)
+    check_vocabulary(tokenizer, architecture)
+    check_template(config, tokenizer)
+
+
+def check_lengths(config: DictConfig, positions: int | None) -> None:
+    """Check that prompts, completions and benchmarks' answers fit a policy's positions.
+
+    Raises:
+        ConfigError: names the keys.
+    """
+    if positions is None:
+        return
+    prompt, answer = config.data.max_prompt_tokens, config.sampling.max_new_tokens
+    if prompt + answer > positions:
+        raise ConfigError(
+            f"data.max_prompt_tokens + sampling.max_new_tokens = {prompt} + {answer} is more than the model's "
+            f"{positions} positions. Lower one of them."
+        )
+    benchmark = config.callbacks.get("benchmark")
+    if not config.get("benchmark") or benchmark is None:
+        return
+    if benchmark.max_new_tokens >= positions:
+        raise ConfigError(
+            f"callbacks.benchmark.max_new_tokens={benchmark.max_new_tokens} leaves no room for a prompt in the model's "
+            f"{positions} positions. Lower it."
+        )
+    limit = config.rollout.get("max_model_len")
+    if limit is not None and limit < positions:
+        raise ConfigError(
+            f"rollout.max_model_len={limit} is less than the model's {positions} positions, which the prompts of "
+            f"benchmark=[{','.join(map(str, config.benchmark))}] may fill: the engine would refuse them in the middle "
+            "of the run. Leave rollout.max_model_len null, or benchmarks out (benchmark=[])."
+        )
+
+
+def check_rate(config: DictConfig, stored: torch.dtype) -> None:
+    """Check that an update is not lost in the weights' rounding.
+
+    Args:
+        config: composed.
+        stored: type of the weights that are trained.
+
+    Raises:
+        ConfigError: bfloat16 weights with a learning rate below what they resolve.
+    """
+    rate = config.optimizer.learning_rate
+    if rate < _SMALLEST_BF16_RATE and stored == torch.bfloat16:
+        raise ConfigError(
+            f"optimizer.learning_rate={rate} with policy.dtype={config.policy.dtype}: bfloat16 weights keep 8 bits, "
+            f"so a step of {rate} on a weight of 0.02 rounds to nothing. Set policy.dtype=float32 "
+            "trainer.precision=bf16-mixed, or train adapters with policy.lora."
+        )
+
+
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, architecture: PretrainedConfig) -> None:
+    """Check that the model has an embedding for each token: another model's tokenizer fails in the middle of a step.
+
+    Raises:
+        ConfigError: it has fewer.
+    """
+    rows = architecture.get_text_config().vocab_size
+    if len(tokenizer) > rows:
+        raise ConfigError(
+            f"policy: the tokenizer of '{tokenizer.name_or_path}' has {len(tokenizer)} tokens, expected at most the "
+            f"{rows} of the model's vocabulary (vocab_size in config.json). Is it another model's?"
+        )
+
+
+def check_template(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Check that the chat template leaves thinking to the policy: what a prompt has closed has no region to weigh.
+
+    Raises:
+        ConfigError: it opens and closes `<think>` itself.
+        ValueError: a template that cannot be rendered.
+    """
+    renderer: PromptRenderer = instantiate(config.prompt, tokenizer)
+    prefix = renderer.response_prefix
+    if samples(config) and "think" in (read := parse(prefix)).fields and all(read.closed):
+        raise ConfigError(
+            f"prompt.chat_template_kwargs={dict(config.prompt.chat_template_kwargs or {})}: with it the chat template "
+            f"ends prompts with {prefix!r}, so no completion has the region reasoning, and none gets the format "
+            "right. Leave enable_thinking out, or set it to true."
+        )
+
+
+def _architecture(policy: PolicyConfig) -> PretrainedConfig:
+    try:
+        return load_architecture(policy)
+    except ValueError as error:
+        text = str(error)
+        if "trust_remote_code" in text:
+            raise ConfigError(
+                "policy.trust_remote_code=false: this model comes with Python code of its own, which would run here "
+                "with your rights. Read it, then set policy.trust_remote_code=true; or choose a model that "
+                "transformers knows."
+            ) from error
+        reason = text.strip().splitlines()[0]
+        raise ConfigError(f"policy: expected the config.json of a causal language model; {reason}") from error

@@ -1,0 +1,269 @@
+"""Rules that tie several config keys together, and what they say. Reads a composed training config, loads nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+
+from src.config.keys import names_in, target_of
+from src.config.placement import placement
+from src.data.sources.base import CorpusSource, check_limits, validation_splits
+from src.data.sources.reading import corpus_files
+from src.data.sources.rlla import RllaSource
+from src.errors import ConfigError, advice
+from src.rollout.engine import SamplingParams
+from src.rollout.vllm.requests import check_mode, check_request, require_vllm
+
+VALIDATION_METRICS = tuple(
+    "reward format name parameter_names parameter_values correctness exact_match tokens truncated".split()
+)
+_SETTINGS = ("sampling", "updates", "optimizer", "algorithm", "reward", "policy")
+"""Made of plain values: their own checks cost nothing."""
+_HALF = ("16-mixed", "16-true", "16")
+_OF_ROLLOUT_STEPS = ("reward", "train", "response", "entropy", "group")
+"""Metrics of rollouts and updates, which a checkpoint may watch too."""
+
+
+def check_rules(config: DictConfig) -> None:
+    """Hold every rule against a config whose keys are known to be right.
+
+    Raises:
+        ConfigError: of the first rule that does not hold; names the keys and what to change.
+    """
+    for rule in RULES:
+        rule(config)
+
+
+def _required(config: DictConfig) -> None:
+    """What other rules read."""
+    for key in ("train", "max_prompt_tokens", "prompts_per_step"):
+        if config.data.get(key) is None:
+            raise ConfigError(f"data.{key}: expected a value, found none. Set it, or choose a corpus with data=NAME.")
+
+
+def _settings(config: DictConfig) -> None:
+    """Each section by itself."""
+    for section in _SETTINGS:
+        _made(config[section], section)
+    if config.get("warm_start") is not None and config.paths.cache_dir is None:
+        raise ConfigError("paths.cache_dir: expected a folder, which keeps the result of warm_start, found null.")
+    path = config.policy.get("path")
+    if path is not None and not Path(path).is_dir():
+        raise ConfigError(f"policy.path: the folder '{path}' does not exist. Set policy.path to a model folder.")
+
+
+def _minibatches(config: DictConfig) -> None:
+    prompts, minibatch = config.data.prompts_per_step, config.updates.prompts_per_minibatch
+    if prompts % minibatch:
+        raise ConfigError(
+            f"data.prompts_per_step={prompts} is no multiple of updates.prompts_per_minibatch={minibatch}: the last "
+            "minibatch of every rollout step would be smaller. Change one of them."
+        )
+
+
+def _sampling(config: DictConfig) -> None:
+    if not samples(config):
+        return
+    if config.sampling.n < 2:
+        raise ConfigError(
+            f"sampling.n={config.sampling.n}: advantages compare the completions of a prompt, so at least 2 are needed."
+        )
+    if config.sampling.temperature == 0:
+        raise ConfigError("sampling.temperature=0 makes all completions of a prompt equal: expected more than 0.")
+
+
+def _intervals(config: DictConfig) -> None:
+    interval, steps = config.trainer.get("val_check_interval"), config.updates.rollout_steps
+    if isinstance(interval, int) and interval > steps:
+        raise ConfigError(
+            f"trainer.val_check_interval={interval} is more than updates.rollout_steps={steps}: nothing would be "
+            "validated on the way. Lower it."
+        )
+    for name in ("checkpoint", "benchmark", "live_figures"):
+        key, field = f"callbacks.{name}.every_n_rollout_steps", "every_n_rollout_steps"
+        callback = config.callbacks.get(name)
+        if callback is not None and callback.get(field, 1) < 1:
+            raise ConfigError(f"{key}: expected at least 1, found {callback[field]}.")
+
+
+def _callbacks(config: DictConfig) -> None:
+    if config.algorithm.weighting.get("progress") == "fraction" and config.callbacks.get("curriculum") is None:
+        raise ConfigError("algorithm.weighting.progress=fraction needs callbacks.curriculum, which is null.")
+    if config.callbacks.get("live_figures") is not None and config.callbacks.get("metrics_file") is None:
+        raise ConfigError(
+            "callbacks.live_figures draws what callbacks.metrics_file writes, which is null. Leave it in, or set "
+            "callbacks.live_figures=null."
+        )
+    chosen = [str(name) for name, entry in (config.get("benchmark") or {}).items() if entry is not None]
+    if chosen and config.callbacks.get("benchmark") is None:
+        raise ConfigError(
+            f"benchmark=[{','.join(chosen)}] needs callbacks.benchmark, which is null: none would ever run. Leave "
+            "them out (benchmark=[]), or the callback in."
+        )
+
+
+def _devices(config: DictConfig) -> None:
+    trainer = config.trainer
+    accelerator, precision = str(trainer.get("accelerator", "auto")), str(trainer.get("precision", "32-true"))
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if accelerator in ("gpu", "cuda") and not there and not config.get("dry_run"):
+        raise ConfigError(
+            f"trainer.accelerator={accelerator}: PyTorch finds no CUDA device. Set trainer.accelerator=cpu, or install "
+            "a CUDA build of PyTorch."
+        )
+    try:
+        place, on_node = placement(trainer)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"trainer.devices: expected a number, a list or 'auto', found {trainer.devices!r}."
+        ) from error
+    if place.cuda and there and on_node > there and not config.get("dry_run"):
+        raise ConfigError(f"trainer.devices={trainer.devices}: expected at most the {there} CUDA devices of this node.")
+    if precision in _HALF and not place.cuda:
+        raise ConfigError(
+            f"trainer.precision={precision}: expected a GPU, the accelerator is a CPU. Set trainer.precision=32-true "
+            "or bf16-mixed."
+        )
+    if place.ranks > config.data.prompts_per_step:
+        raise ConfigError(
+            f"data.prompts_per_step={config.data.prompts_per_step}: expected at least one prompt for each of the "
+            f"{place.ranks} ranks (trainer.devices x trainer.num_nodes). Raise it, or lower trainer.devices."
+        )
+
+
+def _engine(config: DictConfig) -> None:
+    """What vLLM does not take, or would cut short."""
+    rollout, name = config.rollout, str(config.rollout.get("_target_", "")).rpartition(".")[2]
+    if name not in ("vllm_engine", "vllm_server_engine"):
+        return
+    if config.updates.old_logprobs == "sampler":
+        raise ConfigError(
+            "updates.old_logprobs=sampler needs rollout=native, whose log-probabilities are the policy's own; vLLM "
+            "computes them otherwise. Set updates.old_logprobs=update."
+        )
+    limit = rollout.get("max_model_len")
+    longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"data.max_prompt_tokens + sampling.max_new_tokens = {config.data.max_prompt_tokens} + "
+            f"{config.sampling.max_new_tokens} is more than rollout.max_model_len={limit}. Raise it, or lower one of "
+            "them."
+        )
+    params: SamplingParams = _made(config.sampling, "sampling")
+    try:
+        check_mode(rollout.logprobs_mode)
+        check_request([], params, [], logprobs_mode=rollout.logprobs_mode, max_model_len=limit or longest)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    if name == "vllm_server_engine":
+        if not str(rollout.url).startswith(("http://", "https://")):
+            raise ConfigError(f"rollout.url: expected http://HOST:PORT, found '{rollout.url}'.")
+        return
+    if not 0 < rollout.gpu_memory_utilization <= 1:
+        raise ConfigError(
+            f"rollout.gpu_memory_utilization: expected in (0, 1], found {rollout.gpu_memory_utilization}."
+        )
+    _, on_node = placement(config.trainer)
+    size = rollout.tensor_parallel_size
+    if size < 1 or on_node % size:
+        raise ConfigError(
+            f"rollout.tensor_parallel_size={size}: expected a divisor of the {on_node} ranks of a node "
+            "(trainer.devices)."
+        )
+    if config.get("dry_run"):
+        return
+    try:
+        require_vllm()
+    except ModuleNotFoundError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _data(config: DictConfig) -> None:
+    """The datamodule's sources and limits, where the corpora lie, and what the metrics of its splits are called."""
+    data = config.data
+    given = {name: data[name] for name in ("train", "val") if data.get(name) is not None}
+    made = {name: _made(node, "data") for name, node in given.items()}
+    sources = [found for name, node in given.items() for found in _nodes(node, f"data.{name}")]
+    if config.prompt.get("layout") == "compact":
+        for path, node in sources:
+            if target_of(node, path) is RllaSource:
+                raise ConfigError(
+                    f"prompt.layout=compact with {path}: this corpus publishes its prompts verbatim. Set "
+                    "prompt.layout=published, and a policy with room for them."
+                )
+    if not config.get("dry_run"):
+        for path, node in sources:
+            target = target_of(node, path)
+            if isinstance(target, type) and issubclass(target, CorpusSource) and node.get("path") is not None:
+                try:
+                    corpus_files(node.path)
+                except (FileNotFoundError, ValueError) as error:
+                    raise ConfigError(f"{path}.{error}") from error
+    try:
+        check_limits(data.max_prompt_tokens, data.get("limit_val"))
+        splits = tuple(validation_splits(made["train"], made.get("val"), data.get("val_splits")))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    watched = {"optimized_metric": config.get("optimized_metric")}
+    if config.callbacks.get("checkpoint") is not None:
+        watched["callbacks.checkpoint.monitor"] = config.callbacks.checkpoint.get("monitor")
+    for key, metric in watched.items():
+        if metric is not None:
+            _check_metric(key, str(metric), splits, [str(name) for name in config.get("benchmark") or {}])
+
+
+def _check_metric(key: str, metric: str, splits: tuple[str, ...], benchmarks: list[str]) -> None:
+    """A name that is never logged would end a run at its first checkpoint, or a sweep after its first run."""
+    prefix, _, name = metric.partition("/")
+    known = [f"{split}/{value}" for split in splits for value in VALIDATION_METRICS]
+    by_tag = prefix in splits and name.startswith("exact_match/")
+    in_training = "monitor" in key and prefix in _OF_ROLLOUT_STEPS
+    if not (metric in known or by_tag or in_training or prefix in benchmarks):
+        raise ConfigError(f"{key}={metric}: no such metric. {advice(metric, known)}")
+
+
+def samples(config: DictConfig) -> bool:
+    """Whether the algorithm is a policy gradient; supervised methods sample for validation only."""
+    return "loss" in config.algorithm
+
+
+def _made(node: DictConfig, section: str) -> Any:
+    """The object of a section.
+
+    Raises:
+        ConfigError: it refuses its settings; says what it says.
+    """
+    try:
+        return instantiate(node)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        raise ConfigError(f"{section}: {cause}" if section not in str(cause) else str(cause)) from error
+
+
+def _nodes(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:
+    """Configs with `_target_` at or below a node."""
+    if isinstance(node, DictConfig):
+        if "_target_" in node:
+            yield path, node
+        for key in names_in(node):
+            yield from _nodes(node[key], f"{path}.{key}")
+
+
+RULES: tuple[Callable[[DictConfig], None], ...] = (
+    _required,
+    _settings,
+    _minibatches,
+    _sampling,
+    _intervals,
+    _callbacks,
+    _devices,
+    _engine,
+    _data,
+)
+"""In the order in which they are held."""

@@ -1,0 +1,114 @@
+"""Which keyword parameters a config's target takes, remembered between starts.
+
+Reading a signature imports what the target's module imports, PyTorch as a rule: seconds that a misspelt key need not
+wait for.
+"""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import sys
+import sysconfig
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from src.config.result_cache import INSTALLED, SOURCES, ResultCache
+from src.config.types import Accepted
+
+_PYTHON = Path(sysconfig.get_path("stdlib")).resolve()
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Parameters of a class' constructor, or of a function.
+
+    Attributes:
+        parameters: keyword parameters with what each accepts.
+        takes_others: whether it takes keywords besides.
+    """
+
+    parameters: dict[str, Accepted]
+    takes_others: bool
+
+    @classmethod
+    def of(cls, target: Any) -> Signature:
+        """Of a class or function. What a class of this project hands on with `**` goes to the next constructor."""
+        found: dict[str, Accepted] = {}
+        for function in _constructors(target):
+            hints = type_hints(function)
+            handed_on = False
+            try:
+                parameters = inspect.signature(function).parameters
+            except ValueError:  # written in C, and says nothing of them
+                return cls(found, True)
+            for name, parameter in parameters.items():
+                if parameter.kind is parameter.VAR_KEYWORD:
+                    handed_on = True
+                elif parameter.kind is not parameter.VAR_POSITIONAL and name != "self":
+                    accepted = Accepted.of(hints.get(name, Any))
+                    found.setdefault(name, accepted.or_null() if parameter.default is None else accepted)
+            if not handed_on:
+                return cls(found, False)
+            if not str(getattr(function, "__module__", "")).startswith("src."):
+                break  # another package's: it may take them anywhere
+        return cls(found, True)
+
+
+def signature_of(target: str, cache: ResultCache) -> Signature:
+    """The signature of `package.module.Name`, imported only where the cache does not have it.
+
+    Raises:
+        ImportError, AttributeError, ValueError: there is nothing of that name.
+    """
+    kept = None if target.rpartition(".")[0] in sys.modules else cache.get(target)
+    if kept is not None and all(_stamp(Path(file)) == stamp for file, stamp in kept["files"].items()):
+        parameters = {
+            name: Accepted(None if kinds is None else tuple(kinds), tuple(choices))
+            for name, (kinds, choices) in kept["parameters"].items()
+        }
+        return Signature(parameters, kept["takes_others"])
+    found = pkgutil.resolve_name(target)
+    signature = Signature.of(found)
+    files = _files(found)
+    choices = [choice for accepted in signature.parameters.values() for choice in accepted.choices]
+    if files is not None and all(isinstance(choice, str | int | None) for choice in choices):
+        written = {name: [one.kinds, one.choices] for name, one in signature.parameters.items()}
+        stamps = {str(file): _stamp(file) for file in files if not file.is_relative_to(SOURCES)}
+        cache.put(target, {"parameters": written, "takes_others": signature.takes_others, "files": stamps})
+    return signature
+
+
+def _constructors(target: Any) -> list[Any]:
+    """A class' constructors in the order in which Python looks for them, or the function."""
+    if not inspect.isclass(target):
+        return [target]
+    return [kind.__dict__["__init__"] for kind in target.__mro__ if "__init__" in kind.__dict__] or [target]
+
+
+def type_hints(function: Any) -> Mapping[str, Any]:
+    """Of a function's parameters by name; none of a function whose hints only a type checker can read."""
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError, AttributeError, SyntaxError):
+        return {}
+
+
+def _files(target: Any) -> set[Path] | None:
+    """Where it and its bases are from; None if one is neither of this project nor of Python or an installed package.
+
+    The cache knows all sources of the project by their content, and other files by their size and time.
+    """
+    kinds = target.__mro__ if inspect.isclass(target) else (target,)
+    files = [getattr(sys.modules.get(kind.__module__), "__file__", None) for kind in kinds if kind is not object]
+    paths = {None if file is None else Path(file).resolve() for file in files}
+    known = (SOURCES, _PYTHON, *INSTALLED)
+    found = {path for path in paths if path is not None and any(map(path.is_relative_to, known))}
+    return found if found == paths else None
+
+
+def _stamp(file: Path) -> list[int]:
+    return [file.stat().st_size, file.stat().st_mtime_ns] if file.is_file() else []

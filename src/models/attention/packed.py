@@ -1,0 +1,135 @@
+"""Attention for packed rows, registered with transformers under the name `packed_rows`.
+
+No attention layer is patched by this. `models.fused_norm` does replace the forward of RMSNorm layers.
+
+`AttentionPlan` says how a row is cut up. It is made once a forward and reaches the attention function as the forward
+keyword `packed_plan`, which gradient checkpointing replays. Without that keyword (generation, ordinary batches) the
+function is transformers' own SDPA. On the CPU the row is computed tile by tile (`models.attention.tiles`), on CUDA by
+FlexAttention (`models.attention.flex`): nothing of size [L, L] is built and no key is copied. What neither can do
+(dropout, head sizes and precisions that the kernels lack, other devices) goes group by group through SDPA with a mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from src.models.attention.flex import flex_attend, flex_supports
+from src.models.attention.plan import AttentionPlan
+from src.models.attention.tiles import tiled_attend
+
+PACKED_ATTENTION = "packed_rows"
+"""Name under which transformers finds the attention function of packed rows."""
+
+
+def packed_attention_forward(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    packed_plan: AttentionPlan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a packed row; transformers' SDPA where no plan is given.
+
+    Args:
+        module: the attention layer.
+        query: [1, H, L, D].
+        key: [1, H_kv, L, D].
+        value: [1, H_kv, L, D].
+        attention_mask: ignored with a plan.
+        dropout: probability that an attention weight is dropped.
+        scaling: factor on the scores; 1/sqrt(D) when None.
+        packed_plan: of the row.
+        **kwargs: what the layer passes on; read by transformers' SDPA only.
+
+    Returns:
+        [1, L, H, D] and None.
+    """
+    if packed_plan is None:
+        out, _ = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
+        )
+        return out, None
+    if query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and dropout == 0:
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, heads, D]
+        return tiled_attend(q, k, v, packed_plan.tiles, scaling)[None], None
+    query, key, value = _autocast(query, key, value)
+    if flex_supports(query, value) and dropout == 0:
+        return flex_attend(query, key, value, packed_plan.block_mask, scaling).transpose(1, 2), None
+    return _attend_by_group(module, query, key, value, packed_plan, dropout, scaling), None
+
+
+def check_attention_support(config: PretrainedConfig, attention: str) -> None:
+    """Refuse models whose attention is more than scaled softmax over a prefix.
+
+    Sliding windows pass: they change nothing in rows shorter than the window, which `Policy` checks for each row.
+
+    Raises:
+        ValueError: an unknown `attention`, linear or chunked layers, capped scores, attention sinks.
+    """
+    if attention not in ("packed", "dense"):
+        raise ValueError(f"policy.attention: expected 'packed' or 'dense', found '{attention}'.")
+    text = config.get_text_config()
+    kind = f"model type '{config.model_type}'"
+    odd_layers = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if odd_layers:
+        raise ValueError(
+            f"{kind}: layers of type {sorted(odd_layers)} cannot run on packed rows. Expected full_attention or "
+            "sliding_attention layers only; choose a model such as Qwen3 or Llama."
+        )
+    if getattr(text, "attn_logit_softcapping", None):
+        raise ValueError(
+            f"{kind}: attn_logit_softcapping={text.attn_logit_softcapping} is not computed by SDPA, so neither "
+            "attention: packed nor attention: dense would be exact. Choose a model without it."
+        )
+    if config.model_type == "gpt_oss":
+        raise ValueError(f"{kind}: attention sinks are not supported on packed rows.")
+
+
+def sliding_window(config: PretrainedConfig) -> int | None:
+    """Tokens that the model's sliding-window layers see, None without such layers."""
+    text = config.get_text_config()
+    window = getattr(text, "sliding_window", None)
+    types = getattr(text, "layer_types", None)
+    switched_off = getattr(text, "use_sliding_window", True) is False
+    if window is None or switched_off or (types is not None and "sliding_attention" not in types):
+        return None
+    return int(window)
+
+
+def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """In the precision that autocast gives SDPA: rotary embeddings leave queries and keys in float32."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device) or tensors[0].dtype == torch.float64:
+        return tensors
+    return tuple(x.to(torch.get_autocast_dtype(device)) for x in tensors)
+
+
+def _attend_by_group(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    dropout: float,
+    scale: float | None,
+) -> Tensor:
+    """Outputs [1, L, H, D], each group by SDPA with its own mask."""
+    outputs = []
+    for start, length, mask in plan.group_masks:
+        q, k, v = (x.narrow(2, start, length) for x in (query, key, value))
+        outputs.append(sdpa_attention_forward(module, q, k, v, mask, dropout=dropout, scaling=scale)[0])
+    return torch.cat(outputs, dim=1)
+
+
+AttentionInterface.register(PACKED_ATTENTION, packed_attention_forward)
+AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)

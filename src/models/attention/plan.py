@@ -1,0 +1,152 @@
+"""How the attention of a packed row is cut into kernel calls, worked out once a row and used by every layer.
+
+Integers only; `attention.packed` picks the form that the device can run, `attention.tiles` computes tiles.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from itertools import groupby
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask
+
+from src.algorithm.packing import GroupLayout
+from src.models.attention.mask import block_mask, dense_mask
+
+PIECE = 256
+"""Size of a piece of a cut run: as large as its masked half allows, since the kernel takes 192 queries and more in
+blocks of 64, fewer in blocks of 32, and is fastest where the keys of a block are a multiple of 16."""
+
+_ALIGNED = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """One kernel call: runs of queries, each against a run of keys, at positions of the row.
+
+    Attributes:
+        query: first query of the first run.
+        queries: queries of a run.
+        key: first key of the first run.
+        keys: keys of a run.
+        causal: the i-th query of a run sees its first i keys; otherwise all queries see all keys.
+        runs: how many.
+        query_step: from a run's first query to the next run's; 0 where runs share their queries.
+        key_step: likewise for keys.
+    """
+
+    query: int
+    queries: int
+    key: int
+    keys: int
+    causal: bool = False
+    runs: int = 1
+    query_step: int = 0
+    key_step: int = 0
+
+
+@dataclass(frozen=True)
+class AttentionPlan:
+    """The attention of a row of groups; each form is made when it is first asked for."""
+
+    layouts: tuple[GroupLayout, ...]
+    device: torch.device
+
+    @cached_property
+    def tiles(self) -> tuple[Tile, ...]:
+        """For the CPU kernel: causal tiles, which cover each position once as query and as key, then the others."""
+        return tuple(sorted((t for layout in self.layouts for t in group_tiles(layout)), key=lambda t: not t.causal))
+
+    @cached_property
+    def block_mask(self) -> BlockMask:
+        """For FlexAttention."""
+        return block_mask(self.layouts, self.device)
+
+    @cached_property
+    def group_masks(self) -> tuple[tuple[int, int, Tensor], ...]:
+        """(first position, tokens, bool [1, 1, tokens, tokens] mask) of each group, for SDPA."""
+        return tuple((m.offset, m.num_tokens, dense_mask([m], self.device)) for m in self.layouts)
+
+
+def plan_attention(layouts: Sequence[GroupLayout], device: torch.device) -> AttentionPlan:
+    """The plan of a row whose tensors are on `device`."""
+    return AttentionPlan(tuple(layouts), device)
+
+
+def group_tiles(layout: GroupLayout) -> Iterator[Tile]:
+    """The tiles of one group, causal ones first.
+
+    The prompt attends to itself. Each completion attends to itself, equally long neighbours in one call, and all of
+    them together to the prompt's keys, which are never copied.
+
+    >>> for tile in group_tiles(GroupLayout(0, 2, (3, 3, 2))):
+    ...     print(tile)
+    Tile(query=0, queries=2, key=0, keys=2, causal=True, runs=1, query_step=0, key_step=0)
+    Tile(query=2, queries=2, key=2, keys=2, causal=True, runs=2, query_step=2, key_step=2)
+    Tile(query=6, queries=1, key=6, keys=1, causal=True, runs=1, query_step=0, key_step=0)
+    Tile(query=2, queries=5, key=0, keys=2, causal=False, runs=1, query_step=0, key_step=0)
+    """
+    if len(layout.completion_lengths) == 1:
+        yield _causal(layout.offset, layout.num_tokens)
+        return
+    yield _causal(layout.offset, layout.prompt_length)
+    start = first = layout.offset + layout.prompt_length
+    for length, same in groupby(length - 1 for length in layout.completion_lengths):
+        runs = len(list(same))
+        if length:
+            yield _causal(start, length, runs)
+        start += runs * length
+    if start > first:
+        yield Tile(first, start - first, layout.offset, layout.prompt_length)
+
+
+@lru_cache(maxsize=16)
+def backward_tiles(tiles: tuple[Tile, ...], key_heads: int, threads: int, piece: int = PIECE) -> tuple[Tile, ...]:
+    """The same pairs in the tiles that are fastest in the backward pass, causal ones first.
+
+    The kernel computes masked scores too, so that long causal runs are cut into pieces: each causal in itself, and all
+    of what lies before it without a mask. It gives a (run, key head) to a thread as a whole, so that tiles with few of
+    them are cut in runs until the threads are busy alike. Neither would help the forward pass, which shares out blocks
+    of queries, and where outputs of several tiles have to be merged.
+    """
+    cut = [part for tile in tiles for part in (_pieces(tile, piece) if tile.causal else (tile,))]
+    shared = [part for tile in cut for part in _shared_out(tile, key_heads, threads)]
+    return tuple(sorted(shared, key=lambda tile: not tile.causal))
+
+
+def _causal(start: int, length: int, runs: int = 1) -> Tile:
+    """Neighbouring runs that attend to themselves."""
+    step = length if runs > 1 else 0
+    return Tile(start, length, start, length, causal=True, runs=runs, query_step=step, key_step=step)
+
+
+def _pieces(tile: Tile, size: int) -> Iterator[Tile]:
+    """A causal tile in pieces of `size`, the last one shorter; whole where it has hardly more than one."""
+    length = tile.queries
+    if length <= size + size // 2:
+        yield tile
+        return
+    whole, rest = divmod(length, size)
+    for start in range(tile.query, tile.query + tile.runs * length, length):
+        yield _causal(start, size, whole)
+        if rest:
+            yield _causal(start + whole * size, rest)
+    for before in range(size, length, size):
+        yield replace(tile, query=tile.query + before, queries=min(size, length - before), keys=before, causal=False)
+
+
+def _shared_out(tile: Tile, key_heads: int, threads: int) -> Iterator[Tile]:
+    """A tile over all its keys in as many runs as keep the threads busy alike, and what is left over."""
+    tasks = tile.runs * key_heads
+    parts = next(n for n in range(1, 8 * threads + 1) if tasks * n % threads == 0 or tasks * n >= 8 * threads)
+    size = tile.keys // parts // _ALIGNED * _ALIGNED
+    if tile.causal or tile.runs > 1 or parts == 1 or size == 0:
+        yield tile
+        return
+    yield replace(tile, keys=size, runs=parts, key_step=size)
+    if rest := tile.keys - parts * size:
+        yield replace(tile, key=tile.key + parts * size, keys=rest)

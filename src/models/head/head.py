@@ -1,0 +1,221 @@
+"""From hidden states to a log-probability and an entropy a token, without the [tokens, vocabulary] matrix.
+
+Logits exist for a chunk of tokens at a time. Where the loss is a sum over tokens, `token_loss` makes its gradient of
+the chunk's logits while they are there; otherwise backward computes them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from src.models.head.logits import add_product, checked_chunk, logit_chunks, matmul, operand, precise, softmax_
+
+TokenLoss = Callable[[Tensor, Tensor, slice], Tensor]
+"""Loss of some of N tokens: (log-probabilities [n], entropies [n], which of the N they are) -> a scalar to sum up."""
+
+
+def token_logprobs_and_entropies(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probability of each target, and entropy, under softmax((hidden @ weight.T + bias) / temperature).
+
+    Logits exist for `chunk` tokens at a time, in forward and again in backward; between them only [N] vectors are kept.
+    Products of bf16 inputs are accumulated and returned in float32, so that logits are not rounded to 8 bits. Gradients
+    flow through both outputs to hidden, weight and bias; a weight that needs none (LoRA) costs none.
+
+    Args:
+        hidden: [N, d].
+        weight: [V, d].
+        targets: int64 [N].
+        temperature: > 0, divides the logits.
+        bias: [V].
+        chunk: tokens whose logits exist at once; None: `chunk_tokens`.
+
+    Returns:
+        logprobs [N] and entropies [N] in nats, float32 (float64 for float64 inputs).
+
+    Raises:
+        ValueError: temperature or chunk not positive.
+    """
+    chunk = checked_chunk(weight, temperature, chunk)
+    logprobs, entropies = _TokenScores.apply(hidden, weight, bias, targets, temperature, chunk)
+    return logprobs, entropies
+
+
+def token_loss(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    loss: TokenLoss,
+    *,
+    temperature: float = 1.0,
+    bias: Tensor | None = None,
+    chunk: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A loss that is a sum over tokens, and what `token_logprobs_and_entropies` gives, in one pass over the logits.
+
+    `loss` is called for a chunk at a time, and its gradient becomes those of hidden [N, d], weight [V, d] and bias at
+    once: three matrix products instead of four, and logits that never leave the chunk. Backward only scales them, so
+    it may run once.
+
+    Args:
+        hidden: [N, d].
+        weight: [V, d].
+        targets: int64 [N].
+        loss: of the tokens of a chunk; differentiable in both arguments.
+        temperature: > 0, divides the logits.
+        bias: [V].
+        chunk: tokens whose logits exist at once; None: `chunk_tokens`.
+
+    Returns:
+        The loss, a scalar with gradient; logprobs [N] and entropies [N] in nats without.
+
+    Raises:
+        ValueError: temperature or chunk not positive.
+    """
+    chunk = checked_chunk(weight, temperature, chunk)
+    total, logprobs, entropies = _FusedTokenLoss.apply(hidden, weight, bias, targets, loss, temperature, chunk)
+    return total, logprobs, entropies
+
+
+class _TokenScores(torch.autograd.Function):
+    """With z the scaled logits, p = softmax(z) and H the entropy: d logp_y / dz = 1_y - p, dH / dz = -p (log p + H)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
+    ) -> tuple[Tensor, Tensor]:
+        logprobs = hidden.new_empty(len(hidden), dtype=precise(hidden))
+        entropies, normalisers = torch.empty_like(logprobs), torch.empty_like(logprobs)
+        for part, logits in logit_chunks(hidden, weight, bias, temperature, chunk):
+            logprobs[part], entropies[part], normalisers[part] = softmax_(logits, targets[part])
+        ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies)
+        ctx.temperature, ctx.chunk = temperature, chunk
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+        hidden, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
+        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad, ctx.temperature)
+        for part, logits in logit_chunks(hidden, weight, bias, ctx.temperature, ctx.chunk):
+            p = logits.sub_(normalisers[part, None]).exp_()
+            gradients.add(part, p, targets[part], entropies[part], grad_logprobs[part], grad_entropies[part])
+        return (*gradients.results(), None, None, None)
+
+
+class _FusedTokenLoss(torch.autograd.Function):
+    """`_TokenScores`, the loss and its gradient, chunk by chunk."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        loss: TokenLoss,
+        temperature: float,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        logprobs = hidden.new_empty(len(hidden), dtype=precise(hidden))
+        entropies = torch.empty_like(logprobs)
+        total = logprobs.new_zeros(())
+        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad, temperature)
+        for part, logits in logit_chunks(hidden, weight, bias, temperature, chunk):
+            logprobs[part], entropies[part], _ = softmax_(logits, targets[part])
+            with torch.enable_grad():
+                given = logprobs[part].clone().requires_grad_(), entropies[part].clone().requires_grad_()
+                share = loss(*given, part)
+                by_logprob, by_entropy = _partial(share, given)
+            total += share.detach()
+            gradients.add(part, logits, targets[part], entropies[part], by_logprob, by_entropy)
+        ctx.gradients = gradients.results()
+        ctx.mark_non_differentiable(logprobs, entropies)
+        return total, logprobs, entropies
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, grad_total: Tensor, *_: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            raise RuntimeError("token_loss: backward ran already, and its gradients are gone.")
+        hidden, weight, bias = (None if x is None else x.mul_(grad_total.to(x.dtype)) for x in gradients)
+        return hidden, weight, bias, None, None, None, None
+
+
+def _partial(loss: Tensor, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Derivatives of a loss by log-probabilities and by entropies; None where it does not depend on entropies."""
+    found: tuple[Tensor | None, ...] = torch.autograd.grad(loss, given, allow_unused=True)
+    return torch.zeros_like(given[0]) if found[0] is None else found[0], found[1]
+
+
+class _HeadGradients:
+    """Gradients of the head's inputs, summed over chunks of tokens.
+
+    Args:
+        hidden: [N, d].
+        weight: [V, d].
+        bias: [V] or None.
+        wanted: whether each of the three needs one.
+        temperature: that the logits were divided by.
+    """
+
+    def __init__(
+        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...], temperature: float
+    ) -> None:
+        self._hidden, self._weight, self._bias = operand(hidden), operand(weight), bias
+        self._types = hidden.dtype, weight.dtype
+        self._temperature = temperature
+        self._of_hidden = torch.empty_like(hidden) if wanted[0] else None
+        self._of_weight = torch.zeros_like(weight, dtype=precise(weight)) if wanted[1] else None
+        self._of_bias = torch.zeros_like(bias, dtype=precise(bias)) if bias is not None and wanted[2] else None
+
+    def add(
+        self,
+        part: slice,
+        p: Tensor,
+        targets: Tensor,
+        entropies: Tensor,
+        by_logprob: Tensor,
+        by_entropy: Tensor | None,
+    ) -> None:
+        """Add those of the tokens `part`, whose distributions `p` [n, V] are overwritten."""
+        if by_entropy is None:
+            grad = p.mul_(-by_logprob[:, None])
+        else:  # p log p is 0 where p is
+            scale = by_logprob + by_entropy * entropies
+            grad = torch.xlogy(p, p).mul_(by_entropy[:, None]).addcmul_(p, scale[:, None]).neg_()
+        grad.scatter_add_(1, targets[:, None], by_logprob[:, None])
+        if self._temperature != 1.0:
+            grad.div_(self._temperature)
+        if self._of_bias is not None:
+            self._of_bias += grad.sum(0)
+        grad = grad.to(self._hidden.dtype)
+        if self._of_hidden is not None:
+            self._of_hidden[part] = matmul(grad, self._weight).to(self._of_hidden.dtype)
+        if self._of_weight is not None:
+            add_product(self._of_weight, grad.T, self._hidden[part])
+
+    def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Of hidden, weight and bias, in their types."""
+        return (
+            self._of_hidden,
+            None if self._of_weight is None else self._of_weight.to(self._types[1]),
+            None if self._of_bias is None or self._bias is None else self._of_bias.to(self._bias.dtype),
+        )

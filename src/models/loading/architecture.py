@@ -1,0 +1,181 @@
+"""A policy's architecture without its weights: from a local folder, the hub's cache, this project's own files, the hub.
+
+`architectures/` holds the config.json of the published experiments' models, so that memory can be planned offline.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from torch import nn
+from transformers import AutoConfig, PretrainedConfig
+from transformers.utils import logging as transformers_logging
+
+from src.models.loading.lora import LoraSettings, add_lora
+from src.models.loading.policy_config import PolicyConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+KNOWN = Path(__file__).parents[1] / "architectures"
+"""`<name>.json` is the config.json of the hub model `<owner>/<name>`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """How many weights a model has and where; tied weights count once.
+
+    Attributes:
+        total: all of them, adapters included.
+        trained: those that get gradients.
+        layers: decoder layers.
+        layer: in one decoder layer.
+        layer_trained: in one decoder layer, with gradients.
+        head: of the output head alone.
+        tied: whether the head is the embedding matrix.
+        head_trained: whether the head gets gradients.
+        embedding_trained: whether the embeddings do.
+        largest: weights of the largest tensor.
+        largest_trained: weights of the largest tensor that gets gradients.
+    """
+
+    total: int
+    trained: int
+    layers: int
+    layer: int
+    layer_trained: int
+    head: int
+    tied: bool
+    head_trained: bool
+    embedding_trained: bool
+    largest: int
+    largest_trained: int
+
+    @property
+    def root(self) -> int:
+        """Weights outside the decoder layers, which FSDP gathers as one."""
+        return self.total - self.layers * self.layer
+
+    @property
+    def root_trained(self) -> int:
+        """Those of them with gradients."""
+        return self.trained - self.layers * self.layer_trained
+
+
+def load_architecture(config: PolicyConfig) -> PretrainedConfig:
+    """The architecture that `load_model` would give weights to; reads no weights and needs a network last of all.
+
+    A GGUF file that has not been converted yet is asked for its header.
+
+    Raises:
+        FileNotFoundError: a folder, package or config.json that is not there.
+        OSError: a hub id that is neither cached, nor known here, nor reachable.
+    """
+    trust = config.trust_remote_code
+    folder = _folder(config)
+    if folder is not None:
+        if (folder / "config.json").is_file():
+            return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
+        if config.gguf_file is None or not (folder / config.gguf_file).is_file():
+            raise FileNotFoundError(
+                f"policy: '{folder}' has neither config.json nor the GGUF file of policy.gguf_file."
+            )
+        with _silent():  # dequantising, which does not happen here, would be announced
+            return AutoConfig.from_pretrained(folder, gguf_file=config.gguf_file)
+    hub_id = str(config.hub_id)
+    try:
+        return AutoConfig.from_pretrained(
+            hub_id, trust_remote_code=trust, gguf_file=config.gguf_file, local_files_only=True
+        )
+    except OSError:
+        known = KNOWN / f"{hub_id.rpartition('/')[2]}.json"
+        if known.is_file():
+            return AutoConfig.from_pretrained(known)
+    try:
+        return AutoConfig.from_pretrained(hub_id, trust_remote_code=trust, gguf_file=config.gguf_file)
+    except OSError as error:
+        raise OSError(
+            f"policy.hub_id: the architecture of '{hub_id}' is not cached, not among "
+            f"{sorted(path.stem for path in KNOWN.glob('*.json'))}, and the hub cannot be asked: "
+            f"{str(error).splitlines()[0]} Set policy.path to a folder with its config.json."
+        ) from error
+
+
+def empty_model(
+    architecture: PretrainedConfig, dtype: torch.dtype, lora: LoraSettings | None = None, *, trust: bool = False
+) -> PreTrainedModel:
+    """The model on the meta device, tied as it will be, with adapters; takes no memory."""
+    from transformers import AutoModelForCausalLM  # seconds, which the check of an architecture need not wait for
+
+    from src.models.loading.weight_source import on_meta
+
+    with on_meta():
+        model = AutoModelForCausalLM.from_config(copy.deepcopy(architecture), dtype=dtype, trust_remote_code=trust)
+    model.tie_weights()
+    if lora is not None:
+        with on_meta():
+            add_lora(model, lora)
+    return cast("PreTrainedModel", model)
+
+
+def count_parameters(model: PreTrainedModel) -> ParameterCounts:
+    """Count a model's weights.
+
+    Raises:
+        ValueError: no single list of decoder layers.
+    """
+    base = getattr(model, model.base_model_prefix)
+    lists = [module for module in base.children() if isinstance(module, nn.ModuleList) and len(module)]
+    if len(lists) != 1:
+        raise ValueError(f"{type(base).__name__}: expected one list of decoder layers, found {len(lists)}.")
+    layers = lists[0]
+    parameters = list(model.parameters())
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    head = cast(nn.Parameter, model.get_output_embeddings().weight)
+    embedding = cast(nn.Parameter, model.get_input_embeddings().weight)
+    return ParameterCounts(
+        total=sum(p.numel() for p in parameters),
+        trained=sum(p.numel() for p in trained),
+        layers=len(layers),
+        layer=sum(p.numel() for p in layers[0].parameters()),
+        layer_trained=sum(p.numel() for p in layers[0].parameters() if p.requires_grad),
+        head=head.numel(),
+        tied=head is embedding,
+        head_trained=head.requires_grad,
+        embedding_trained=embedding.requires_grad,
+        largest=max(p.numel() for p in parameters),
+        largest_trained=max((p.numel() for p in trained), default=0),
+    )
+
+
+def _folder(config: PolicyConfig) -> Path | None:
+    """Where config.json or the GGUF file lies on this machine; None for a hub id."""
+    if config.path is not None:
+        folder = Path(config.path)
+        if not folder.is_dir():
+            raise FileNotFoundError(f"policy.path: the folder '{folder}' does not exist.")
+        return folder
+    if config.package is None:
+        return None
+    spec = find_spec(config.package)
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError(f"policy.package: the Python package '{config.package}' is not installed.")
+    return Path(spec.origin).parent
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without transformers' warnings."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)

@@ -1,0 +1,54 @@
+"""Settings of a policy. Imports no model code: configs are checked, and memory is planned, before that is loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+from src.models.loading.lora import LoraSettings
+
+Precision = Literal["bfloat16", "float32", "auto"]
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyConfig:
+    """Where a policy comes from and how it runs. One of `path`, `package` and `hub_id` is used, in that order.
+
+    Attributes:
+        hub_id: `owner/name` on the Hugging Face hub.
+        path: local folder in the layout of `save_pretrained`, or holding `gguf_file`.
+        package: installed Python package that holds `gguf_file`; it is located, not imported.
+        gguf_file: a GGUF file in the package, in `path` (where that has no config.json) or in the hub repository.
+        cache_dir: where GGUF files are kept after their conversion; a folder in Hugging Face's cache when None.
+        weights: `pretrained`, or `random` for the architecture alone.
+        dtype: of the weights; `auto` takes the checkpoint's.
+        trust_remote_code: run Python code that comes with the checkpoint.
+        attention: see `Policy`.
+        gradient_checkpointing: see `Policy`.
+        head_chunk: see `Policy`.
+        lora: adapters to train instead of the weights.
+    """
+
+    hub_id: str | None = None
+    path: str | Path | None = None
+    package: str | None = None
+    gguf_file: str | None = None
+    cache_dir: str | Path | None = None
+    weights: Literal["pretrained", "random"] = "pretrained"
+    dtype: Precision = "bfloat16"
+    trust_remote_code: bool = False
+    attention: Literal["packed", "dense"] = "packed"
+    gradient_checkpointing: bool = False
+    head_chunk: int | None = None
+    lora: LoraSettings | None = None
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(Precision):
+            raise ValueError(f"policy.dtype: expected one of {get_args(Precision)}, found '{self.dtype}'.")
+        if self.weights not in ("pretrained", "random"):
+            raise ValueError(f"policy.weights: expected 'pretrained' or 'random', found '{self.weights}'.")
+        if self.path is None and self.package is None and self.hub_id is None:
+            raise ValueError("policy: expected hub_id, path or package, found none of them.")
+        if self.package is not None and self.gguf_file is None:
+            raise ValueError(f"policy.package is '{self.package}', but policy.gguf_file, the file in it, is missing.")

@@ -1,0 +1,228 @@
+"""Continuous batching: prompts wait, decode together, and leave when their completions are done.
+
+A prompt enters whole, with its n completions, longest prompts first (memory runs out at once or never). What a
+completion samples depends on its prompt's own noise alone, so entering early or late changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from src.rollout.engine import SamplingParams
+from src.rollout.native.admission import Room
+from src.rollout.native.decoding import Step, StepInputs
+from src.rollout.native.prefix_cache import PrefixCache
+from src.rollout.native.sampling import prompt_noise, sample_tokens
+from src.rollout.native.step_layout import Grid, grid_of
+
+COMPACT_BELOW = 0.8
+"""Finished rows are dropped, and waiting prompts let in, once the live ones are fewer than this share."""
+WIDEN_ABOVE = 1.5
+"""The cache is laid out anew once shorter prompts let it hold this many times the completions."""
+
+
+@dataclass(slots=True)
+class Rows:
+    """Completions in the batch, a vector of R entries each.
+
+    Attributes:
+        completion: which one of all; the number of all once it is done.
+        slot: its prompt's, in the cache.
+        token: sampled last.
+        position: of that token.
+        steps: tokens sampled.
+        live: not done.
+    """
+
+    completion: Tensor
+    slot: Tensor
+    token: Tensor
+    position: Tensor
+    steps: Tensor
+    live: Tensor
+
+    def __len__(self) -> int:
+        return len(self.completion)
+
+    def take(self, index: Tensor) -> Rows:
+        """Rows at `index`, int64 [n], in that order."""
+        return Rows(*(getattr(self, f.name)[index] for f in fields(self)))
+
+    def followed_by(self, other: Rows) -> Rows:
+        """These, then the others."""
+        return Rows(*(torch.cat((getattr(self, f.name), getattr(other, f.name))) for f in fields(self)))
+
+
+class ContinuousBatch:
+    """One call of `generate`.
+
+    Args:
+        prefill: prompts [P_i], cache → logits [B, V].
+        step: a decode step.
+        cache_for: makes the cache.
+        room_for: number of prompts, tokens of the longest → room.
+        prompts: int64 [P_i] each.
+        params: how to sample.
+        seeds: one a prompt.
+        device: of the model.
+    """
+
+    def __init__(
+        self,
+        prefill: Callable[[Sequence[Tensor], PrefixCache], Tensor],
+        step: Step,
+        cache_for: Callable[[Room], PrefixCache],
+        room_for: Callable[[int, int], Room],
+        prompts: Sequence[Tensor],
+        params: SamplingParams,
+        seeds: Sequence[int],
+        device: torch.device,
+    ) -> None:
+        self._prefill, self._step, self._room_for = prefill, step, room_for
+        self._prompts, self._params, self._device = prompts, params, device
+        self._waiting = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
+        self._cache = cache_for(room_for(len(prompts), len(prompts[self._waiting[0]])))
+        self._stop_ids = torch.tensor(params.stop_token_ids, dtype=torch.long, device=device)
+
+        # [S + 1, T]: all completions, S = prompts x n, and one row for what is computed after an end
+        count, longest = len(prompts) * params.n, params.max_new_tokens
+        self._done = count
+        self._tokens = torch.full((count + 1, longest), -1, device=device)
+        self._logprobs = torch.zeros(count + 1, longest, device=device)
+        self._noise: Tensor | None = None
+        if params.temperature > 0:
+            drawn = [prompt_noise(seed, params.n, longest) for seed in seeds]
+            self._noise = torch.cat([*drawn, torch.zeros(1, longest, dtype=torch.float64)]).to(device)
+
+        nothing = torch.empty(0, dtype=torch.long, device=device)
+        self._rows = Rows(nothing, nothing, nothing, nothing, nothing, nothing.bool())
+        self._grid: Grid | None = None
+        self._fed = 0  # steps since the batch was last empty
+        self._even = True
+
+    def run(self) -> tuple[Tensor, Tensor]:
+        """Sample all; tokens int64 [S, T], -1 where nothing was sampled, and log-probabilities float32 [S, T]."""
+        while True:
+            alive = int(self._rows.live.sum())
+            if alive == 0 or alive < COMPACT_BELOW * len(self._rows):
+                self._drop_finished(alive)
+                entered = self._admit()
+                if len(self._rows) == 0:
+                    return self._tokens[:-1].cpu(), self._logprobs[:-1].cpu()
+                self._grid = grid_of(self._rows.slot, self._cache.lengths)
+                if entered:  # some may have ended with their first token
+                    continue
+            self._decode()
+
+    def _decode(self) -> None:
+        """Feed every row's last token and sample its next one."""
+        rows, columns = self._rows, self._cache.columns
+        assert self._grid is not None
+        inputs = StepInputs(
+            tokens=rows.token,
+            positions=rows.position,
+            steps=rows.steps,
+            grid=self._grid,
+            column=self._fed % columns,
+            used=min(self._fed + 1, columns),
+            even=self._even,
+        )
+        logits = self._step(inputs, self._cache)
+        self._fed += 1
+        rows.position += 1
+        self._sample(rows, logits)
+
+    def _sample(self, rows: Rows, logits: Tensor) -> None:
+        """Choose the rows' next tokens by logits [R, V] and note which rows are done."""
+        noise = None if self._noise is None else self._noise[rows.completion, rows.steps]
+        rows.token, logprobs = sample_tokens(logits, noise, self._params)
+        self._tokens[rows.completion, rows.steps] = rows.token
+        self._logprobs[rows.completion, rows.steps] = logprobs
+        stopped = torch.isin(rows.token, self._stop_ids) | (rows.steps + 1 == self._params.max_new_tokens)
+        rows.live &= ~stopped
+        rows.completion = rows.completion.masked_fill(stopped, self._done)
+        rows.steps = (rows.steps + 1).clamp_(max=self._params.max_new_tokens - 1)  # the end binds finished rows only
+
+    def _drop_finished(self, alive: int) -> None:
+        """Fill the places of finished rows, and of prompts without rows, with the last live ones."""
+        rows, cache = self._rows, self._cache
+        order, to, source = _closed_up(rows.live, alive)
+        cache.move_rows(to, source, min(self._fed, cache.columns))
+        self._rows = rows = rows.take(order)
+        used = torch.zeros(len(cache.lengths), dtype=torch.bool, device=self._device)
+        used[rows.slot] = True
+        kept = int(used.sum())
+        _, to, source = _closed_up(used, kept)
+        cache.move_slots(to, source, kept)
+        renamed = torch.arange(len(used), device=self._device)
+        renamed[source] = to
+        rows.slot = renamed[rows.slot]
+
+    def _admit(self) -> bool:
+        """Let waiting prompts in, as many as fit; whether any came."""
+        cache, n, present = self._cache, self._params.n, len(self._rows)
+        if not self._waiting:
+            return False
+        if present == 0:
+            self._fed, self._even = 0, True
+        self._widen()
+        room = cache.room
+        count = min(room.slots - len(cache.lengths), (room.rows - present) // n)
+        entering, self._waiting = self._waiting[:count], self._waiting[count:]
+        if not entering:
+            return False
+        first = len(cache.lengths)
+        prompts = [self._prompts[i] for i in entering]
+        logits = self._prefill(prompts, cache)
+
+        def each(values: list[int]) -> Tensor:  # a value a prompt -> a value a completion
+            return torch.tensor(values, device=self._device).repeat_interleave(n)
+
+        offsets = torch.arange(n, device=self._device).repeat(len(entering))
+        arrived = Rows(
+            completion=each([i * n for i in entering]) + offsets,
+            slot=each(list(range(first, first + len(entering)))),
+            token=torch.empty(0),
+            position=each([len(p) for p in prompts]),
+            steps=torch.zeros_like(offsets),
+            live=torch.ones_like(offsets, dtype=torch.bool),
+        )
+        self._sample(arrived, logits.repeat_interleave(n, dim=0))
+        if self._fed:
+            self._even = False
+            cache.clear_rows(present, present + len(arrived), min(self._fed, cache.columns))
+        self._rows = self._rows.followed_by(arrived)
+        return True
+
+    def _widen(self) -> None:
+        """Lay the cache out anew where prompts that wait are so much shorter that many more fit."""
+        cache = self._cache
+        longest = max(max(cache.lengths, default=0), len(self._prompts[self._waiting[0]]))
+        room = self._room_for(len(self._waiting) + len(cache.lengths), longest)
+        if room.rows >= WIDEN_ABOVE * cache.room.rows and room.slots >= len(cache.lengths):
+            cache.resize(room, len(self._rows), min(self._fed, cache.columns))
+
+
+def _closed_up(kept: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """How to bring the kept places to the front by moving as few as possible.
+
+    Example:
+        >>> _closed_up(torch.tensor([True, False, True, False, True]), 3)  # place 4 moves to place 1
+        (tensor([0, 4, 2]), tensor([1]), tensor([4]))
+
+    Args:
+        kept: bool [R].
+        count: how many are kept.
+
+    Returns:
+        The order, int64 [count], and the moves: to, int64 [M], and from, int64 [M].
+    """
+    order = torch.arange(count, device=kept.device)
+    to = (~kept[:count]).nonzero().squeeze(-1)
+    source = kept[count:].nonzero().squeeze(-1) + count
+    order[to] = source
+    return order, to, source

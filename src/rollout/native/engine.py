@@ -1,0 +1,260 @@
+"""Rollout engine in plain PyTorch for any Hugging Face causal LM with full attention (Qwen3, Llama, SmolLM2, …).
+
+Prompts are prefilled once, end to end without padding; their completions decode together and share the prompt's keys
+(`prefix_cache`); finished completions leave the batch and waiting prompts enter (`batching`). The model may be the one
+that is being trained: it is switched to evaluation mode and to the rollout's attention function for the call, and
+restored after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from src.rollout.engine import Completion, EngineSource, SamplingParams
+from src.rollout.native.admission import room_for
+from src.rollout.native.batching import ContinuousBatch
+from src.rollout.native.decoding import ExactStep, Step, StepInputs, forward_for, prefill
+from src.rollout.native.own_model import copy_weights, empty_model
+from src.rollout.native.prefix_cache import PREFIX_ATTENTION, PrefixCache
+from src.rollout.native.static_step import StaticStep, uses_graphs
+
+
+def native_engine(
+    source: EngineSource,
+    *,
+    owns_model: bool | None = None,
+    device: str | torch.device | None = None,
+    max_sequences: int = 256,
+    max_batch_tokens: int = 131_072,
+    cuda_graphs: bool | None = None,
+) -> NativeEngine:
+    """The engine for a policy: with the training module itself, or with a whole copy where that is sharded.
+
+    Args:
+        source: what it samples from.
+        owns_model: True: a copy of the model, in `source.dtype`, on `device`; null: only where it has to be.
+        device: of the copy; null: the process's accelerator, or the CPU.
+        max_sequences: see `NativeEngine`.
+        max_batch_tokens: see `NativeEngine`.
+        cuda_graphs: see `NativeEngine`.
+
+    Raises:
+        ValueError: the training module is wanted, and it is sharded.
+    """
+    if owns_model is False and not source.shared:
+        raise ValueError(
+            "rollout.owns_model=false: expected true or null with a sharded policy, whose ranks would wait for each "
+            "other at every token. Set rollout.owns_model=null."
+        )
+    owns = not source.shared if owns_model is None else owns_model
+    model = partial(empty_model, source, device) if owns else source.model
+    return NativeEngine(
+        model,
+        owns_model=owns,
+        max_sequences=max_sequences,
+        max_batch_tokens=max_batch_tokens,
+        cuda_graphs=cuda_graphs,
+    )
+
+
+class NativeEngine:
+    """Samples with the model in hand, in this process.
+
+    Args:
+        model: the causal LM, or a callable that returns it, called at first use (for a model that does not exist yet
+            when the engine is configured).
+        owns_model: False: the model is the training module itself, `update_weights` copies nothing. True: the model is
+            a separate copy, which `update_weights` writes into.
+        max_sequences: most completions that decode together.
+        max_batch_tokens: most tokens that the cache may hold, counted with every completion at its longest. One prompt
+            with its completions is always let in.
+        cuda_graphs: replay decode steps as CUDA graphs; None: on CUDA, for the architectures of `lean_decoder`.
+
+    Attributes:
+        watch: None, or called with the tokens int64 [R] that decode steps take, as soon as they are sampled: all of a
+            completion but its last. For whoever shows an answer as it grows.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | Callable[[], PreTrainedModel],
+        *,
+        owns_model: bool = False,
+        max_sequences: int = 256,
+        max_batch_tokens: int = 131_072,
+        cuda_graphs: bool | None = None,
+    ) -> None:
+        for name, value in (("max_sequences", max_sequences), ("max_batch_tokens", max_batch_tokens)):
+            if value < 1:
+                raise ValueError(f"rollout.{name}: expected at least 1, found {value}.")
+        self._source = model
+        self._model: PreTrainedModel | None = None
+        self._owns_model = owns_model
+        self._max_sequences = max_sequences
+        self._max_batch_tokens = max_batch_tokens
+        self._cuda_graphs = cuda_graphs
+        self._weights_version = -1 if owns_model else 0
+        self.watch: Callable[[Tensor], None] | None = None
+
+    @property
+    def model(self) -> PreTrainedModel:
+        """The model that samples."""
+        if self._model is None:
+            # a module is callable too; peft's wrapper is a module but no PreTrainedModel
+            given = self._source if isinstance(self._source, nn.Module) else self._source()
+            self._model = cast(PreTrainedModel, given)
+        return self._model
+
+    @property
+    def copies_weights(self) -> bool:
+        """Whether the model is a copy of the one that is trained."""
+        return self._owns_model
+
+    @property
+    def ranks_per_engine(self) -> int:
+        """Always 1."""
+        return 1
+
+    @property
+    def weights_version(self) -> int:
+        """Version given with the last `update_weights`; before the first 0, or -1 for a copy, which has no weights."""
+        return self._weights_version
+
+    def generate(
+        self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[list[Completion]]:
+        """Sample `params.n` completions for each prompt; see `RolloutEngine.generate`.
+
+        Greedy completions of a prompt are equal, so one is decoded and listed n times.
+
+        Args:
+            prompts: int64 [P_i] each, unpadded, on any device.
+            params: how to sample.
+            seeds: one a prompt.
+
+        Returns:
+            For each prompt its completions, tensors on the CPU.
+
+        Raises:
+            ValueError: an empty prompt, one too long for the model's positions, or a wrong number of seeds.
+        """
+        model = self.model
+        _check(model, prompts, params, seeds)
+        if not prompts:
+            return []
+        decoded = replace(params, n=1) if params.temperature == 0 else params
+        room = partial(
+            room_for,
+            n=decoded.n,
+            max_new_tokens=decoded.max_new_tokens,
+            max_sequences=self._max_sequences,
+            max_batch_tokens=self._max_batch_tokens,
+        )
+        graphs = uses_graphs(model, self._cuda_graphs)
+        with torch.no_grad(), _sampling_mode(model):
+            forward = forward_for(model, max(map(len, prompts)) + decoded.max_new_tokens)
+            batch = ContinuousBatch(
+                prefill=partial(prefill, model),
+                step=self._watched(StaticStep(forward, decoded.n, capture=True) if graphs else ExactStep(forward)),
+                cache_for=lambda size: PrefixCache(size, decoded.max_new_tokens, zeroed=graphs),
+                room_for=room,
+                prompts=prompts,
+                params=decoded,
+                seeds=seeds,
+                device=model.device,
+            )
+            groups = self._collect(*batch.run(), decoded)
+        return [group * (params.n // decoded.n) for group in groups]
+
+    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take new weights and stamp what is sampled next with `version`.
+
+        With a shared model the weights are there already: the version is stamped and `named_tensors` is not consumed.
+        An engine that owns its model copies in place, one tensor at a time, cast to the model's type and device. A
+        tied head may be given under either of its names or both.
+
+        Raises:
+            ValueError: a name that the model lacks, a wrong shape, two values for tied weights, or weights that were
+                not given. The version stays as it was; some weights may have been written.
+        """
+        if self._owns_model:
+            copy_weights(self.model, named_tensors)
+        self._weights_version = version
+
+    def rest(self) -> None:
+        """Nothing to spare: the cache lives as long as `generate`."""
+
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
+
+    def _watched(self, step: Step) -> Step:
+        watch = self.watch
+        if watch is None:
+            return step
+
+        def watched(inputs: StepInputs, cache: PrefixCache) -> Tensor:
+            watch(inputs.tokens)
+            return step(inputs, cache)
+
+        return watched
+
+    def _collect(self, tokens: Tensor, logprobs: Tensor, params: SamplingParams) -> list[list[Completion]]:
+        """Cut each row of tokens [S, T] after its first stop token; consecutive n rows are one prompt's."""
+        is_stop = torch.isin(tokens, torch.tensor(params.stop_token_ids, dtype=torch.long))
+        stopped = is_stop.any(dim=-1)
+        ends = torch.where(stopped, is_stop.int().argmax(dim=-1) + 1, tokens.shape[1]).tolist()
+        completions = [
+            Completion(
+                token_ids=tokens[i, :end].clone(),
+                logprobs=logprobs[i, :end].clone(),
+                finish_reason="stop" if stop else "length",
+                weights_version=self._weights_version,
+            )
+            for i, (end, stop) in enumerate(zip(ends, stopped.tolist(), strict=True))
+        ]
+        return [completions[i : i + params.n] for i in range(0, len(completions), params.n)]
+
+
+def _check(model: PreTrainedModel, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]) -> None:
+    if len(seeds) != len(prompts):
+        raise ValueError(f"generate: expected one seed for each of {len(prompts)} prompts, found {len(seeds)}.")
+    limit = getattr(model.config, "max_position_embeddings", None)
+    for i, prompt in enumerate(prompts):
+        if prompt.ndim != 1 or len(prompt) == 0:
+            raise ValueError(
+                f"generate: expected prompt {i} to be a non-empty vector of ids, found shape {tuple(prompt.shape)}."
+            )
+        if limit is not None and len(prompt) + params.max_new_tokens > limit:
+            raise ValueError(
+                f"generate: prompt {i} has {len(prompt)} tokens; with max_new_tokens={params.max_new_tokens} it may "
+                f"pass the model's max_position_embeddings={limit}. Lower sampling.max_new_tokens or drop long prompts."
+            )
+
+
+@contextmanager
+def _sampling_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Evaluation mode and the rollout's attention function; both are put back, module by module."""
+    training = [module for module in model.modules() if module.training]
+    attention = model.config._attn_implementation
+    try:
+        model.set_attn_implementation(PREFIX_ATTENTION)
+        if model.config._attn_implementation != PREFIX_ATTENTION:
+            raise ValueError(
+                f"{type(model).__name__}: the native rollout engine expects a model whose attention function can be "
+                "chosen (transformers' AttentionInterface). Use another engine for this model."
+            )
+        model.eval()
+        yield
+    finally:
+        model.set_attn_implementation(attention)
+        for module in training:
+            module.training = True

@@ -1,0 +1,299 @@
+"""Rollout engine in this process: vLLM, one engine a rank, or one for several ranks (tensor parallelism).
+
+The only module that imports vllm, and it does so when the engine is made: at the first `update_weights`, after the
+Trainer has set up torch.distributed, which vLLM then uses instead of a group of its own.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from src.rollout.engine import Completion, EngineSource, SamplingParams
+from src.rollout.vllm.process_state import launcher_variables, process_state_kept
+from src.rollout.vllm.requests import (
+    LogprobsMode,
+    check_mode,
+    check_request,
+    completion,
+    require_vllm,
+    sampling_fields,
+)
+
+_GIB = 2**30
+
+
+def vllm_engine(
+    source: EngineSource,
+    *,
+    gpu_memory_utilization: float = 0.45,
+    kv_cache_gib: float | None = None,
+    max_model_len: int | None = None,
+    max_num_seqs: int = 256,
+    tensor_parallel_size: int = 1,
+    enforce_eager: bool = False,
+    enable_prefix_caching: bool = True,
+    sleep: bool | None = None,
+    logprobs_mode: LogprobsMode = "processed_logprobs",
+    load_format: str = "dummy",
+    engine_args: Mapping[str, Any] | None = None,
+) -> VllmEngine:
+    """The engine for a policy. Nothing is started yet.
+
+    Args:
+        source: its architecture and type; the weights come with `update_weights`.
+        gpu_memory_utilization: share of the device's memory for weights, activations and cache together.
+        kv_cache_gib: GiB for the key/value cache alone, in place of that share; needed on a CPU, where it is 1 if null.
+        max_model_len: most tokens of prompt and completion; null: the model's positions.
+        max_num_seqs: completions that decode together.
+        tensor_parallel_size: consecutive ranks that are one engine.
+        enforce_eager: no CUDA graphs: less memory and a faster start, slower decoding.
+        enable_prefix_caching: a prompt's completions share its keys and values.
+        sleep: give weights and cache back from `rest` to `update_weights`; null: on a GPU.
+        logprobs_mode: see `check_request`.
+        load_format: of the weights before the first update; `dummy` reads none.
+        engine_args: further arguments of `vllm.LLM`, unchanged.
+
+    Raises:
+        ModuleNotFoundError: vLLM is not installed.
+        ValueError: a setting that cannot work.
+    """
+    require_vllm()
+    check_mode(logprobs_mode)
+    on_gpu = torch.accelerator.is_available()
+    if sleep and not on_gpu:
+        raise ValueError(
+            "rollout.sleep=true: expected an accelerator, found none; vLLM cannot sleep on a CPU. Set it to null."
+        )
+    if not 0 < gpu_memory_utilization <= 1:
+        raise ValueError(f"rollout.gpu_memory_utilization: expected in (0, 1], found {gpu_memory_utilization}.")
+    if tensor_parallel_size < 1:
+        raise ValueError(f"rollout.tensor_parallel_size: expected at least 1, found {tensor_parallel_size}.")
+    if kv_cache_gib is None and not on_gpu:
+        kv_cache_gib = 1.0
+    arguments: dict[str, Any] = {
+        "model": source.folder,
+        "dtype": str(source.dtype).removeprefix("torch."),
+        "trust_remote_code": source.trust_remote_code,
+        "gpu_memory_utilization": gpu_memory_utilization,
+        "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * _GIB),
+        "max_model_len": max_model_len,
+        "max_num_seqs": max_num_seqs,
+        "tensor_parallel_size": tensor_parallel_size,
+        "enforce_eager": enforce_eager,
+        "enable_prefix_caching": enable_prefix_caching,
+        "enable_sleep_mode": on_gpu if sleep is None else sleep,
+        "logprobs_mode": logprobs_mode,
+        "load_format": load_format,
+        "skip_tokenizer_init": True,  # token ids in and out
+        "generation_config": "vllm",  # no sampling defaults from the model's folder
+    }
+    if not on_gpu:  # after a prompt in pieces vLLM rewinds its request's generator, which those of a CPU cannot
+        arguments["enable_chunked_prefill"] = False
+    return VllmEngine(arguments | dict(engine_args or {}))
+
+
+class VllmEngine:
+    """Samples with vLLM in this process; see `RolloutEngine` and `vllm_engine`.
+
+    Args:
+        arguments: of `vllm.LLM`.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        self._arguments = dict(arguments)
+        self._llm: Any = None
+        self._peers: dist.ProcessGroup | None = None
+        self._weights_version = -1
+        self._has_weights = arguments["load_format"] != "dummy"
+        self._asleep = False
+        self._owns_group = False
+
+    @property
+    def copies_weights(self) -> bool:
+        """Always: vLLM lays weights out in its own way."""
+        return True
+
+    @property
+    def ranks_per_engine(self) -> int:
+        """The tensor parallel size."""
+        return int(self._arguments["tensor_parallel_size"])
+
+    @property
+    def weights_version(self) -> int:
+        """Version given with the last `update_weights`; -1 before the first."""
+        return self._weights_version
+
+    def generate(
+        self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
+    ) -> list[list[Completion]]:
+        """Sample `params.n` completions for each prompt; see `RolloutEngine.generate`.
+
+        Greedy completions of a prompt are equal, so one is decoded and listed n times. Ranks that are one engine call
+        together, each with its own prompts or none; each gets its own completions.
+
+        Args:
+            prompts: int64 [P_i] each, on any device.
+            params: how to sample; equal on the ranks of an engine.
+            seeds: one a prompt.
+
+        Raises:
+            RuntimeError: there are no weights: none were given, the last update failed, or the engine rests.
+            ValueError: see `check_request`.
+        """
+        if not self._has_weights:
+            raise RuntimeError("generate: the vLLM engine has no weights. Call update_weights first.")
+        llm = self._engine()
+        check_request(
+            prompts,
+            params,
+            seeds,
+            logprobs_mode=self._arguments["logprobs_mode"],
+            max_model_len=llm.model_config.max_model_len,
+        )
+        own = [(tuple(prompt.tolist()), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
+        requests = self._all_requests(own, params)
+        if not requests:
+            return []
+        from vllm import SamplingParams as VllmSamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        with process_state_kept():
+            outputs = llm.generate(
+                [{"prompt_token_ids": list(ids)} for ids, _ in requests],
+                [
+                    VllmSamplingParams(**sampling_fields(params, seed), output_kind=RequestOutputKind.FINAL_ONLY)
+                    for _, seed in requests
+                ],
+                use_tqdm=False,
+            )
+        answers = {request: self._completions(output) for request, output in zip(requests, outputs, strict=True)}
+        copies = params.n if params.temperature == 0 else 1
+        return [answers[request] * copies for request in own]
+
+    def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Take new weights, layer by layer as they come, and stamp what is sampled next with `version`.
+
+        Wakes the engine. What the cache holds of the old weights is dropped. vLLM does not say whether all weights were
+        there; compare log-probabilities (`rollout.probe`).
+
+        Raises:
+            RuntimeError: the cache could not be dropped.
+        """
+        llm = self._engine()
+        self._has_weights = False
+        remaining = iter(named_tensors)
+        with process_state_kept(), torch.inference_mode(False):  # what validation makes would take no later update
+            if self._asleep:
+                llm.wake_up(tags=["weights"])
+            llm.collective_rpc("reload_weights", kwargs={"weights_iterator": remaining})
+            for _ in remaining:  # every rank takes part in gathering what the loader had no use for
+                pass
+            if self._asleep:
+                llm.wake_up(tags=["kv_cache"])
+        self._asleep = False
+        if not llm.reset_prefix_cache():
+            raise RuntimeError(f"update_weights: vLLM kept its prefix cache of the weights before version {version}.")
+        self._weights_version = version
+        self._has_weights = True
+
+    def rest(self) -> None:
+        """Give the memory of weights and cache to the trainer until `update_weights`, where the engine may sleep."""
+        if self._llm is None or self._asleep or not self._arguments["enable_sleep_mode"]:
+            return
+        self._has_weights = False
+        self._llm.sleep(level=2)
+        self._asleep = True
+
+    def close(self) -> None:
+        """Give back the engine's memory."""
+        if self._llm is None:
+            return
+        client = self._llm.llm_engine.engine_core
+        self._llm, self._has_weights = None, False
+        if self._owns_group:
+            client.shutdown()
+        else:
+            _shut_down_within_group(client)
+        del client
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _engine(self) -> Any:
+        """The `vllm.LLM`, made at the first call, by all ranks together."""
+        if self._llm is None:
+            # An engine process of its own could not read the tensors that update_weights passes on.
+            os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+            os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+            from vllm import LLM
+
+            arguments = dict(self._arguments)
+            self._owns_group = not dist.is_initialized()
+            place = nullcontext() if self._owns_group else launcher_variables()
+            if not self._owns_group:
+                # the trainer's processes and devices; vLLM's default would put every rank's engine on device 0
+                arguments["distributed_executor_backend"] = "external_launcher"
+            self._join_peers()
+            with process_state_kept(), place, torch.inference_mode(False):
+                self._llm = LLM(**arguments)
+        return self._llm
+
+    def _join_peers(self) -> None:
+        """A group of the ranks that are one engine; all ranks of the run call together."""
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        size = self.ranks_per_engine
+        if ranks % size:
+            raise ValueError(
+                f"rollout.tensor_parallel_size: expected a divisor of the {ranks} ranks of this run, found {size}."
+            )
+        if size > 1:
+            self._peers, _ = dist.new_subgroups(size, backend="gloo")
+
+    def _all_requests(
+        self, own: list[tuple[tuple[int, ...], int]], params: SamplingParams
+    ) -> list[tuple[tuple[int, ...], int]]:
+        """The prompts and seeds of all ranks of this engine, without repetitions, in the same order on all of them."""
+        if self._peers is None:
+            return list(dict.fromkeys(own))
+        gathered: list[Any] = [None] * self.ranks_per_engine
+        dist.all_gather_object(gathered, (own, params), group=self._peers)
+        if any(other != params for _, other in gathered):
+            raise ValueError(
+                f"generate: expected equal sampling parameters on the {self.ranks_per_engine} ranks of an engine, "
+                f"found {[other for _, other in gathered]}."
+            )
+        return list(dict.fromkeys(request for requests, _ in gathered for request in requests))
+
+    def _completions(self, output: Any) -> list[Completion]:
+        """The completions of one `RequestOutput`, in the order of their seeds."""
+        return [
+            completion(
+                sampled.token_ids,
+                [position[token].logprob for position, token in zip(sampled.logprobs, sampled.token_ids, strict=True)],
+                sampled.finish_reason,
+                self._weights_version,
+            )
+            for sampled in sorted(output.outputs, key=lambda sampled: sampled.index)
+        ]
+
+
+def _shut_down_within_group(client: Any) -> None:
+    """`client.shutdown()` without its last act, which would destroy the trainer's process group along with vLLM's.
+
+    vLLM does the same once more when the client is collected; that call is taken back.
+    """
+    from vllm.distributed.parallel_state import destroy_model_parallel
+
+    client._finalizer.detach()
+    client.engine_core.model_executor.shutdown()
+    client.engine_core.scheduler.shutdown()
+    gc.unfreeze()
+    destroy_model_parallel()

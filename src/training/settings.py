@@ -1,0 +1,106 @@
+"""Settings of the training modules: the method, and how a step becomes optimizer steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from src.algorithm.advantages import Estimator
+from src.algorithm.policy_loss import PolicyLossConfig
+from src.algorithm.region_weights import RegionWeighting
+from src.errors import check_fields
+
+RegionTagger = Literal["sampled", "published"]
+OldLogprobs = Literal["update", "score", "sampler"]
+
+
+@dataclass(frozen=True, slots=True)
+class AlgorithmSettings:
+    """What makes a policy-gradient method: ResT, GRPO and kin differ here and in the reward only.
+
+    Attributes:
+        name: of the method, for tables and plots.
+        weighting: token weights by region.
+        loss: the clipped loss.
+        estimator: of the advantages.
+        advantage_delta: δ of Eq. 15.
+        regions: who says which region a token is in: `sampled` (`protocol.regions`), or `published`, the published
+            code's tagging of re-tokenised text with its omissions (`wings.published.regions`).
+        resample_rounds: dynamic sampling: so many times at most, groups whose rewards are all equal are replaced by
+            groups of other training prompts; 0: they stay, and teach nothing.
+    """
+
+    name: str
+    weighting: RegionWeighting
+    loss: PolicyLossConfig
+    estimator: Estimator = "grpo"
+    advantage_delta: float = 1e-6
+    regions: RegionTagger = "sampled"
+    resample_rounds: int = 0
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("estimator", self.estimator in get_args(Estimator), f"one of {get_args(Estimator)}"),
+            ("advantage_delta", self.advantage_delta >= 0, "at least 0"),
+            ("regions", self.regions in get_args(RegionTagger), f"one of {get_args(RegionTagger)}"),
+            ("resample_rounds", self.resample_rounds >= 0, "at least 0"),
+        )
+        check_fields("algorithm", self, rules)
+
+
+@dataclass(frozen=True, slots=True)
+class SupervisedSettings:
+    """What makes a supervised method: SFT, TSFT and RSFT differ in the weights of the target's tokens.
+
+    Attributes:
+        name: of the method, for tables and plots.
+        weighting: token weights by region of the target.
+    """
+
+    name: str
+    weighting: RegionWeighting
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateSettings:
+    """How the prompts of a step become optimizer steps.
+
+    Attributes:
+        rollout_steps: of the whole run.
+        prompts_per_minibatch: prompts of one optimizer step, over all ranks.
+        passes: times that each rollout step's groups are gone through.
+        max_row_tokens: longest packed row; bounds the memory of a forward.
+        gradient_clip: largest gradient norm.
+        old_logprobs: where the policy's log-probabilities before the update come from: `update`, for the first
+            minibatch from its own forward and for the others from a scoring pass; `score`, that pass for all;
+            `sampler`, for the others the sampler's, which saves that pass where the sampler has the policy's weights.
+        probe_tokens: tokens by which an engine with weights of its own is compared with the policy after every update;
+            0: it is trusted.
+        probe_tolerance: largest difference of their log-probabilities, in nats; None: by the type (`rollout.probe`).
+        max_bad_steps: optimizer steps in a row whose loss or gradient is not finite, which end the run; fewer are
+            skipped.
+        save_bad_steps: minibatches of such steps that are saved in the run folder, on each rank.
+    """
+
+    rollout_steps: int
+    prompts_per_minibatch: int
+    passes: int = 1
+    max_row_tokens: int = 16384
+    gradient_clip: float = 1.0
+    old_logprobs: OldLogprobs = "update"
+    probe_tokens: int = 16
+    probe_tolerance: float | None = None
+    max_bad_steps: int = 3
+    save_bad_steps: int = 3
+
+    def __post_init__(self) -> None:
+        positive = ("rollout_steps", "prompts_per_minibatch", "passes", "max_row_tokens", "max_bad_steps")
+        rules = [(name, getattr(self, name) >= 1, "at least 1") for name in positive]
+        rules += [
+            ("gradient_clip", self.gradient_clip > 0, "more than 0"),
+            ("old_logprobs", self.old_logprobs in get_args(OldLogprobs), f"one of {get_args(OldLogprobs)}"),
+            ("probe_tokens", self.probe_tokens >= 0, "at least 0"),
+            ("save_bad_steps", self.save_bad_steps >= 0, "at least 0"),
+            ("probe_tolerance", self.probe_tolerance is None or self.probe_tolerance > 0, "null or more than 0"),
+        ]
+        check_fields("updates", self, rules)

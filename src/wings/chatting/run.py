@@ -1,0 +1,96 @@
+"""A conversation: resolve → load → talk, calls run by real tools."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+
+from src.config.checks import check_composed
+from src.protocol.token_bytes import TokenBytes
+from src.rollout.native.engine import NativeEngine
+from src.wings.chatting.conversation import Conversation
+from src.wings.chatting.terminal import Screen
+from src.wings.chatting.toolboxes import Toolbox
+from src.wings.evaluation.answering import (
+    GenerationSettings,
+    build_generate,
+    choose_device,
+    complete_prompt,
+    start_engine,
+)
+from src.wings.evaluation.resolving import load_source, resolve_model
+
+_HELP = "/tools: what can be called · /reset: start anew · /quit: end"
+
+
+def chat(config: DictConfig, lines: Iterable[str], console: Console, *, typed: bool = False) -> Conversation:
+    """Hold one conversation and return it.
+
+    Args:
+        config: composed from `chat.yaml`.
+        lines: what the user says, a turn a line; `/tools`, `/reset`, `/help` and `/quit` are commands.
+        console: where the conversation is printed.
+        typed: the user has seen the lines already, as they typed them.
+
+    Raises:
+        ConfigError: the config cannot run.
+    """
+    check_composed(config, "chat.yaml")
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    settings: GenerationSettings = instantiate(config.generation)
+    device = choose_device(config.device)
+    source = resolve_model(config)
+    complete_prompt(config, source)
+    toolbox: Toolbox = instantiate(config.tools)
+    loaded = load_source(source)
+    renderer, engine = start_engine(config, source, loaded, device)
+    sampling = instantiate(config.sampling)
+    generate = build_generate(loaded, engine, renderer, settings, sampling=sampling, seed=config.seed)
+    conversation = Conversation(generate, renderer, toolbox, config.max_steps)
+    screen = Screen(console, TokenBytes.from_tokenizer(loaded.tokenizer), renderer.response_prefix)
+    if isinstance(engine, NativeEngine):
+        engine.watch = screen.watch  # other engines answer a step at a time
+    screen.note(f"{source.name} with {len(toolbox.tools)} tools. {_HELP}\nFor example: {toolbox.hint}")
+    try:
+        for line in lines:
+            text = line.strip()
+            if text and not typed:
+                screen.echo(text)
+            if text == "/quit":
+                break
+            _take(text, conversation, toolbox, screen)
+    finally:
+        toolbox.close()
+        engine.close()
+    return conversation
+
+
+def _take(text: str, conversation: Conversation, toolbox: Toolbox, screen: Screen) -> None:
+    """A command or a turn."""
+    if text == "/tools":
+        screen.tools(toolbox.tools)
+    elif text == "/reset":
+        conversation.reset()
+        screen.note("A new conversation.")
+    elif text.startswith("/"):
+        screen.note(_HELP)
+    elif text:
+        try:
+            screen.show(conversation.say(text))
+        except KeyboardInterrupt:
+            screen.note("Interrupted. /quit ends the conversation.")
+
+
+def typed_lines(console: Console) -> Iterator[str]:
+    """What a user types, until Ctrl-D or Ctrl-C."""
+    import readline  # noqa: F401 - gives `input` a history and keys to move in the line
+
+    while True:
+        try:
+            yield console.input("[dim]you[/]       ")
+        except (EOFError, KeyboardInterrupt):
+            return

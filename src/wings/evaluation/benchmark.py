@@ -1,0 +1,250 @@
+"""What a benchmark is: samples in, verdicts out, scores over them. Knows neither engines nor files.
+
+A benchmark asks for text through a `Generate`, so that the same code runs during training, from the command line, on
+any rollout engine, and in tests on given answers.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+from src.protocol.dialogue import ChatPrompt, JsonValue
+from src.protocol.parsing import parse
+from src.protocol.types import ParsedResponse
+from src.wings.evaluation.samples import Sample, Subset, stratified
+
+log = logging.getLogger(__name__)
+
+
+class BenchmarkDataError(FileNotFoundError):
+    """The data of a benchmark is not there or cannot be read: names file and line, and says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the model said to one prompt.
+
+    Attributes:
+        text: the whole response, the part that the chat template wrote included.
+        parsed: the same, read by the output protocol.
+        tokens: number of generated tokens.
+        finish: `stop`, `length` (cut at the limit of new tokens or of the context), or `context` (the prompt alone
+            does not fit the model: nothing was generated).
+    """
+
+    text: str
+    parsed: ParsedResponse
+    tokens: int = 0
+    finish: str = "stop"
+
+    @classmethod
+    def of(cls, text: str) -> Answer:
+        """A given text as an answer.
+
+        >>> Answer.of("<think> Hm. </think>").parsed.thought
+        ' Hm. '
+        """
+        return cls(text, parse(text))
+
+
+class Generate(Protocol):
+    """Answers prompts greedily."""
+
+    def __call__(self, prompts: Sequence[ChatPrompt]) -> Iterator[tuple[int, Answer]]:
+        """Yield (index of the prompt, its answer), each once, in any order, as batches finish."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """The verdict on one sample.
+
+    Attributes:
+        id: of the sample, unique within the benchmark.
+        category: part of the benchmark that it belongs to.
+        passed: by the benchmark's official rule.
+        metrics: further numbers of this sample, e.g. `{"strict": 0.0}`; averaged beside the scores.
+        details: what a reader needs to understand the verdict (texts, calls, error); JSON values only.
+    """
+
+    id: str
+    category: str
+    passed: bool
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    details: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalReport:
+    """A benchmark's result.
+
+    Attributes:
+        name: of the benchmark.
+        scores: fractions in [0, 1] by name, e.g. `{"overall": 0.57, "level_1": 0.62}`.
+        counts: samples behind each score of a category, and what else was counted (e.g. `context_exceeded`).
+        records: one a sample, in the order of the samples.
+    """
+
+    name: str
+    scores: Mapping[str, float]
+    counts: Mapping[str, int]
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Which share of the samples this process answers.
+
+    Attributes:
+        rank: of this process.
+        world_size: number of processes; each answers every world_size-th sample.
+        gather: the lists of all ranks, one after another, on every rank.
+    """
+
+    rank: int = 0
+    world_size: int = 1
+    gather: Callable[[list[Record]], list[Record]] = list
+
+
+class Benchmark(Protocol):
+    """Something that a model can be measured on.
+
+    Attributes:
+        name: in scores, logs and files.
+        on_missing: what a run does where the data is not there: stop before it starts, or leave the benchmark out.
+    """
+
+    name: str
+    on_missing: Literal["error", "skip"]
+
+    def prepare(self) -> None:
+        """Read and check the data, once; cheap when repeated.
+
+        Raises:
+            BenchmarkDataError: the data is not there or broken.
+        """
+        ...
+
+    def run(
+        self,
+        generate: Generate,
+        *,
+        subset: Subset | None = None,
+        ranks: Ranks | None = None,
+        finished: Collection[Record] = (),
+        on_record: Callable[[Record], None] | None = None,
+    ) -> EvalReport:
+        """Answer, judge and score.
+
+        Args:
+            generate: answers prompts.
+            subset: None: every sample.
+            ranks: None: one process.
+            finished: records of an interrupted run; these samples are not answered again.
+            on_record: called with every new record of this rank as soon as it is known.
+
+        Returns:
+            The report over the chosen samples of all ranks, the same on every rank.
+
+        Raises:
+            ValueError: two samples have the same id.
+        """
+        ...
+
+
+class SampledBenchmark(ABC):
+    """A benchmark over a fixed list of samples: choice, sharing out, gathering; a subclass answers and scores."""
+
+    name: str
+    on_missing: Literal["error", "skip"] = "error"
+
+    def prepare(self) -> None:
+        """See `Benchmark.prepare`."""
+        self.samples()
+
+    @abstractmethod
+    def samples(self) -> Sequence[Sample]:
+        """All samples, always in the same order. Read once and kept."""
+
+    @abstractmethod
+    def answer(self, samples: Sequence[Sample], generate: Generate) -> Iterator[Record]:
+        """Answer and judge samples; a record as soon as its sample is finished, in any order."""
+
+    @abstractmethod
+    def score(self, records: Sequence[Record]) -> tuple[dict[str, float], dict[str, int]]:
+        """(scores, counts) over records; a score without samples is left out."""
+
+    def run(
+        self,
+        generate: Generate,
+        *,
+        subset: Subset | None = None,
+        ranks: Ranks | None = None,
+        finished: Collection[Record] = (),
+        on_record: Callable[[Record], None] | None = None,
+    ) -> EvalReport:
+        """See `Benchmark.run`.
+
+        Raises:
+            ValueError: two samples have the same id.
+        """
+        ranks = ranks or Ranks()
+        chosen = self.samples() if subset is None else stratified(self.samples(), subset)
+        wanted = {sample.id for sample in chosen}
+        if len(wanted) < len(chosen):
+            raise ValueError(f"{self.name}: expected every sample to have an id of its own, found some twice.")
+        records = {record.id: record for record in finished if record.id in wanted}
+        todo = [sample for sample in chosen if sample.id not in records]
+        made = []
+        for record in self.answer(todo[ranks.rank :: ranks.world_size], generate):
+            made.append(record)
+            if on_record is not None:
+                on_record(record)
+        records |= {record.id: record for record in ranks.gather(made)}
+        ordered = tuple(records[sample.id] for sample in chosen if sample.id in records)
+        scores, counts = self.score(ordered)
+        return EvalReport(self.name, scores, counts, ordered)
+
+
+def prepared(benchmarks: Iterable[Benchmark]) -> list[Benchmark]:
+    """The benchmarks with their data read; those that lack it and whose `on_missing` is `skip` are left out.
+
+    Raises:
+        BenchmarkDataError: as the benchmark says.
+    """
+    kept = []
+    for benchmark in benchmarks:
+        try:
+            benchmark.prepare()
+        except BenchmarkDataError as error:
+            if benchmark.on_missing != "skip":
+                raise
+            log.warning("%s is left out: %s", benchmark.name, error)
+        else:
+            kept.append(benchmark)
+    return kept
+
+
+def mean_by_category(records: Sequence[Record], metric: str | None = None) -> dict[str, float]:
+    """Share of passed records, or mean of a metric, in each category.
+
+    >>> mean_by_category([Record("0", "a", True), Record("1", "a", False), Record("2", "b", True)])
+    {'a': 0.5, 'b': 1.0}
+    """
+    values: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        values[record.category].append(float(record.passed if metric is None else record.metrics[metric]))
+    return {category: sum(found) / len(found) for category, found in values.items()}
+
+
+def count_by_category(records: Sequence[Record]) -> dict[str, int]:
+    """Number of records in each category."""
+    counts: dict[str, int] = defaultdict(int)
+    for record in records:
+        counts[record.category] += 1
+    return dict(counts)

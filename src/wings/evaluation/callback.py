@@ -1,0 +1,166 @@
+"""Benchmarks during training: at the start, every N rollout steps and at the end, with the policy of that moment.
+
+Nothing of the training depends on it: answers are greedy and draw no random number, and only the scores are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import torch
+from lightning import LightningModule, Trainer
+
+from src.rollout.engine import RolloutEngine
+from src.training.step import RolloutCallback, RolloutStep
+from src.wings.evaluation.answer_records import RecordStore
+from src.wings.evaluation.benchmark import Benchmark, EvalReport, Ranks, Record, prepared
+from src.wings.evaluation.generation import EngineGenerate, context_of
+from src.wings.evaluation.samples import Subset
+
+if TYPE_CHECKING:
+    from src.training.policy_module import PolicyModule
+
+log = logging.getLogger(__name__)
+
+
+class BenchmarkCallback(RolloutCallback):
+    """Runs benchmarks at fixed rollout steps; scores are logged as `<benchmark>/<score>`.
+
+    Args:
+        benchmarks: name -> benchmark; null entries are left out.
+        every_n_rollout_steps: rollout steps between two evaluations.
+        at_start: also before the first rollout step.
+        at_end: also after the last.
+        subset: samples of each benchmark, a seeded choice stratified by category; None: all.
+        seed: of that choice.
+        max_new_tokens: longest answer.
+        batch_size: prompts that go to the rollout engine at once.
+        folder: `<folder>/<benchmark>/step_<rollout step>.jsonl` gets the samples' records; None: they are not kept.
+
+    Attributes:
+        latest: scores of the last evaluation; empty before the first.
+        first: scores of the evaluation at the start; empty without one.
+
+    Raises:
+        ValueError: an interval or size below 1.
+    """
+
+    def __init__(
+        self,
+        benchmarks: Mapping[str, Benchmark | None],
+        every_n_rollout_steps: int,
+        *,
+        at_start: bool = True,
+        at_end: bool = True,
+        subset: int | None = None,
+        seed: int = 0,
+        max_new_tokens: int = 2048,
+        batch_size: int = 256,
+        folder: str | None = None,
+    ) -> None:
+        if every_n_rollout_steps < 1:
+            raise ValueError(
+                f"callbacks.benchmark.every_n_rollout_steps: expected at least 1, found {every_n_rollout_steps}."
+            )
+        for name, value in (("subset", subset), ("batch_size", batch_size)):
+            if value is not None and value < 1:
+                raise ValueError(f"callbacks.benchmark.{name}: expected at least 1, found {value}.")
+        self._benchmarks = [benchmark for benchmark in benchmarks.values() if benchmark is not None]
+        self._every = every_n_rollout_steps
+        self._at_start, self._at_end = at_start, at_end
+        self._subset = None if subset is None else Subset(subset, seed)
+        self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
+        self._folder = None if folder is None else Path(folder)
+        self.first: dict[str, float] = {}
+        self.latest: dict[str, float] = {}
+
+    def prepare(self) -> None:
+        """Read all benchmarks' data, before anything expensive starts.
+
+        Raises:
+            BenchmarkDataError: data is missing, and the benchmark's `on_missing` does not say to skip it.
+        """
+        self._benchmarks = prepared(self._benchmarks)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Evaluate the policy that training starts from (by now the engine has its weights)."""
+        module = cast("PolicyModule", pl_module)
+        if self._at_start and module.rollout_step == 0:
+            self.first = self._evaluate(trainer, module)
+
+    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
+        """Evaluate when a step is due."""
+        last = module.rollout_step >= module.update.rollout_steps
+        if (last and self._at_end) or (not last and module.rollout_step % self._every == 0):
+            scores = self._evaluate(trainer, module)
+            module.log_dict(scores, logger=False, batch_size=1)  # for what monitors callback_metrics
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """The scores, for the summary of a resumed run."""
+        return {"first": self.first, "latest": self.latest}
+
+    def load_state_dict(self, state_dict: dict[str, dict[str, float]]) -> None:
+        """Take such scores."""
+        self.first, self.latest = dict(state_dict["first"]), dict(state_dict["latest"])
+
+    def _evaluate(self, trainer: Trainer, module: PolicyModule) -> dict[str, float]:
+        """Scores of all benchmarks, on every rank alike, logged against the rollout step."""
+        if not self._benchmarks:
+            return {}
+        generate = EngineGenerate(
+            module.engine,
+            trainer.datamodule.renderer,  # type: ignore[attr-defined]
+            module.collector.table,
+            module.sampling.stop_token_ids,
+            max_new_tokens=self._max_new_tokens,
+            context=context_of(module.policy.model),
+            batch_size=self._batch_size,
+        )
+        scores: dict[str, float] = {}
+        for benchmark in self._benchmarks:
+            started = time.monotonic()
+            report = benchmark.run(generate, subset=self._subset, ranks=ranks_of(trainer, module.engine))
+            scores |= {f"{report.name}/{key}": value for key, value in report.scores.items()}
+            scores[f"{report.name}/seconds"] = time.monotonic() - started
+            if trainer.is_global_zero:
+                self._keep(report, module.rollout_step)
+        for logger in trainer.loggers:
+            logger.log_metrics(scores, step=module.rollout_step)
+        self.latest = scores
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, RolloutCallback):
+                callback.on_benchmark(trainer, module, scores)
+        return scores
+
+    def _keep(self, report: EvalReport, rollout_step: int) -> None:
+        overall = report.scores.get("overall")
+        shown = "no overall score" if overall is None else f"{overall:.3f}"
+        log.info("%s at rollout step %d: %s (%d samples).", report.name, rollout_step, shown, len(report.records))
+        if self._folder is not None:
+            path = self._folder / report.name / f"step_{rollout_step:06d}.jsonl"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            RecordStore(path).rewrite(report.records)
+
+
+def ranks_of(trainer: Trainer, engine: RolloutEngine) -> Ranks:
+    """How the trainer's ranks share out samples: ranks that are one engine together answer the same ones."""
+    if trainer.world_size == 1:
+        return Ranks()
+    together = engine.ranks_per_engine
+    speaks = trainer.global_rank % together == 0  # the others' records are copies
+    return Ranks(
+        trainer.global_rank // together,
+        trainer.world_size // together,
+        lambda records: gathered(records if speaks else []),
+    )
+
+
+def gathered(records: list[Record]) -> list[Record]:
+    """The records of all ranks, on every rank."""
+    parts: list[list[Record]] = [[] for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather_object(parts, records)
+    return [record for part in parts for record in part]

@@ -1,0 +1,112 @@
+"""What an evaluation is made of: a resumed one must be made of the same, or its records would not belong together.
+
+The identity of a model is that of its content, wherever it lies.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from src.errors import ConfigError
+from src.wings.evaluation.answer_records import FINGERPRINT, write_whole
+
+if TYPE_CHECKING:
+    from src.wings.evaluation.resolving import ModelSource
+
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_OTHERS = ("*.json", "*.jinja", "*.model", "*.txt", "*.py")
+
+
+def model_identity(source: ModelSource) -> dict[str, Any]:
+    """Weights, tokenizer and settings of a model, without its place.
+
+    Raises:
+        ConfigError: the checkpoint is not whole, or the hub cannot be reached or lacks the model.
+        OSError: see `locate`.
+    """
+    from transformers import AutoConfig
+
+    from src.models.checkpoints.reading import checkpoint_digest  # a sweep compares fingerprints without PyTorch
+    from src.models.loading.loading import locate
+
+    place = locate(source.policy)
+    lora = source.policy.lora
+    needs_base = source.checkpoint is None or lora is not None  # a checkpoint of adapters has no other weights
+    found: dict[str, Any] = {"dtype": source.policy.dtype, "lora": None if lora is None else asdict(lora)}
+    if Path(place).is_dir():
+        found["files"] = _digest(place, _OTHERS)
+        random = source.policy.weights == "random"
+        base = "random" if random else _digest(place, _WEIGHTS) if needs_base else None
+    else:
+        try:
+            config = AutoConfig.from_pretrained(place, trust_remote_code=source.policy.trust_remote_code)
+        except OSError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ConfigError(f"model={place}: the hub does not give its config.json: {reason}") from error
+        found["commit"] = getattr(config, "_commit_hash", None) or place
+        base = source.policy.weights
+    if source.checkpoint is None:
+        found["weights"] = base
+    else:
+        found["weights"] = checkpoint_digest(source.checkpoint)
+        if needs_base:
+            found["base_weights"] = base
+    return found
+
+
+def _digest(folder: str, patterns: Iterable[str]) -> str:
+    """SHA-256 over names and contents of a folder's files."""
+    total = hashlib.sha256()
+    for path in sorted({path for pattern in patterns for path in Path(folder).glob(pattern)}):
+        with path.open("rb") as file:
+            total.update(f"{path.name}:{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return total.hexdigest()
+
+
+def open_folder(folder: Path, fingerprint: Mapping[str, Any], *, resume: bool) -> None:
+    """Start an evaluation in a folder, or check that the one in it is the same.
+
+    Raises:
+        ConfigError: the folder holds none to resume, another one, or (without `resume`) already one.
+    """
+    path = folder / FINGERPRINT
+    if not resume:
+        if path.exists():
+            raise ConfigError(f"'{folder}' holds an evaluation already. To continue it: resume={folder}")
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(path, json.dumps(fingerprint, indent=2) + "\n")
+        return
+    if not path.is_file():
+        raise ConfigError(f"resume={folder}: expected the folder of an evaluation, found no {FINGERPRINT} in it.")
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    if found := differences(saved, json.loads(json.dumps(fingerprint))):
+        raise ConfigError(
+            f"resume={folder}: this evaluation differs from the one that began there: {'; '.join(found)}. "
+            "Give the same arguments, or start a new evaluation without resume."
+        )
+
+
+def differences(saved: Any, now: Any, key: str = "") -> list[str]:
+    """What differs between two nests of plain values, a line a key.
+
+    >>> differences({"a": {"b": 1}}, {"a": {"b": 2}, "c": 3})
+    ['a.b was 1, is 2', 'c was absent, is 3']
+    """
+    if isinstance(saved, dict) and isinstance(now, dict):
+        keys = sorted(set(saved) | set(now))
+        parts = [differences(saved.get(k, _ABSENT), now.get(k, _ABSENT), f"{key}.{k}" if key else k) for k in keys]
+        return [line for part in parts for line in part]
+    return [] if saved == now else [f"{key} was {_shown(saved)}, is {_shown(now)}"]
+
+
+_ABSENT = object()
+
+
+def _shown(value: Any) -> str:
+    shown = "absent" if value is _ABSENT else repr(value)
+    return shown if len(shown) <= 60 else shown[:24] + "…"

@@ -1,0 +1,187 @@
+"""An evaluation: resolve → prepare benchmarks → load → answer and judge → report."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+
+from src.config.checks import check_composed
+from src.errors import ConfigError
+from src.runs.config_file import save_config
+from src.runs.folder import held, open_run_folder
+from src.runs.summary import command_line, versions
+from src.wings.evaluation import fingerprint
+from src.wings.evaluation.answer_records import RecordStore, write_whole
+from src.wings.evaluation.answering import (
+    GenerationSettings,
+    build_generate,
+    choose_device,
+    complete_prompt,
+    start_engine,
+)
+from src.wings.evaluation.benchmark import Benchmark, EvalReport, Record, prepared
+from src.wings.evaluation.generation import EngineGenerate
+from src.wings.evaluation.resolving import ModelSource, load_source, resolve_model
+from src.wings.evaluation.samples import Subset
+from src.wings.evaluation.score_table import render_report
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_SECONDS = 30
+
+
+def evaluate(config: DictConfig) -> dict[str, EvalReport]:
+    """Run one evaluation, or go on with it, and return the benchmarks' reports by their names in the config.
+
+    Raises:
+        ConfigError: the config cannot run, or is another one than that of the evaluation to resume.
+        BenchmarkDataError: the data of a benchmark is not there.
+        RecordError: a record of the evaluation to resume is damaged.
+        KeyboardInterrupt: interrupted; the folder can be resumed.
+    """
+    check_composed(config, "eval.yaml")
+    started = time.monotonic()
+    folder = Path(config.paths.output_dir if config.resume is None else config.resume)
+    L.seed_everything(config.seed, workers=True)
+    settings: GenerationSettings = instantiate(config.generation)
+    subset = _subset(config)
+    device = choose_device(config.device)
+    source = resolve_model(config)
+    complete_prompt(config, source)
+    benchmarks = prepare_benchmarks(config)
+    identity = fingerprint.model_identity(source)
+    made_of = _fingerprint(config, settings, subset, identity)
+    fingerprint.open_folder(folder, made_of, resume=config.resume is not None)
+    open_run_folder(folder)
+    with held(folder, "hydra.run.dir" if config.resume is None else "resume"):
+        stores = {name: RecordStore(folder / f"{name}.jsonl") for name in benchmarks}
+        finished = {name: store.read() for name, store in stores.items()}
+        save_config(config, folder / "config.yaml")
+
+        loaded = load_source(source)
+        renderer, engine = start_engine(config, source, loaded, device)
+        generate = build_generate(loaded, engine, renderer, settings)
+        max_new_tokens, context = settings.limits(loaded.model)
+
+        reports: dict[str, EvalReport] = {}
+        seconds: dict[str, float] = {}
+        try:
+            for name, benchmark in benchmarks.items():
+                begun = time.monotonic()
+                reports[name] = run_benchmark(name, benchmark, generate, subset, stores[name], finished[name])
+                seconds[name] = round(time.monotonic() - begun, 1)
+        except KeyboardInterrupt:
+            again = command_line() if config.resume is not None else command_line(f"resume={folder}")
+            log.warning("Interrupted. Finished samples are kept; to go on: %s", again)
+            raise
+
+        model_name = config.model_name or source.name
+        tables = render_report(model_name, reports, subset=subset, reference_rows=config.reference_rows)
+        content = {
+            "model": {"name": model_name, **_described(source), "identity": identity},
+            "prompt": OmegaConf.to_container(config.prompt),
+            "generation": {**asdict(settings), "max_new_tokens": max_new_tokens, "context": context},
+            "device": str(device),
+            "seed": config.seed,
+            "subset": None if subset is None else asdict(subset),
+            "benchmarks": {
+                name: {
+                    "settings": OmegaConf.to_container(config.benchmark[name], resolve=True),
+                    "scores": dict(report.scores),
+                    "counts": dict(report.counts),
+                    "seconds": seconds[name],
+                    "resumed_samples": len(finished[name]),
+                }
+                for name, report in reports.items()
+            },
+            "seconds": round(time.monotonic() - started, 1),
+            "command": command_line(),
+            "versions": versions(),
+        }
+        write_whole(folder / "report.json", json.dumps(content, indent=2, default=str) + "\n")
+        write_whole(folder / "report.md", tables)
+        log.info("Results of %s\n\n%s", model_name, tables)
+        log.info("Evaluation folder: %s", folder)
+        return reports
+
+
+def prepare_benchmarks(config: DictConfig) -> dict[str, Benchmark]:
+    """The chosen benchmarks by name, their data read; those that lack it and say `on_missing: skip` are left out.
+
+    Raises:
+        ConfigError: none was chosen, or none is left.
+        BenchmarkDataError: data is missing.
+    """
+    chosen = {str(name): instantiate(entry) for name, entry in (config.benchmark or {}).items() if entry is not None}
+    if not chosen:
+        group = Path(config.paths.root_dir) / "configs" / "benchmark"
+        known = ",".join(sorted(path.stem for path in group.glob("*.yaml")))
+        raise ConfigError(f"benchmark: expected at least one, found none. E.g. benchmark=[{known}]")
+    ready = prepared(chosen.values())
+    if not ready:
+        raise ConfigError(f"benchmark: no data for any of {sorted(chosen)}, and on_missing=skip leaves them all out.")
+    return {name: benchmark for name, benchmark in chosen.items() if benchmark in ready}
+
+
+def run_benchmark(
+    name: str,
+    benchmark: Benchmark,
+    generate: EngineGenerate,
+    subset: Subset | None,
+    store: RecordStore,
+    finished: list[Record],
+) -> EvalReport:
+    """Answer what is not finished; records go to the store one by one, and in the benchmark's order at the end."""
+    log.info("%s: starting%s.", name, f", {len(finished)} samples are finished already" if finished else "")
+    report = benchmark.run(generate, subset=subset, finished=finished, on_record=_writer(name, store))
+    store.rewrite(report.records)
+    return report
+
+
+def _writer(name: str, store: RecordStore) -> Callable[[Record], None]:
+    """Writes records and tells now and then how far it is."""
+    count, passed, told = 0, 0, time.monotonic()
+
+    def write(record: Record) -> None:
+        nonlocal count, passed, told
+        store.append(record)
+        count, passed = count + 1, passed + record.passed
+        if time.monotonic() - told >= _PROGRESS_SECONDS:
+            told = time.monotonic()
+            log.info("%s: %d samples answered, %.1f%% of them passed.", name, count, 100 * passed / count)
+
+    return write
+
+
+def _fingerprint(
+    config: DictConfig, settings: GenerationSettings, subset: Subset | None, identity: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What the records depend on; how many prompts run at once is left free."""
+    return {
+        "model": dict(identity),
+        "prompt": OmegaConf.to_container(config.prompt),
+        "benchmark": OmegaConf.to_container(config.benchmark, resolve=True),
+        "generation": {key: value for key, value in asdict(settings).items() if key != "batch_size"},
+        "subset": None if subset is None else asdict(subset),
+        "engine": config.rollout["_target_"],
+        "seed": config.seed,
+    }
+
+
+def _described(source: ModelSource) -> dict[str, Any]:
+    checkpoint = None if source.checkpoint is None else str(source.checkpoint)
+    return {"kind": source.kind, "checkpoint": checkpoint, "policy": asdict(source.policy)}
+
+
+def _subset(config: DictConfig) -> Subset | None:
+    wanted = config.subset
+    return None if wanted is None or wanted.size is None else Subset(wanted.size, wanted.get("seed", 0))

@@ -1,0 +1,188 @@
+"""Model folders for transformers and vLLM: gathered on all ranks, written by one, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+from src.models.loading.lora import merged_named_tensors
+from src.rollout.engine import SamplingParams
+
+CARD = "README.md"
+_BESIDE_WEIGHTS = 64 * 2**20  # tokenizer, configs, card
+
+
+class ExportError(OSError):
+    """A folder that cannot be written: says which, why and what to do."""
+
+
+def export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    *,
+    write: bool = True,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Write a folder that transformers and vLLM load: adapters merged, shards gathered, tokenizer included.
+
+    Args:
+        model: on every rank of a sharded model together.
+        tokenizer: of the model.
+        folder: made if missing.
+        write: False on the ranks that only take part in the gathering.
+        dtype: of the weights in the folder; None: as they are.
+    """
+    weights = gathered_weights(model, keep=write, dtype=dtype)
+    if write:
+        save_folder(model, tokenizer, weights, folder)
+
+
+def gathered_weights(
+    model: PreTrainedModel, *, keep: bool = True, dtype: torch.dtype | None = None
+) -> dict[str, Tensor]:
+    """The whole weights on the CPU, adapters merged; no more than one tensor of shards is gathered at a time.
+
+    Args:
+        model: on every rank of a sharded model together.
+        keep: False on the ranks that only take part in the gathering; they get nothing.
+        dtype: to convert to; None: as they are, and what lies whole on the CPU is not copied.
+    """
+    tied = model.config.get_text_config().tie_word_embeddings
+    return {
+        name: tensor.to("cpu", dtype if tensor.is_floating_point() else None)
+        for name, tensor in merged_named_tensors(model)
+        if keep and not (tied and name == "lm_head.weight")
+    }
+
+
+def save_folder(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, weights: dict[str, Tensor], folder: str | Path
+) -> None:
+    """Write weights, configs and tokenizer in one process, weights in safetensors files of at most 5 GB.
+
+    Args:
+        model: whose architecture and configs these are; its own weights are not touched.
+        tokenizer: of the model.
+        weights: as `gathered_weights` gives them; not to be used afterwards.
+        folder: made if missing.
+    """
+    dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
+    model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
+    if dtype != model.dtype:
+        config = deepcopy(model.config)
+        config.dtype = dtype
+        config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def write_export(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: dict[str, Tensor],
+    folder: Path,
+    *,
+    card: str,
+    generation: GenerationConfig,
+    replace: bool = False,
+) -> None:
+    """Write a folder with a model card, in one process. It appears under its name when it is complete.
+
+    Args:
+        model: as for `save_folder`.
+        tokenizer: of the model.
+        weights: as `gathered_weights` gives them; not to be used afterwards.
+        folder: must not exist, unless `replace`.
+        card: content of README.md.
+        generation: how to sample from it.
+        replace: exchange a folder that exists.
+
+    Raises:
+        ExportError: the folder exists, the disk is too full, or it cannot be written for another reason.
+    """
+    needed = sum(tensor.numel() * tensor.element_size() for tensor in weights.values()) + _BESIDE_WEIGHTS
+    try:
+        with new_folder(folder, replace=replace) as partial:
+            free = shutil.disk_usage(partial).free
+            if free < needed:
+                raise ExportError(
+                    f"'{folder}' needs {needed / 1e9:.1f} GB and its disk has {free / 1e9:.1f} GB left. Make room, or "
+                    "write it elsewhere."
+                )
+            save_folder(model, tokenizer, weights, partial)
+            generation.save_pretrained(partial)
+            (partial / CARD).write_text(card, encoding="utf-8")
+    except ExportError:
+        raise
+    except (OSError, SafetensorError) as error:
+        raise ExportError(f"'{folder}' cannot be written: {error}. Nothing is left of the attempt.") from error
+
+
+@contextmanager
+def new_folder(folder: Path, *, replace: bool = False) -> Iterator[Path]:
+    """A folder to fill that gets its name when the context ends without error, and is removed otherwise.
+
+    Raises:
+        ExportError: it exists with something in it, and `replace` is not set.
+    """
+    check_free(folder, replace=replace)
+    partial, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
+    for left_over in (partial, old):  # of a process that was killed
+        shutil.rmtree(left_over, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if folder.exists():
+            folder.rename(old)
+        partial.rename(folder)
+    finally:
+        for left_over in (partial, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+
+
+def check_free(folder: Path, *, replace: bool = False) -> None:
+    """Check that a folder can be written.
+
+    Raises:
+        ExportError: it is a file, or a folder with something in it and `replace` is not set.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not replace):
+        inside = "a model" if (folder / "config.json").is_file() else "other files"
+        found = "a file" if folder.is_file() else f"one with {inside} in it"
+        raise ExportError(f"'{folder}': expected a new folder, found {found}. Choose another one.")
+
+
+def generation_config(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    stop_token_ids: tuple[int, ...],
+    sampling: SamplingParams | None = None,
+) -> GenerationConfig:
+    """How to generate with a model: as it was sampled in training, ending where it was ended there.
+
+    Args:
+        model: its own generation config is what is left without `sampling`.
+        tokenizer: pads.
+        stop_token_ids: end a completion.
+        sampling: of training; temperature, top-p and top-k are taken.
+    """
+    own = model.generation_config or GenerationConfig()
+    stops = list(stop_token_ids) if len(stop_token_ids) != 1 else stop_token_ids[0]
+    if sampling is None:
+        config = deepcopy(own)
+        config.eos_token_id, config.pad_token_id = stops, tokenizer.pad_token_id
+        return config
+    ids = {"bos_token_id": own.bos_token_id, "eos_token_id": stops, "pad_token_id": tokenizer.pad_token_id}
+    if sampling.temperature == 0:
+        return GenerationConfig(do_sample=False, **ids)
+    return GenerationConfig(
+        do_sample=True, temperature=sampling.temperature, top_p=sampling.top_p, top_k=sampling.top_k, **ids
+    )

@@ -1,0 +1,300 @@
+"""Will it fit? Predicts the memory and the disk space of a training from its config, before any weight is loaded."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from transformers import PretrainedConfig
+
+from src.config.keys import cache_file
+from src.config.placement import Placement, placement, stored_dtype
+from src.errors import ConfigError
+from src.models.head.logits import chunk_tokens
+from src.models.loading.architecture import ParameterCounts, load_architecture
+from src.models.loading.policy_config import PolicyConfig
+from src.rollout.engine import SamplingParams
+from src.runs.folder import GIB, check_room
+from src.wings.memory.capacity import device_capacity, host_capacity, resident_bytes
+from src.wings.memory.plan import Capacity, MemoryPart, MemoryPlan
+from src.wings.memory.rollout_parts import GenerationBatch, NativeDemand, native_parts, vllm_parts
+from src.wings.memory.row_shape import RowShape, longest_rows
+from src.wings.memory.table import show_plan
+from src.wings.memory.traces import MemoryTraces
+from src.wings.memory.training_parts import (
+    ModelTraits,
+    RowDemand,
+    RowMemory,
+    TrainingDemand,
+    heap_holes,
+    model_traits,
+    policy_parts,
+)
+
+log = logging.getLogger(__name__)
+
+_OPTIMIZER_BYTES = 8  # AdamW's two moments of a trained weight, in float32
+_CUDA_RUNTIME = GIB  # context, kernels and cuBLAS workspaces; a usual figure, not measured here
+_MODEL_CODE = 80 << 20  # transformers' and Lightning's modules where they are not imported yet; measured
+_NCCL = GIB // 2  # channels of several ranks; likewise
+
+
+class MemoryPlanError(ConfigError):
+    """The predicted memory is more than there is: names the largest parts, and the keys to change."""
+
+
+def preflight(config: DictConfig) -> bool:
+    """Check that a training fits; a dry run shows the predicted memory instead.
+
+    Returns:
+        Whether to go on: False for a dry run.
+
+    Raises:
+        MemoryPlanError: it will not fit, and `preflight.action` is `error`.
+        ConfigError: the disk has no room for the checkpoints.
+    """
+    if config.dry_run:
+        show_plan(plan_memory(config))
+        return False
+    if config.preflight.action != "off":
+        try:
+            check_memory(plan_memory(config))
+        except MemoryPlanError as error:
+            if config.preflight.action == "error":
+                raise
+            log.warning("%s", error)
+    if config.callbacks.get("checkpoint") is not None:
+        check_disk(config)
+    return True
+
+
+def plan_memory(config: DictConfig) -> MemoryPlan:
+    """Predict the memory of each rank of a training run from its config and its policy's architecture.
+
+    Args:
+        config: composed, as `src/train.py` gets it. `preflight.device_gib`, if given, stands for the device's memory.
+
+    Raises:
+        OSError: no architecture for `policy.hub_id`.
+        FileNotFoundError: no folder, package or config.json where `policy` says.
+        ConfigError: a value that memory cannot be planned for.
+    """
+    policy: PolicyConfig = instantiate(config.policy)
+    place, on_node = placement(config.trainer)
+    architecture = load_architecture(policy)
+    stored = stored_dtype(policy, architecture, str(config.trainer.precision))
+    traits = model_traits(policy, stored, place, str(config.trainer.precision))
+    traces = MemoryTraces(cache_file(config, "memory_traces"), trust_remote_code=policy.trust_remote_code)
+    counts = traces.counts(architecture, stored, policy.lora)
+
+    per_rank = -(-config.data.prompts_per_step // place.ranks)
+    samples = "loss" in config.algorithm
+    completions = config.sampling.n if samples else 1
+    group = (config.data.max_prompt_tokens, completions, config.sampling.max_new_tokens)
+    in_minibatch = min(per_rank, max(1, -(-config.updates.prompts_per_minibatch // place.ranks)))
+    rows = longest_rows(config.updates.max_row_tokens, in_minibatch, *group)
+    scored = longest_rows(config.updates.max_row_tokens, per_rank, *group)
+    row = _row_demand(traces, architecture, traits, counts, policy, place, rows, scored)
+
+    parts = [MemoryPart.always("runtime", *_runtime(place))]
+    copies, engine = _engine_parts(
+        traces, config, architecture, policy, traits, counts, place, per_rank if samples else 0
+    )
+    demand = TrainingDemand(
+        counts=counts,
+        weight_bytes=stored.itemsize,
+        trained_bytes=4 if policy.lora is not None else stored.itemsize,
+        compute_bytes=traits.weights.itemsize,
+        row=row,
+        warm_start=_warm_start(traces, config, architecture, traits, counts, policy, place),
+        reference=samples and config.algorithm.loss.kl_coef > 0,
+        copies_weights=copies,
+    )
+    traces.save()
+    device, host = policy_parts(demand, place)
+    parts += [*device, *engine]
+    if not place.cuda:
+        parts.append(heap_holes(parts))
+    host = [replace(part, bytes={phase: size * on_node for phase, size in part.bytes.items()}) for part in host]
+    longest = max(rows, key=lambda shape: shape.tokens)
+    return MemoryPlan(
+        parts=tuple(parts),
+        capacity=_capacity(config, place, on_node),
+        host_parts=tuple(host),
+        host_capacity=_host_capacity(config) if host else Capacity(None, ""),
+        assumptions=(
+            f"{place.ranks} rank{'s' if place.ranks > 1 else ''} on {'GPUs' if place.cuda else 'the CPU'}, "
+            f"{'sharded' if place.sharded else 'a whole policy each'}, precision {config.trainer.precision}, "
+            f"weights {str(stored).removeprefix('torch.')}",
+            f"rows of up to {longest.tokens} tokens: prompts of {group[0]}, {group[1]} completions of {group[2]}",
+        ),
+    )
+
+
+def check_memory(plan: MemoryPlan) -> None:
+    """Refuse a plan that does not fit.
+
+    Raises:
+        MemoryPlanError: what is predicted, what there is, the largest parts, and what to change, by effect.
+    """
+    if plan.fits:
+        return
+    phase = plan.peak_phase
+    needed, capacity, parts = plan.peak, plan.capacity, plan.largest()
+    where = f"a device in the phase '{phase}'"
+    if capacity.bytes is None or needed <= capacity.bytes:
+        needed, capacity, where = plan.host, plan.host_capacity, "the host for offloaded shards"
+        parts = list(plan.host_parts)
+    named = ", ".join(f"{part.name} {max(part.bytes.get(phase, 0), 0) / GIB:.1f}" for part in parts)
+    raise MemoryPlanError(
+        f"memory: expected at most {(capacity.bytes or 0) / GIB:.1f} GiB ({capacity.source}), predicted "
+        f"{needed / GIB:.1f} GiB on {where}: {named} GiB. Change, by effect: {'; '.join(plan.changes())}. "
+        "dry_run=true shows the whole plan; preflight.action=warn goes on all the same."
+    )
+
+
+def check_disk(config: DictConfig) -> None:
+    """Check that there is room for the last checkpoint, the best, the one before and the one that is being written.
+
+    Raises:
+        ConfigError: there is not.
+    """
+    policy: PolicyConfig = instantiate(config.policy)
+    stored = stored_dtype(policy, load_architecture(policy), str(config.trainer.precision))
+    traces = MemoryTraces(cache_file(config, "memory_traces"), trust_remote_code=policy.trust_remote_code)
+    counts = traces.counts(load_architecture(policy), stored, policy.lora)
+    size = counts.trained * ((4 if policy.lora is not None else stored.itemsize) + _OPTIMIZER_BYTES)
+    check_room(Path(config.paths.output_dir), 4 * size, f"4 checkpoints of {size / GIB:.1f} GiB")
+
+
+def _row_demand(
+    traces: MemoryTraces,
+    architecture: PretrainedConfig,
+    traits: ModelTraits,
+    counts: ParameterCounts,
+    policy: PolicyConfig,
+    place: Placement,
+    rows: tuple[RowShape, ...],
+    scored: tuple[RowShape, ...] = (),
+) -> RowDemand:
+    """What the most demanding of several rows takes; `scored` are those of scoring, which packs more groups."""
+
+    def size(memory: RowMemory) -> int:
+        return counts.layers * memory.kept_layer + memory.kept_rest + memory.working
+
+    traced = {row: traces.row(architecture, traits, row) for row in rows}
+    memory = max(traced.values(), key=size)
+    longer = max(row.tokens for row in (*rows, *scored)) / max(row.tokens for row in rows)
+    memory = replace(memory, forward=int(memory.forward * max(1.0, longer)))
+    text = architecture.get_text_config()
+    dtype = torch.float32 if place.cuda else traits.weights  # a GPU multiplies half-precision matrices without copies
+    chunk = policy.head_chunk or chunk_tokens(text.vocab_size, "cuda" if place.cuda else "cpu")
+    forward, backward = traces.head(
+        text.vocab_size, text.hidden_size, dtype, chunk, trained=counts.head_trained, cuda=place.cuda
+    )
+    tokens = max(row.scored for row in rows)
+    inputs = 2 * tokens * text.hidden_size * traits.weights.itemsize  # the scored hidden states, and their gradient
+    return RowDemand(memory, forward + inputs // 2, backward + inputs)
+
+
+def _warm_start(
+    traces: MemoryTraces,
+    config: DictConfig,
+    architecture: PretrainedConfig,
+    traits: ModelTraits,
+    counts: ParameterCounts,
+    policy: PolicyConfig,
+    place: Placement,
+) -> RowDemand | None:
+    stage = config.get("warm_start")
+    if stage is None or config.get("ckpt_path") is not None:
+        return None
+    target = min(config.sampling.max_new_tokens, stage.max_tokens // 2)
+    row = RowShape(stage.batch_size, stage.max_tokens - target + 1, 1, target)
+    return _row_demand(traces, architecture, traits, counts, policy, place, (row,))
+
+
+def _engine_parts(
+    traces: MemoryTraces,
+    config: DictConfig,
+    architecture: PretrainedConfig,
+    policy: PolicyConfig,
+    traits: ModelTraits,
+    counts: ParameterCounts,
+    place: Placement,
+    prompts: int,
+) -> tuple[bool, list[MemoryPart]]:
+    """Whether the engine is given weights, and its parts; `prompts` a rank are sampled for in a rollout step."""
+    rollout = config.rollout
+    target = str(rollout.get("_target_", ""))
+    plain = counts.total if policy.lora is None else counts.total - counts.trained
+    computed = traits.autocast or traits.weights
+    if "vllm_server" in target:
+        file = min(plain * computed.itemsize, int(float(rollout.shard_gib) * GIB))
+        what = "gathered on the CPU before it is written"
+        return True, [] if place.cuda else [MemoryPart("file of weights", what, {"handover": file})]
+    if "vllm" in target:
+        cache = rollout.get("kv_cache_gib") or (None if place.cuda else 1)
+        return True, vllm_parts(
+            cuda=place.cuda,
+            sleeps=place.cuda and rollout.get("sleep") is not False,
+            fraction=float(rollout.gpu_memory_utilization),
+            device_bytes=_capacity(config, place, 1).bytes,
+            weights=plain * computed.itemsize // rollout.tensor_parallel_size,
+            cache=None if cache is None else int(cache * GIB),
+        )
+    owns = place.sharded if rollout.get("owns_model") is None else bool(rollout.owns_model)
+    dtype = computed if owns else traits.weights
+    engine = replace(traits, weights=dtype, lora=None) if owns else traits
+    keys_stay_wide = traits.autocast is not None and engine.weights == torch.float32  # rotated in float32
+    prompt = RowShape(1, config.data.max_prompt_tokens, 1, 1)
+    demand = NativeDemand(
+        architecture=architecture,
+        key_bytes=4 if keys_stay_wide else dtype.itemsize,
+        value_bytes=2 if keys_stay_wide else dtype.itemsize,
+        logits=traits.autocast or dtype,
+        copied_weights=plain * dtype.itemsize if owns else 0,
+        prefill_token=traces.forward(architecture, engine, prompt) / prompt.tokens,
+        max_sequences=rollout.max_sequences,
+        max_batch_tokens=rollout.max_batch_tokens,
+    )
+    return owns, native_parts(demand, _batches(config, prompts), traces.sampling)
+
+
+def _batches(config: DictConfig, prompts: int) -> list[GenerationBatch]:
+    """What is generated: rollouts, greedy validation, and benchmarks, whose prompts count as long as the longest."""
+    sampling: SamplingParams = instantiate(config.sampling)
+    greedy, longest = replace(sampling, n=1, temperature=0.0), config.data.max_prompt_tokens
+    batches = [GenerationBatch(config.data.val_batch_size, longest, greedy)]
+    if prompts:
+        batches.append(GenerationBatch(prompts, longest, sampling))
+    benchmark = config.callbacks.get("benchmark")
+    if config.get("benchmark") and benchmark is not None:
+        answers = replace(greedy, max_new_tokens=benchmark.max_new_tokens)
+        batches.append(GenerationBatch(benchmark.batch_size, longest, answers))
+    return batches
+
+
+def _runtime(place: Placement) -> tuple[str, int]:
+    if place.cuda:
+        return "CUDA context, libraries, NCCL: usual figures, not measured", _CUDA_RUNTIME + (place.ranks > 1) * _NCCL
+    to_come = 0 if "src.models.policy" in sys.modules else _MODEL_CODE
+    return "this process as it is now: Python, its libraries, and those still to come", resident_bytes() + to_come
+
+
+def _capacity(config: DictConfig, place: Placement, on_node: int) -> Capacity:
+    """Of a device: as given, or of this machine's."""
+    given = config.get("preflight", {}).get("device_gib")
+    return device_capacity(place.cuda, on_node) if given is None else Capacity(int(given * GIB), "preflight.device_gib")
+
+
+def _host_capacity(config: DictConfig) -> Capacity:
+    """Of this node, unless the plan is for another machine."""
+    if config.get("preflight", {}).get("device_gib") is None:
+        return host_capacity()
+    return Capacity(None, "planned for another machine")

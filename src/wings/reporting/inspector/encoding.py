@@ -1,0 +1,152 @@
+"""Prompt groups as compact JSON for a page. No text of a model becomes markup: the page writes it with `for_script`.
+
+The inverse is `decode` in `assets/decode.js`; both know these forms:
+
+- Texts are lists of indices into `lines`, tokens into `tokens`: tables that all groups share.
+- A column of numbers is null (not logged), `{"v": [values], "c": "codes"}` where it has few values, a code a token; a
+  list of hundred-thousandths where all have at most five digits behind the point; otherwise `{"f": [values]}`. Each
+  gives back the very numbers that were logged; what is not finite is null.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from src.protocol.types import Region
+from src.wings.reporting.inspector.comparing import CallPair, Failure, State, pair_calls
+from src.wings.reporting.inspector.rollout_records import COLUMNS, REWARD_PARTS, LoggedCompletion, LoggedGroup
+
+JsonObject = dict[str, Any]
+
+CODES = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"
+_UNIT = 100_000
+_LABELS = [region.label for region in Region]
+_DIGITS = {label: str(index) for index, label in enumerate(_LABELS)}
+_STATES = list(State)
+_FAILURES = list(Failure)
+
+
+@dataclass
+class Table:
+    """Strings by number, each once.
+
+    >>> table = Table()
+    >>> table.indices(["a", "b", "a"]), table.strings
+    ([0, 1, 0], ['a', 'b'])
+    """
+
+    _index: dict[str, int] = field(default_factory=dict)
+
+    def indices(self, strings: Sequence[str]) -> list[int]:
+        """The number of each string; new ones join the table."""
+        index = self._index
+        for string in dict.fromkeys(strings):
+            if string not in index:
+                index[string] = len(index)
+        return list(map(index.__getitem__, strings))
+
+    @property
+    def strings(self) -> list[str]:
+        """By number."""
+        return list(self._index)
+
+
+class Encoder:
+    """Encodes groups; what they share is in its tables.
+
+    Attributes:
+        tokens: texts of tokens.
+        lines: of prompts and targets.
+    """
+
+    def __init__(self) -> None:
+        self.tokens = Table()
+        self.lines = Table()
+
+    def group(self, run: int, group: LoggedGroup) -> JsonObject:
+        """A group of run number `run`; equal comparisons with the gold calls are stored once."""
+        comparisons: list[list[Any]] = []
+        completions = []
+        for completion in group.completions:
+            pairs = [_pair(pair) for pair in pair_calls(completion.parsed.calls or (), group.gold)]
+            if pairs not in comparisons:
+                comparisons.append(pairs)
+            kind = _FAILURES.index(group.failure(completion))
+            completions.append(self._completion(completion, kind, comparisons.index(pairs)))
+        return {
+            "run": run,
+            "step": group.rollout_step,
+            "example": group.example,
+            "source": group.source,
+            "prompt": None if group.prompt is None else self._text(group.prompt),
+            "target": self._text(group.target),
+            "comparisons": comparisons,
+            "completions": completions,
+        }
+
+    def _text(self, text: str) -> list[int]:
+        return self.lines.indices(text.split("\n"))
+
+    def _completion(self, completion: LoggedCompletion, kind: int, comparison: int) -> JsonObject:
+        joined = "".join(completion.tokens)
+        numbers = {name: encode_numbers(completion.columns[name]) for name in COLUMNS}
+        encoded: JsonObject = {
+            "index": completion.index,
+            "kind": kind,
+            "finish": completion.finish_reason,
+            "reward": _finite(completion.reward),
+            "advantage": _finite(completion.advantage),
+            "parts": [_finite(completion.parts[name]) for name in REWARD_PARTS],
+            "comparison": comparison,
+            "tokens": self.tokens.indices(completion.tokens),
+            "regions": "".join(map(_DIGITS.__getitem__, completion.regions)),
+            **{name: column for name, column in numbers.items() if column is not None},
+        }
+        if not joined.startswith(completion.text):  # a template's prefix, or characters that tokens share
+            encoded["text"] = self._text(completion.text)
+        return encoded
+
+
+def names() -> JsonObject:
+    """What the numbers in an encoded group stand for."""
+    return {
+        "codes": CODES,
+        "unit": _UNIT,
+        "regions": _LABELS,
+        "kinds": _FAILURES,
+        "states": _STATES,
+        "parts": list(REWARD_PARTS),
+    }
+
+
+def encode_numbers(values: list[float] | None) -> Any:
+    """A column in the shortest of the module's forms.
+
+    >>> encode_numbers([0.5, 2.0, 0.5]), encode_numbers(None)
+    ({'v': [0.5, 2.0], 'c': 'ABA'}, None)
+    >>> encode_numbers([index / 1000 for index in range(70)])[-1], encode_numbers([1e-7 * i for i in range(70)])["f"][1]
+    (6900, 1e-07)
+    """
+    if values is None:
+        return None
+    distinct = dict.fromkeys(values)
+    if len(distinct) <= len(CODES) and len(distinct) * 4 <= len(values) + 8:
+        code = dict(zip(distinct, CODES, strict=False))
+        return {"v": list(map(_finite, distinct)), "c": "".join(map(code.__getitem__, values))}
+    if all(map(math.isfinite, distinct)):
+        scaled = list(map(round, [value * _UNIT for value in values]))
+        if [whole / _UNIT for whole in scaled] == values:
+            return scaled
+    return {"f": list(map(_finite, values))}
+
+
+def _pair(pair: CallPair) -> list[Any]:
+    rows = [[row.name, row.predicted, row.gold, _STATES.index(row.state)] for row in pair.rows]
+    return [pair.predicted, pair.gold, int(pair.matched), rows]
+
+
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

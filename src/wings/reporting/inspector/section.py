@@ -1,0 +1,126 @@
+"""The inspector as a section of a page: samples chosen, encoded and put into its template. Reads run folders only."""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from string import Template
+
+from src.wings.reporting.html_fragment import Fragment, InspectedRun, for_script
+from src.wings.reporting.inspector.encoding import Encoder, names
+from src.wings.reporting.inspector.rollout_records import GroupPlace, NoSamplesError, RolloutFile
+from src.wings.reporting.inspector.sampling import FEWEST, chosen, most_groups
+from src.wings.reporting.palette import custom_properties
+
+log = logging.getLogger(__name__)
+
+MAX_BYTES = 8_000_000
+
+_ASSETS = Path(__file__).parent / "assets"
+_SCRIPTS = ("decode.js", "view.js", "inspector.js")
+_WITHOUT = Template(
+    '<section id="inspector" aria-labelledby="h-inspector">\n<h2 id="h-inspector">Rollouts</h2>\n'
+    "<p>$note</p>\n</section>"
+)
+_SHARE = 0.3
+"""Bytes of a page for a byte of `rollouts.jsonl`: less than what was seen, and what is too much is left out again."""
+_KEPT = 0.97  # of a size that fits
+
+
+def section(runs: Sequence[InspectedRun], *, max_bytes: int = MAX_BYTES) -> Fragment:
+    """The inspector over the samples of these runs.
+
+    Args:
+        runs: one without samples is named on the page.
+        max_bytes: of the samples; groups are left out evenly over the rollout steps of each run. The first and the last
+            group of each run are there even if they alone take more.
+
+    Raises:
+        InspectorError: a line of a `rollouts.jsonl` is not a record.
+    """
+    files: dict[int, RolloutFile] = {}
+    for index, run in enumerate(runs):
+        try:
+            files[index] = RolloutFile(run.folder)
+        except NoSamplesError as error:
+            log.warning("%s", error)
+    data, shown = _encoded(runs, files, max_bytes) if files else ("", {})
+    note = _note(runs, files, shown)
+    css = _asset("inspector.css")
+    if not files:
+        return Fragment(_WITHOUT.substitute(note=note), css, "")
+    script = "\n".join(_asset(name) for name in _SCRIPTS)
+    return Fragment(
+        html=Template(_asset("inspector.html")).substitute(note=note, data=data),
+        css=css,
+        js=f'(() => {{\n"use strict";\n{script}}})();\n',
+    )
+
+
+def standalone_page(fragment: Fragment, title: str = "Rollouts") -> str:
+    """A page of this one section; it loads nothing.
+
+    Args:
+        fragment: of `section`.
+        title: of the page.
+    """
+    light, dark = (custom_properties(theme) for theme in ("light", "dark"))
+    return Template(_asset("page.html")).substitute(
+        title=html.escape(title), light=light, dark=dark, css=fragment.css, html=fragment.html, js=fragment.js
+    )
+
+
+def _encoded(
+    runs: Sequence[InspectedRun], files: Mapping[int, RolloutFile], max_bytes: int
+) -> tuple[str, dict[int, int]]:
+    """The page's JSON, and how many groups of each run are in it."""
+    places = [file.places for file in files.values()]
+    keep = most_groups(places, max_bytes, _SHARE)
+    while True:
+        picked = {index: chosen(file.places, keep) for index, file in files.items()}
+        data = for_script(_payload(runs, files, picked))
+        if len(data) <= max_bytes or keep == FEWEST:
+            break
+        most = max(map(len, picked.values()))
+        keep = max(FEWEST, min(most - 1, int(most * _KEPT * max_bytes / len(data))))
+    if len(data) > max_bytes:
+        log.warning(
+            "The first and last samples of each run take %d bytes, more than the %d asked for.", len(data), max_bytes
+        )
+    return data, {index: len(some) for index, some in picked.items()}
+
+
+def _payload(
+    runs: Sequence[InspectedRun], files: Mapping[int, RolloutFile], picked: Mapping[int, Sequence[GroupPlace]]
+) -> dict[str, object]:
+    encoder = Encoder()
+    groups = [encoder.group(index, group) for index, file in files.items() for group in file.read(picked[index])]
+    return {
+        "names": names(),
+        "runs": [{"name": run.name, "method": run.method} for run in runs],
+        "groups": groups,
+        "tokens": encoder.tokens.strings,
+        "lines": encoder.lines.strings,
+    }
+
+
+def _note(runs: Sequence[InspectedRun], files: Mapping[int, RolloutFile], shown: Mapping[int, int]) -> str:
+    """How many of the logged groups are on the page, as markup."""
+    without = [run.name for index, run in enumerate(runs) if index not in files]
+    lack = f"Without samples: {', '.join(map(html.escape, without))}." if without else ""
+    if not files:
+        return f"No samples. {lack}".strip()
+    total = sum(len(file.places) for file in files.values())
+    count = sum(shown.values())
+    if count == total:
+        text = f"All {total} prompt groups that were logged."
+    else:
+        each = ", ".join(f"{html.escape(runs[i].name)} {shown[i]} of {len(file.places)}" for i, file in files.items())
+        text = f"{count} of the {total} prompt groups that were logged, evenly over the rollout steps: {each}."
+    return f"{text} {lack}".strip()
+
+
+def _asset(name: str) -> str:
+    return (_ASSETS / name).read_text(encoding="utf-8")

@@ -1,0 +1,119 @@
+"""Cross-field rules: one clear error, before anything is loaded, that names the keys.
+
+docs/bad_inputs.md has the others, with their messages; tests/faults/test_bad_inputs.py builds each of them.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from src.config.checks import check_composed, check_config
+from src.config.policy_checks import check_lengths, check_rate
+from src.config.rules import VALIDATION_METRICS
+from src.errors import ConfigError
+from src.rewards.tool_call import RewardParts
+from tests.conftest import ROOT, eval_config, train_config
+
+GROUPS = ("callbacks", "logger", "reward", "rollout", "trainer")
+CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((ROOT / "configs" / group).glob("*.yaml"))]
+
+
+# test_algorithms.py trains with every config of `algorithm`
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_config_of_a_group_passes(choice):
+    check_config(train_config(Path(), choice, "dry_run=true"))  # no GPU, no vLLM
+
+
+def test_evaluations_pass():
+    check_composed(eval_config(Path(), "benchmark=[bfcl,api_bank,synthetic]"), "eval.yaml")
+    check_composed(eval_config(Path(), "policy=tiny", "rollout=vllm"), "eval.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["sampling.temperature=0"], "sampling.temperature=0 makes all completions of a prompt equal"),
+        (
+            ["updates.rollout_steps=5", "trainer.val_check_interval=6"],
+            "trainer.val_check_interval=6 is more than updates.rollout_steps=5",
+        ),
+        (
+            ["algorithm.weighting.progress=fraction", "callbacks.curriculum=null"],
+            "algorithm.weighting.progress=fraction needs callbacks.curriculum",
+        ),
+        (["callbacks.benchmark=null"], r"benchmark=\[synthetic\] needs callbacks.benchmark"),
+        (["trainer.devices=two"], "trainer.devices: expected a number, a list or 'auto', found 'two'"),
+        (["rollout=vllm", "updates.old_logprobs=sampler"], "old_logprobs=sampler needs rollout=native"),
+        (["rollout=vllm", "rollout.gpu_memory_utilization=90"], "gpu_memory_utilization: expected in"),
+        (["rollout=vllm", "rollout.tensor_parallel_size=2"], "expected a divisor of the 1 ranks of a node"),
+        (["rollout=vllm_server", "rollout.url=gpu7:8000"], "rollout.url: expected http://HOST:PORT"),
+        (["data=rlla", "data.path=nowhere.json"], "prompt.layout=compact with data.train: this corpus publishes"),
+        (["data=rlla", "data.path=nowhere.json", "prompt.layout=published"], "data.train.path: no file or folder"),
+    ],
+)
+def test_rules(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        check_config(train_config(Path(), *overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["+paths.log_dri=x"], "paths.log_dri: no such key. Did you mean paths.log_dir?"),
+        (["+data.train.num_trian=3"], "Did you mean data.train.num_train?"),
+        (["+algorithm.weighting.factors.reason=1"], "Did you mean algorithm.weighting.factors.reasoning?"),
+        (
+            ["+callbacks.checkpoint.save_lst=true"],
+            "Did you mean callbacks.checkpoint.save_last?",
+        ),  # of Lightning's base
+        (
+            ["+callbacks.bench.every_n_rollout_steps=3"],
+            "callbacks.bench: expected a config with _target_, found the keys",
+        ),
+        (["~data.train"], "data.train: expected a value, found none"),
+        (["~data.max_prompt_tokens"], "data.max_prompt_tokens: expected a value, found none"),
+        (["preflight.device_gib=abc"], "preflight.device_gib: expected a number or null, found 'abc'"),
+        (["warm_start=sft"], "paths.cache_dir: expected a folder, which keeps the result of warm_start, found null"),
+        (["sampling.n=true"], "sampling.n: expected an integer, found True"),
+        (["trainer.precision=bf16-mix"], "trainer.precision: expected .*'bf16-mixed'.*, found 'bf16-mix'"),
+        (["seed=one"], "seed: expected an integer, found 'one'"),
+        (["warm_start=placeholder"], "warm_start.source.path: Interpolation key 'data.path' not found"),
+    ],
+)
+def test_keys_and_values(overrides, message):
+    with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
+        check_config(train_config(Path(), *overrides))
+
+
+def test_metrics_are_those_that_validation_logs():
+    logged = RewardParts(0.0, 0.0, 0.0, 0.0, 0.0, 0.0).metrics()
+    assert set(logged) | {"reward", "tokens", "truncated"} == set(VALIDATION_METRICS)
+
+
+def test_prompt_and_completion_must_fit_the_model():
+    config = train_config(Path(), "data.max_prompt_tokens=900", "sampling.max_new_tokens=200")
+    check_lengths(config, 1100)
+    check_lengths(config, None)
+    with pytest.raises(ConfigError, match="900 \\+ 200 is more than the model's 1099 positions"):
+        check_lengths(config, 1099)
+
+
+def test_benchmarks_must_fit_the_model_and_the_engine():
+    config = train_config(Path(), "rollout=vllm", "rollout.max_model_len=1024")
+    with pytest.raises(ConfigError, match=r"rollout\.max_model_len=1024 is less than the model's 2048 positions"):
+        check_lengths(config, 2048)
+    check_lengths(config, 1024)
+    check_lengths(train_config(Path(), "rollout=vllm", "rollout.max_model_len=1024", "benchmark=[]"), 2048)
+    with pytest.raises(ConfigError, match=r"callbacks\.benchmark\.max_new_tokens=2000 leaves no room"):
+        check_lengths(train_config(Path(), "callbacks.benchmark.max_new_tokens=2000"), 2000)
+
+
+def test_updates_must_not_be_lost_in_bfloat16():
+    """0.02 + 1e-6 is 0.02 in bfloat16: the published learning rate would train nothing."""
+    assert torch.tensor(0.02, dtype=torch.bfloat16) + 1e-6 == torch.tensor(0.02, dtype=torch.bfloat16)
+    config = train_config(Path(), "optimizer.learning_rate=1.0e-6", "policy.dtype=bfloat16")
+    check_rate(config, torch.float32)
+    with pytest.raises(ConfigError, match=r"policy\.dtype=float32 trainer.precision=bf16-mixed"):
+        check_rate(config, torch.bfloat16)
+    check_rate(train_config(Path(), "optimizer.learning_rate=1.0e-4"), torch.bfloat16)

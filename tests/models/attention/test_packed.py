@@ -1,0 +1,126 @@
+"""The attention of packed rows, in each form that a device may need, against SDPA with the dense mask."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from src.algorithm.packing import GroupLayout
+from src.models.attention import tiles as attention_tiles
+from src.models.attention.flex import flex_attend
+from src.models.attention.mask import block_mask, dense_mask
+from src.models.attention.packed import _attend_by_group, packed_attention_forward
+from src.models.attention.plan import backward_tiles, plan_attention
+from tests.models.reference import LargestTensor
+from tests.models.rows import CPU, layouts_of, random_layouts
+
+
+def layer(groups: int = 2) -> nn.Module:
+    """What transformers' SDPA reads off an attention layer."""
+    module = nn.Module()
+    module.num_key_value_groups = groups
+    return module
+
+
+def inputs(
+    layouts: tuple[GroupLayout, ...], dim: int, dtype: torch.dtype, heads: tuple[int, int] = (4, 2)
+) -> list[Tensor]:
+    """Queries, keys, values [1, heads, L, D] with L outermost in memory, as a layer makes them; upstream gradient."""
+    generator = torch.Generator().manual_seed(1)
+    size = sum(layout.num_tokens for layout in layouts)
+
+    def draw(count: int) -> Tensor:
+        return torch.randn(1, size, count, dim, generator=generator, dtype=torch.float64).to(dtype)
+
+    q, k, v = (draw(count).transpose(1, 2).requires_grad_() for count in (heads[0], heads[1], heads[1]))
+    return [q, k, v, draw(heads[0])]
+
+
+def expected(layouts: tuple[GroupLayout, ...], q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(layouts, CPU), scale=scale, enable_gqa=True)
+    return out.transpose(1, 2)
+
+
+@pytest.mark.parametrize("piece", [3, 256])
+def test_tiles_give_the_attention_and_gradients_of_the_dense_mask(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention_tiles, "backward_tiles", partial(backward_tiles, piece=piece))
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        layouts = random_layouts(generator)
+        q, k, v, upstream = inputs(layouts, 3, torch.float64)
+        plan = plan_attention(layouts, CPU)
+        found, _ = packed_attention_forward(layer(), q, k, v, None, scaling=0.7, packed_plan=plan)
+        reference = expected(layouts, q, k, v, 0.7)
+        torch.testing.assert_close(found, reference, atol=1e-12, rtol=0)
+        by_found = torch.autograd.grad((found * upstream).sum(), (q, k, v))
+        by_reference = torch.autograd.grad((reference * upstream).sum(), (q, k, v))
+        torch.testing.assert_close(by_found, by_reference, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("heads", [(9, 3), (4, 4), (6, 1)])
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+def test_long_rows_in_low_precision(
+    dtype: torch.dtype, tolerance: float, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against the same inputs in double: errors relative to the largest entry, as the precision has it.
+
+    A score has 64 terms, and so has a gradient of one: √64 2^-24 = 4.8e-7, four times that in the worst of many.
+    """
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # tiles are shared out as two threads would have them
+    layouts = layouts_of([(421, (390, 33, 33, 1)), (70, (300,))])
+    q, k, v, upstream = inputs(layouts, 64, dtype, heads)
+    found, _ = packed_attention_forward(layer(), q, k, v, None, packed_plan=plan_attention(layouts, CPU))
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    reference = expected(layouts, *exact, None)
+    by_found = torch.autograd.grad((found * upstream).sum(), (q, k, v))
+    by_reference = torch.autograd.grad((reference * upstream.double()).sum(), exact)
+    for ours, theirs in zip((found, *by_found), (reference, *by_reference), strict=True):
+        assert (ours.double() - theirs).abs().max() < tolerance * theirs.abs().max()
+
+
+def test_group_masks_give_the_same_and_take_dropout() -> None:
+    layouts = layouts_of([(7, (5, 1, 9)), (12, (4,)), (3, (2, 2))])
+    q, k, v, _ = inputs(layouts, 4, torch.float64)
+    plan = plan_attention(layouts, CPU)
+    found = _attend_by_group(layer(), q, k, v, plan, 0.0, None)
+    torch.testing.assert_close(found, expected(layouts, q, k, v, None), atol=1e-12, rtol=0)
+    ones = torch.ones_like(v)  # each output is the sum of the weights: 1, or a multiple of 2 / keys after dropping half
+    dropped, _ = packed_attention_forward(layer(), torch.zeros_like(q), k, ones, None, dropout=0.5, packed_plan=plan)
+    kept = dropped[0, :, 0, 0] * dense_mask(layouts, CPU)[0, 0].sum(1) / 2
+    torch.testing.assert_close(kept, kept.round(), atol=1e-9, rtol=0)
+    assert dropped.std() > 0.1
+
+
+def test_flex_attention_agrees_with_the_dense_mask() -> None:
+    layouts = layouts_of([(150, (40, 33, 1)), (9, (70,)), (64, (65, 65))])
+    q, k, v, _ = inputs(layouts, 16, torch.float32, (6, 2))
+    with torch.no_grad():
+        found = flex_attend(q, k, v, block_mask(layouts, CPU), 0.3).transpose(1, 2)
+        # A score is 0.3 times 16 products, up to 8, and is rounded by √16 2^-24 8 = 1.9e-6, two by 2.7e-6. Where two
+        # keys share the weight it moves by up to a quarter of that, the output by that times their distance, up to 8.
+        torch.testing.assert_close(found, expected(layouts, q, k, v, 0.3), atol=1e-5, rtol=0)
+
+
+def test_autocast_computes_in_its_own_precision() -> None:
+    layouts = layouts_of([(5, (3, 4))])
+    q, k, v, _ = inputs(layouts, 8, torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = packed_attention_forward(layer(), q, k, v.bfloat16(), None, packed_plan=plan_attention(layouts, CPU))
+    assert found.dtype == torch.bfloat16
+    # values below 4 and an output below 4, each rounded to 8 bits: 2^-7 + 2^-7 = 1.6e-2
+    torch.testing.assert_close(found.float(), expected(layouts, q, k, v, None), atol=2e-2, rtol=0)
+
+
+def test_nothing_of_row_by_row_size_is_made_and_no_key_is_copied() -> None:
+    layouts = layouts_of([(32, (33,) * 16)] * 4)
+    size = sum(layout.num_tokens for layout in layouts)  # 4 * (32 + 16 * 32) = 2,176
+    q, k, v = (torch.randn(1, 2, size, 8, requires_grad=True) for _ in range(3))
+    plan = plan_attention(layouts, CPU)
+    with LargestTensor() as seen:
+        found, _ = packed_attention_forward(layer(1), q, k, v, None, packed_plan=plan)
+        found.sum().backward()
+    assert seen.numel == size * 2 * 8  # the outputs, and the gradients

@@ -1,0 +1,110 @@
+"""`ckpt_path`: the newest checkpoint that is whole, wherever the last kill or the disk has left one."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+
+from src.errors import ConfigError
+from src.models.checkpoints.resume_from import newest_whole, resume_from
+
+
+def save(path: Path, step: int) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"rollout_step": step, "global_step": 2 * step, "state_dict": {"w": torch.arange(999.0)}}, path)
+    return path
+
+
+def damage(path: Path) -> Path:
+    content = bytearray(path.read_bytes())
+    start = content.index(torch.arange(999.0).numpy().tobytes())
+    content[start + 5] ^= 4
+    path.write_bytes(content)
+    return path
+
+
+def run_config(folder: Path, ckpt_path: str | None, **more):
+    content = {"ckpt_path": ckpt_path, "seed": 1, "updates": {"rollout_steps": 10}, **more}
+    config = OmegaConf.create({**content, "paths": {"output_dir": str(folder)}, "log": f"{folder}/metrics.jsonl"})
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(config, folder / "config.yaml")
+    return config
+
+
+def test_the_newest_by_rollout_step_whatever_its_name_and_age(tmp_path, caplog):
+    assert newest_whole(tmp_path) is None and newest_whole(tmp_path / "no") is None
+    save(tmp_path / "best.ckpt", 7)
+    save(tmp_path / "last.ckpt", 6)
+    os.utime(tmp_path / "best.ckpt", (0, 0))
+    found = newest_whole(tmp_path)
+    assert (found.path.name, found.progress.rollout_steps, found.progress.optimizer_steps) == ("best.ckpt", 7, 14)
+    save(tmp_path / "last.ckpt", 7)
+    assert newest_whole(tmp_path).path.name == "last.ckpt"
+    save(tmp_path / "last.ckpt.partial", 8)  # whole: the kill came before it was renamed
+    assert newest_whole(tmp_path).path.name == "last.ckpt.partial"
+    assert caplog.text == ""
+
+
+def test_one_warning_names_what_is_damaged_and_what_is_taken(tmp_path, caplog):
+    damage(save(tmp_path / "last.ckpt", 8))
+    save(tmp_path / "last.ckpt.partial", 9)
+    os.truncate(tmp_path / "last.ckpt.partial", 3000)
+    save(tmp_path / "previous.ckpt", 7)
+    damage(save(tmp_path / "best.ckpt", 5))  # older: not even looked at
+    assert newest_whole(tmp_path).path.name == "previous.ckpt"
+    (record,) = caplog.records
+    assert record.levelno == logging.WARNING
+    for part in (
+        "last.ckpt.partial' is damaged: it is no whole file",
+        "last.ckpt' is damaged: the checksum of 'last/data",
+    ):
+        assert part in record.message
+    assert record.message.endswith(f"whole, '{tmp_path / 'previous.ckpt'}'.") and "best" not in record.message
+
+
+def test_without_a_whole_one_it_is_an_error_but_for_a_first_one_that_was_cut_off(tmp_path, caplog):
+    save(tmp_path / "last.ckpt.partial", 1)
+    os.truncate(tmp_path / "last.ckpt.partial", 100)
+    assert newest_whole(tmp_path) is None
+    assert "It was the first of this run." in caplog.text
+    damage(save(tmp_path / "last.ckpt", 1))
+    with pytest.raises(
+        ConfigError, match=r"expected a whole checkpoint in '.*', found none: .*Remove them to start anew"
+    ):
+        newest_whole(tmp_path)
+
+
+def test_auto_looks_in_this_run_folder_then_in_unfinished_runs_of_the_same_config_beside_it(tmp_path, caplog):
+    caplog.set_level(logging.INFO)
+    config = run_config(tmp_path / "now", "auto")
+    assert resume_from(config) is None and "a new run" in caplog.text
+    for name, step, more in (("other", 8, {"seed": 2}), ("finished", 10, {}), ("same", 4, {}), ("same_too", 6, {})):
+        run_config(tmp_path / name, None, **more)
+        save(tmp_path / name / "checkpoints/last.ckpt", step)
+    assert resume_from(config).path == tmp_path / "same_too/checkpoints/last.ckpt"
+    own = save(tmp_path / "now/checkpoints/last.ckpt", 2)
+    assert resume_from(config).path == own
+    assert f"going on from '{own}', 2 rollout steps done" in caplog.text
+
+
+def test_a_path_is_a_checkpoint_or_a_run_folder_and_must_be_whole(tmp_path):
+    last, previous = (
+        save(tmp_path / "run/checkpoints/last.ckpt", 4),
+        save(tmp_path / "run/checkpoints/previous.ckpt", 3),
+    )
+    assert resume_from(run_config(tmp_path / "new", None)) is None
+    assert resume_from(run_config(tmp_path / "new", str(previous))).path == previous
+    assert resume_from(run_config(tmp_path / "new", str(tmp_path / "run"))).path == last
+    damage(last)
+    with pytest.raises(ConfigError, match=rf"last.ckpt' is damaged: the checksum .* beside it: ckpt_path={previous}"):
+        resume_from(run_config(tmp_path / "new", str(last)))
+    with pytest.raises(ConfigError, match=r"a run folder, 'auto' or null, found no such file or folder"):
+        resume_from(run_config(tmp_path / "new", "no.ckpt"))
+    with pytest.raises(ConfigError, match=r"found a folder without .metadata"):
+        resume_from(run_config(tmp_path / "new", str(tmp_path)))
+    torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
+    with pytest.raises(ConfigError, match=r"foreign.ckpt': expected the keys rollout_step and global_step"):
+        resume_from(run_config(tmp_path / "new", str(tmp_path / "foreign.ckpt")))

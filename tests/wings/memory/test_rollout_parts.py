@@ -1,0 +1,48 @@
+"""The native engine's predicted cache against the one that it makes."""
+
+import torch
+
+from src.models.loading.architecture import load_architecture
+from src.models.loading.loading import PolicyConfig, load_model
+from src.rollout.engine import SamplingParams
+from src.rollout.native.engine import NativeEngine
+from src.rollout.native.prefix_cache import PrefixCache
+from src.wings.memory.rollout_parts import GenerationBatch, NativeDemand, native_parts, vllm_parts
+
+
+def test_the_cache_is_as_large_as_predicted(random_policy, monkeypatch):
+    caches: list[PrefixCache] = []
+    monkeypatch.setattr(
+        "src.rollout.native.engine.PrefixCache",
+        lambda *args, **kw: caches.append(PrefixCache(*args, **kw)) or caches[-1],
+    )
+    settings = PolicyConfig(path=random_policy, dtype="float32")
+    sampling = SamplingParams(n=3, max_new_tokens=100)
+    NativeEngine(load_model(settings)).generate([torch.arange(50)] * 2, sampling, [0, 1])
+    (cache,) = caches
+
+    demand = NativeDemand(load_architecture(settings), 4, 4, torch.float32, 0, 0.0, 256, 131_072)
+    parts = {part.name: part.bytes for part in native_parts(demand, [GenerationBatch(2, 50, sampling)])}
+    assert parts["key/value cache"] == {"rollout": cache.nbytes}
+    vocabulary = load_architecture(settings).vocab_size
+    assert parts["sampling"]["rollout"] > 6 * vocabulary * (4 + 4 + 8)  # scaled, log-probabilities, cumulative
+
+
+def test_a_copy_and_vllm():
+    architecture = load_architecture(PolicyConfig(hub_id="Qwen/Qwen3-8B"))
+    demand = NativeDemand(architecture, 2, 2, torch.bfloat16, 1000, 0.0, 256, 131_072)
+    long = GenerationBatch(512, 2048, SamplingParams(n=8, max_new_tokens=2048))
+    parts = {part.name: part for part in native_parts(demand, [long])}
+    assert parts["engine weights"].most == 1000
+    # 7 prompts with their 8 completions are the most that 131,072 tokens hold, and one prompt more; a completion's last
+    # token is not fed back; 36 layers, 8 heads of 128, k and v
+    assert parts["key/value cache"].most == (8 * 2048 + 7 * 8 * 2047) * 36 * 2 * 8 * 128 * 2
+
+
+def test_vllm_takes_its_fraction_and_sleeps_without_it():
+    given = {"cuda": True, "fraction": 0.4, "device_bytes": 1000, "weights": 30, "cache": None}
+    rest, awake = vllm_parts(sleeps=True, **given)
+    assert awake.bytes == {"rollout": 400, "handover": 400} and rest.bytes["step"] > 0
+    assert vllm_parts(sleeps=False, **given)[1].bytes["step"] == 400
+    (on_cpu,) = vllm_parts(sleeps=False, **{**given, "cuda": False, "cache": 7})
+    assert on_cpu.bytes["step"] == 37

@@ -1,0 +1,56 @@
+"""Kept traces are the traces, and nothing is traced twice but models with code of their own."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig
+
+from src.rollout.engine import SamplingParams
+from src.wings.memory import activations
+from src.wings.memory.activations import forward_memory, row_memory
+from src.wings.memory.rollout_parts import sampling_bytes
+from src.wings.memory.row_shape import RowShape
+from src.wings.memory.traces import MemoryTraces
+from src.wings.memory.training_parts import ModelTraits
+from tests.conftest import ROOT
+
+SHAPE = RowShape(groups=1, prompt=20, completions=2, completion=9)
+FLOAT32 = ModelTraits(torch.float32)
+
+
+def results(traces: MemoryTraces, architecture):
+    return (
+        traces.row(architecture, FLOAT32, SHAPE),
+        traces.forward(architecture, FLOAT32, SHAPE),
+        traces.head(97, 32, torch.float32, 16, trained=True, cuda=False),
+        traces.sampling(4, 97, torch.float32, SamplingParams(top_k=3)),
+        traces.counts(architecture, torch.float32, None),
+    )
+
+
+@pytest.fixture(scope="module")
+def architecture():
+    return AutoConfig.from_pretrained(ROOT / "src/models/tiny")
+
+
+def test_kept_traces_are_the_traces(architecture, tmp_path: Path, monkeypatch):
+    file = tmp_path / "traces.json"
+    first = MemoryTraces(file)
+    traced = results(first, architecture)
+    first.save()
+    assert traced[0] == row_memory(architecture, FLOAT32, SHAPE)
+    assert traced[1] == traced[0].forward == forward_memory(architecture, FLOAT32, SHAPE)
+    assert traced[3] == sampling_bytes(4, 97, torch.float32, SamplingParams(top_k=3))
+    for name in ("row_memory", "forward_memory", "head_memory"):
+        monkeypatch.setattr(activations, name, lambda *_, **__: pytest.fail("traced again"))
+    assert results(MemoryTraces(file), architecture) == traced
+    with pytest.raises(pytest.fail.Exception):  # another shape is another trace
+        MemoryTraces(file).row(architecture, FLOAT32, RowShape(1, 20, 2, 8))
+
+
+def test_a_model_with_code_of_its_own_is_traced_each_time(architecture, tmp_path: Path):
+    traces = MemoryTraces(tmp_path / "traces.json", trust_remote_code=True)
+    traces.forward(architecture, FLOAT32, SHAPE)
+    traces.save()
+    assert not (tmp_path / "traces.json").exists()
