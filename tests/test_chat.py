@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from io import StringIO
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -53,7 +54,7 @@ def conversation(*texts: str, toolbox=None, max_steps: int = 3) -> Conversation:
 def talk(*lines: str, overrides: tuple[str, ...] = ()) -> tuple[Conversation, str]:
     out = StringIO()
     console = Console(file=out, width=200, highlight=False)
-    return chat(chat_config(ROOT, "policy=tiny", "device=cpu", *overrides), lines, console), out.getvalue()
+    return chat(chat_config(Path(), "policy=tiny", "device=cpu", *overrides), lines, console), out.getvalue()
 
 
 def test_the_tiny_policy_calls_a_tool_and_reads_its_result():
@@ -118,7 +119,7 @@ def test_an_answer_grows_on_a_terminal():
     out = StringIO()
     drawn: list[str] = []
     console = Console(file=out, width=100, force_terminal=True, color_system=None, legacy_windows=False)
-    config = chat_config(ROOT, "policy=tiny", "device=cpu")
+    config = chat_config(Path(), "policy=tiny", "device=cpu")
     watch = Screen.watch
 
     def noted(self, tokens):

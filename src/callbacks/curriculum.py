@@ -4,25 +4,21 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning import Trainer
 from torch import Tensor
 
 from src.algorithm.region_weights import RegionFactors, region_means, sum_by_region, variance_factors
 from src.callbacks.region_entropy import step_region_sums
 from src.protocol.types import Region
-from src.training.step import RolloutCallback, RolloutStep
-
-if TYPE_CHECKING:
-    from src.training.policy_module import PolicyModule
+from src.training.step import RolloutCallback, RolloutStep, Training
 
 log = logging.getLogger(__name__)
 
 
 class Curriculum(RolloutCallback):
-    """Sets the module's `region_factors` before each rollout step's update.
+    """Returns the weight of each region for each rollout step's update.
 
     The schedule is the algorithm's `weighting`. An Eq. 9 initialiser is measured on the rollouts of the first
     `measure_steps` steps: until then the factors follow the entropies seen so far, after that they start from the
@@ -45,33 +41,33 @@ class Curriculum(RolloutCallback):
         self._moments = torch.zeros(2, len(Region), dtype=torch.float64)  # second moment, tokens; both smoothed
         self._initial: RegionFactors | None = None
 
-    def needs_scores(self, module: PolicyModule) -> bool:
+    def needs_scores(self, module: Training) -> bool:
         """While the start of the factors is measured."""
-        return self._initial is None and module.algorithm.weighting.initialiser != "fixed"
+        return self._initial is None and module.objective.weighting.initialiser != "fixed"
 
-    def on_rollout(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
-        """Set and log this step's factors."""
-        weighting = module.algorithm.weighting
+    def region_factors(self, module: Training, step: RolloutStep) -> RegionFactors:
+        """This step's factors, which are logged."""
+        weighting = module.objective.weighting
         initial = self._initial
         if weighting.needs_moments:
-            initial = variance_factors(weighting, self._smooth(trainer, module, step))
+            initial = variance_factors(weighting, self._smooth(module, step))
         elif initial is None:
-            entropies = None if weighting.initialiser == "fixed" else self._measure(trainer, module, step)
+            entropies = None if weighting.initialiser == "fixed" else self._measure(module, step)
             initial = weighting.initial_factors(entropies)
             if entropies is None or step.index + 1 >= self._measure_steps:
                 self._initial = initial
                 log.info("Initial region factors: %s", initial)
-        progress = float(step.index) if weighting.progress == "step" else module.progress
-        module.region_factors = weighting.factors_at(initial, progress)
-        table = module.region_factors.table()
+        factors = weighting.factors_at(initial, float(step.index) if weighting.progress == "step" else module.progress)
+        table = factors.table()
         step.metrics |= {f"curriculum/{region.label}": float(table[region]) for region in Region}
+        return factors
 
-    def _measure(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> dict[Region, float]:
+    def _measure(self, module: Training, step: RolloutStep) -> dict[Region, float]:
         """Mean entropy in nats of each region seen so far, over all ranks."""
-        self._sums += step_region_sums(trainer, module, step)[:2]
+        self._sums += step_region_sums(module, step)[:2]
         return {r: float(self._sums[0, r] / self._sums[1, r]) for r in Region if self._sums[1, r] > 0}
 
-    def _smooth(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> Tensor:
+    def _smooth(self, module: Training, step: RolloutStep) -> Tensor:
         """Smoothed sums [2, 6] of second moments and tokens by region, over all ranks; their ratios are logged."""
         if step.gradient_moments is None:
             raise ValueError(
@@ -82,8 +78,8 @@ class Curriculum(RolloutCallback):
         local = torch.zeros(2, len(Region), dtype=torch.float64, device=module.device)
         for group, moments in zip(step.groups, step.gradient_moments, strict=True):
             local += torch.stack([sum_by_region(v, group.regions) for v in (moments, torch.ones_like(moments))])
-        sums = torch.as_tensor(trainer.strategy.reduce(local, reduce_op="sum")).cpu()
-        self._moments = module.algorithm.weighting.smoothing * self._moments + sums
+        sums = module.ranks.sum(local).cpu()
+        self._moments = module.objective.weighting.smoothing * self._moments + sums
         betas = region_means(self._moments).tolist()
         step.metrics |= {f"curriculum/beta/{r.label}": betas[r] for r in Region if self._moments[1, r] > 0}
         return self._moments

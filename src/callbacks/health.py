@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from lightning import Trainer
 
 from src.callbacks.alarms import Above, Alarm, EntropyCollapse, FormatWithoutCorrectness, MissingRegion
 from src.protocol.types import Region
-from src.training.step import RolloutCallback, RolloutStep, announce
-
-if TYPE_CHECKING:
-    from src.training.policy_module import PolicyModule
+from src.training.step import RolloutCallback, RolloutStep, Training, announce
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +69,7 @@ class Health(RolloutCallback):
         ]
         self._counts = {alarm.name: 0 for alarm in self._alarms}
 
-    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: Training, step: RolloutStep) -> None:
         """Read, count, tell."""
         for alarm in self._alarms:
             found = alarm.read(step.metrics)

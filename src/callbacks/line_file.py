@@ -22,9 +22,10 @@ class LinesCallback(RolloutCallback):
         self.lines = LineFile(path)
         self._position: int | None = None
 
-    def start_anew(self) -> None:
-        """Empty the file: what a run without a checkpoint has left in it will be written again."""
-        self.lines.rewind(0)
+    def prepare(self, *, anew: bool) -> None:
+        """Empty the file if its lines will be written again."""
+        if anew:
+            self.lines.rewind(0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Go on where the checkpoint was, if it is of this run folder; otherwise the file is another run's."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
 from src.callbacks.line_file import LinesCallback
-from src.training.step import RolloutStep
-
-if TYPE_CHECKING:
-    from src.training.policy_module import PolicyModule
+from src.training.step import RolloutStep, Training
 
 
 class MetricsFile(LinesCallback):
@@ -30,7 +27,7 @@ class MetricsFile(LinesCallback):
         super().__init__(path)
         self._pending: RolloutStep | None = None
 
-    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: Training, step: RolloutStep) -> None:
         """Wait for the metrics that other callbacks add."""
         self._pending = step
 
@@ -42,15 +39,15 @@ class MetricsFile(LinesCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the means of all validation splits."""
-        rollout_step, values = cast("PolicyModule", pl_module).validated
+        rollout_step, values = cast(Training, pl_module).validated
         self._write("validation", rollout_step, values)
 
-    def on_benchmark(self, trainer: Trainer, module: PolicyModule, scores: dict[str, float]) -> None:
+    def on_benchmark(self, trainer: Trainer, module: Training, scores: dict[str, float]) -> None:
         """Write the scores of all benchmarks."""
         self._write("benchmark", module.rollout_step, scores)
 
     def on_event(
-        self, trainer: Trainer, module: PolicyModule, event: str, values: Mapping[str, str | float | None]
+        self, trainer: Trainer, module: Training, event: str, values: Mapping[str, str | float | None]
     ) -> None:
         """Write a fault or an alarm at once: the run may not live to the end of the step."""
         self._write(event, module.rollout_step, values)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from lightning import Trainer
 from torch import Tensor
@@ -11,10 +9,7 @@ from torch import Tensor
 from src.algorithm.experience import PromptGroup
 from src.algorithm.region_weights import sum_by_region
 from src.protocol.types import Region
-from src.training.step import RolloutCallback, RolloutStep
-
-if TYPE_CHECKING:
-    from src.training.policy_module import PolicyModule
+from src.training.step import RolloutCallback, RolloutStep, Training
 
 
 class RegionEntropy(RolloutCallback):
@@ -26,15 +21,15 @@ class RegionEntropy(RolloutCallback):
     - `gradient_share/<region>`: its share of sum |A_i| w_t / T_i, the size of what tokens contribute to Eq. 19.
     """
 
-    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: Training, step: RolloutStep) -> None:
         """Add the four to the step's metrics."""
-        step.metrics |= region_metrics(step_region_sums(trainer, module, step))
+        step.metrics |= region_metrics(step_region_sums(module, step))
 
 
-def step_region_sums(trainer: Trainer, module: PolicyModule, step: RolloutStep) -> Tensor:
+def step_region_sums(module: Training, step: RolloutStep) -> Tensor:
     """`region_sums` of a whole rollout step over all ranks, float64 [4, 6]."""
     local = torch.stack([region_sums(g, h) for g, h in zip(step.groups, step.entropies, strict=True)]).sum(dim=0)
-    return torch.as_tensor(trainer.strategy.reduce(local.to(module.device), reduce_op="sum")).cpu()
+    return module.ranks.sum(local.to(module.device)).cpu()
 
 
 def region_sums(group: PromptGroup, entropies: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from lightning import Trainer
@@ -16,10 +16,7 @@ from src.data.rendering import step_text
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
 from src.rollout.collect import ScoredGroup
-from src.training.step import RolloutStep
-
-if TYPE_CHECKING:
-    from src.training.policy_module import PolicyModule
+from src.training.step import RolloutStep, Training
 
 
 class RolloutLog(LinesCallback):
@@ -39,32 +36,33 @@ class RolloutLog(LinesCallback):
         self._every = every_n_steps
         self._groups = groups
 
-    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: Training, step: RolloutStep) -> None:
         """Write this step's groups, one completion a line."""
         if step.index % self._every:
             return
-        counts = minibatch_counts(trainer, module, step)  # over all ranks, so before the others leave
+        counts = minibatch_counts(module, step)  # over all ranks, so before the others leave
         if not trainer.is_global_zero:
             return
         minibatch = [number for number, size in enumerate(step.minibatches) for _ in range(size)]
         logged = list(zip(step.scored, step.groups, step.entropies, minibatch, strict=True))[: self._groups]
+        table = module.sampler.collector.table
         for scored, group, entropies, number in logged:
             terms = loss_terms(module, group, entropies, counts[number])
-            self.lines.append(group_records(step.index, scored, group, entropies, module.collector.table, terms))
+            self.lines.append(group_records(step.index, scored, group, entropies, table, terms))
 
 
-def minibatch_counts(trainer: Trainer, module: PolicyModule, step: RolloutStep) -> list[LossCounts]:
+def minibatch_counts(module: Training, step: RolloutStep) -> list[LossCounts]:
     """What the loss of each minibatch is divided by, over all ranks."""
     local, start = [], 0
     for size in step.minibatches:
         local.append(LossCounts.of(step.groups[start : start + size]))
         start += size
     table = torch.tensor(local, dtype=torch.float64, device=module.device)
-    return [LossCounts(*row) for row in torch.as_tensor(trainer.strategy.reduce(table, reduce_op="sum")).tolist()]
+    return [LossCounts(*row) for row in module.ranks.sum(table).tolist()]
 
 
 @torch.no_grad()
-def loss_terms(module: PolicyModule, group: PromptGroup, entropies: Tensor, counts: LossCounts) -> Tensor | None:
+def loss_terms(module: Training, group: PromptGroup, entropies: Tensor, counts: LossCounts) -> Tensor | None:
     """What each token adds to its minibatch's loss before the rollout step's first update, float32 [N].
 
     The loss itself says it: with the policy that `old_logprobs` are of, every ratio of Eq. 19 is 1. None without these.
@@ -77,7 +75,8 @@ def loss_terms(module: PolicyModule, group: PromptGroup, entropies: Tensor, coun
     """
     if group.old_logprobs is None:
         return None
-    return module.row_loss([group], counts, first=False).terms(group.old_logprobs, entropies.to(group.weights))
+    loss = module.objective.row_loss([group], counts, first=False)
+    return loss.terms(group.old_logprobs, entropies.to(group.weights))
 
 
 def group_records(

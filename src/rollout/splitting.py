@@ -1,7 +1,7 @@
 """An engine that samples in smaller batches when memory runs out, and remembers what went wrong.
 
 Splitting by prompts needs nothing of the engine: a prompt with its seed gives the same completions whatever else is in
-the batch. What cannot be helped here propagates; a training module may give the weights anew and try once more
+the batch. What cannot be helped here propagates; `training.sampler` gives the weights anew and try once more
 (`training.sampling_module`).
 """
 
@@ -23,7 +23,7 @@ _SMALLER = (
 )
 
 
-class GuardedEngine:
+class SplittingEngine:
     """A `RolloutEngine` around another one.
 
     Args:
@@ -98,9 +98,9 @@ class GuardedEngine:
         """See `RolloutEngine.update_weights`."""
         self.engine.update_weights(named_tensors, version)
 
-    def rest(self) -> None:
-        """See `RolloutEngine.rest`."""
-        self.engine.rest()
+    def release_memory(self) -> None:
+        """See `RolloutEngine.release_memory`."""
+        self.engine.release_memory()
 
     def close(self) -> None:
         """See `RolloutEngine.close`."""

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 
 def random_states() -> dict[str, Any]:
@@ -38,13 +37,3 @@ def restore_random_states(states: dict[str, Any]) -> None:
     torch.set_rng_state(states["torch"])
     if states["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
-
-
-def random_states_of_ranks() -> list[dict[str, Any]]:
-    """`random_states` of every rank, on every rank."""
-    own = random_states()
-    if not (dist.is_available() and dist.is_initialized()):
-        return [own]
-    states: list[dict[str, Any]] = [{} for _ in range(dist.get_world_size())]
-    dist.all_gather_object(states, own)
-    return states

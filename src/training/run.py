@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from src.callbacks.checkpoint import RolloutCheckpoint
-from src.callbacks.line_file import LinesCallback
 from src.config.instantiating import instantiate_callbacks, instantiate_loggers
 from src.config.policy_checks import check_policy
 from src.data.datamodule import ToolDialogueDataModule
@@ -27,17 +25,16 @@ from src.models.loading.weight_source import WeightSource
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.collect import Collector
 from src.rollout.engine import EngineSource
-from src.rollout.splitting import GuardedEngine
+from src.rollout.splitting import SplittingEngine
 from src.runs.config_file import save_config
 from src.runs.folder import held, keep_to_owner, open_run_folder
 from src.runs.summary import write_summary
-from src.training.policy_module import PolicyModule
-from src.training.rl_module import RLModule
+from src.training.module import TrainingModule
+from src.training.objective import Imitation, Objective, PolicyGradient
+from src.training.ranks import Ranks
 from src.training.settings import SupervisedSettings
-from src.training.sft_module import SFTModule
+from src.training.step import RolloutCallback
 from src.training.warm_start import WarmStart, warm_start
-from src.wings.evaluation.callback import BenchmarkCallback
-from src.wings.published.regions import published_regions
 
 log = logging.getLogger(__name__)
 
@@ -63,30 +60,28 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
     callbacks = instantiate_callbacks(config.callbacks)
     found = resume_from(config)
     resumed = None if found is None else str(found.path)
-    if config.ckpt_path == AUTO and found is None and getattr(rank_zero_only, "rank", 0) == 0:
-        for lines in (callback for callback in callbacks if isinstance(callback, LinesCallback)):
-            lines.start_anew()
-    benchmarks = next((callback for callback in callbacks if isinstance(callback, BenchmarkCallback)), None)
-    if benchmarks is not None:
-        benchmarks.prepare()
+    anew = config.ckpt_path == AUTO and found is None and getattr(rank_zero_only, "rank", 0) == 0
+    ours = [callback for callback in callbacks if isinstance(callback, RolloutCallback)]
+    for callback in ours:
+        callback.prepare(anew=anew)
     loaded = load_policy(instantiate(config.policy), deferred=is_sharded(config.trainer))
     renderer = instantiate(config.prompt, loaded.tokenizer)
     datamodule: ToolDialogueDataModule = instantiate(config.data, renderer=renderer)
     trainer: L.Trainer = instantiate(
         config.trainer,
         callbacks=callbacks,
-        enable_checkpointing=any(isinstance(callback, RolloutCheckpoint) for callback in callbacks),
+        enable_checkpointing=any(isinstance(callback, Checkpoint) for callback in callbacks),
         logger=instantiate_loggers(config.logger),
         default_root_dir=str(folder),
     )
-    module = build_module(config, loaded, renderer)
+    module = build_module(config, loaded, renderer, datamodule)
     if config.warm_start is not None and resumed is None:
         datamodule.setup("fit")  # a bad record stops the run before the stage, not after it
         cache = Path(config.paths.cache_dir) / "warm_start"
         stage: WarmStart = instantiate(config.warm_start)
         if config.warm_start.source == config.data.train:
             stage = replace(stage, source=datamodule.train_source)  # which has read its corpus
-        file = warm_start(loaded, renderer, stage, cache, _where(config.trainer))
+        file = warm_start(loaded, renderer, stage, cache, _where(config.trainer), config.updates.max_row_tokens)
         module.weights = None if loaded.weights is None else WeightSource.of(file)
 
     if resumed is None and config.validate_at_start:
@@ -95,8 +90,9 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
     module.ends_when_finished = config.ckpt_path == AUTO
     trainer.fit(module, datamodule=datamodule, ckpt_path=resumed, weights_only=True)
     start, final = dict(module.started), module.validated[1]
-    if benchmarks is not None:
-        start, final = start | benchmarks.first, final | benchmarks.latest
+    for callback in ours:
+        first, last = callback.scores()
+        start, final = {**start, **first}, {**final, **last}
 
     if trainer.is_global_zero:
         write_summary(
@@ -117,8 +113,10 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
     return final
 
 
-def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRenderer) -> PolicyModule:
-    """The module that the algorithm asks for, with its engine and collector."""
+def build_module(
+    config: DictConfig, loaded: LoadedPolicy, renderer: PromptRenderer, datamodule: ToolDialogueDataModule
+) -> TrainingModule:
+    """The module with the objective that the algorithm asks for, its engine and its collector."""
     algorithm = instantiate(config.algorithm)
     sampling = instantiate(config.sampling, stop_token_ids=loaded.stop_token_ids)
     source = EngineSource.of(
@@ -127,22 +125,28 @@ def build_module(config: DictConfig, loaded: LoadedPolicy, renderer: PromptRende
         precision=str(config.trainer.precision),
         shared=not is_sharded(config.trainer),
     )
-    engine = GuardedEngine(instantiate(config.rollout)(source))
+    engine = SplittingEngine(instantiate(config.rollout)(source))
+    ranks = Ranks()
+    objective: Objective
+    if isinstance(algorithm, SupervisedSettings):
+        objective, tagger = Imitation(algorithm, renderer), None
+    else:
+        objective, tagger = PolicyGradient(algorithm, ranks, datamodule.draw), algorithm.tagger(loaded.tokenizer)
     table = TokenBytes.from_tokenizer(loaded.tokenizer)
-    published = getattr(algorithm, "regions", "sampled") == "published"
-    tagger = partial(published_regions, tokenizer=loaded.tokenizer) if published else None
-    collector = Collector(engine, instantiate(config.reward), table, loaded.stop_token_ids, tagger)
-    kind = partial(SFTModule, renderer) if isinstance(algorithm, SupervisedSettings) else RLModule
-    return kind(
+    return TrainingModule(
         policy=loaded.policy,
         engine=engine,
-        collector=collector,
-        algorithm=algorithm,
-        update=instantiate(config.updates),
+        collector=Collector(engine, instantiate(config.reward), table, loaded.stop_token_ids, tagger),
+        objective=objective,
+        updates=instantiate(config.updates),
         optimizer=instantiate(config.optimizer),
         sampling=sampling,
+        prompts_per_step=datamodule.prompts_per_step,
+        ranks=ranks,
+        dtype=source.dtype,
         seed=config.seed,
         weights=loaded.weights,
+        folder=Path(config.paths.output_dir),
     )
 
 
@@ -158,7 +162,7 @@ def _where(trainer: DictConfig) -> dict[str, Any]:
 
 def _best_checkpoint(trainer: L.Trainer) -> dict[str, object] | None:
     for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, RolloutCheckpoint) and callback.best_model_score is not None:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None:
             return {
                 "monitor": callback.monitor,
                 "score": float(callback.best_model_score),

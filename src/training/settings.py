@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from functools import partial
+from typing import TYPE_CHECKING, Literal, get_args
+
+from hydra.utils import get_method
+from torch import Tensor
 
 from src.algorithm.advantages import Estimator
 from src.algorithm.policy_loss import PolicyLossConfig
 from src.algorithm.region_weights import RegionWeighting
 from src.errors import check_fields
 
-RegionTagger = Literal["sampled", "published"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
 OldLogprobs = Literal["update", "score", "sampler"]
 
 
@@ -24,8 +31,9 @@ class AlgorithmSettings:
         loss: the clipped loss.
         estimator: of the advantages.
         advantage_delta: δ of Eq. 15.
-        regions: who says which region a token is in: `sampled` (`protocol.regions`), or `published`, the published
-            code's tagging of re-tokenised text with its omissions (`wings.published.regions`).
+        regions: what says which region a token is in: `sampled`, the parts of the sampled ids (`protocol.regions`), or
+            the path of a function (ids int64 [T], tokenizer=…) -> regions int64 [T], such as the published code's
+            tagging of re-tokenised text, `src.wings.published.regions.published_regions`.
         resample_rounds: dynamic sampling: so many times at most, groups whose rewards are all equal are replaced by
             groups of other training prompts; 0: they stay, and teach nothing.
     """
@@ -35,17 +43,21 @@ class AlgorithmSettings:
     loss: PolicyLossConfig
     estimator: Estimator = "grpo"
     advantage_delta: float = 1e-6
-    regions: RegionTagger = "sampled"
+    regions: str = "sampled"
     resample_rounds: int = 0
 
     def __post_init__(self) -> None:
         rules = (
             ("estimator", self.estimator in get_args(Estimator), f"one of {get_args(Estimator)}"),
             ("advantage_delta", self.advantage_delta >= 0, "at least 0"),
-            ("regions", self.regions in get_args(RegionTagger), f"one of {get_args(RegionTagger)}"),
+            ("regions", self.regions == "sampled" or "." in self.regions, "'sampled' or the path of a function"),
             ("resample_rounds", self.resample_rounds >= 0, "at least 0"),
         )
         check_fields("algorithm", self, rules)
+
+    def tagger(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[Tensor], Tensor] | None:
+        """The function of `regions`, ids [T] -> regions [T]; None for those of the sampled ids."""
+        return None if self.regions == "sampled" else partial(get_method(self.regions), tokenizer=tokenizer)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
-"""Optimizer steps that must not be taken: what is not finite is counted, kept in a file, and ends the run if it stays.
+"""Decides which optimizer steps are taken: one that is not finite is counted and saved, and ends the run if it stays.
 
-This room decides and writes files; it touches no weight, gradient or optimizer state.
+Nothing here touches a weight, a gradient or the optimizer's state.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class NonFiniteError(FloatingPointError):
 
 
 @dataclass(frozen=True, slots=True)
-class SavedMinibatch:
-    """One rank's share of a minibatch, with what its loss needs beside the policy: enough to compute it again.
+class Minibatch:
+    """One rank's share of a minibatch, with all that its loss needs beside the policy, so it can be computed again.
 
     Attributes:
         groups: with token weights, and old log-probabilities unless `first`.
@@ -38,8 +38,8 @@ class SavedMinibatch:
         temperature: of the policy's distribution.
         rollout_step: from 0; the weights are those after so many rollout steps and `minibatch` optimizer steps.
         minibatch: from 0, in its rollout step.
-        loss: found, over all ranks; NaN and infinity are possible.
-        grad_norm: found, before clipping.
+        loss: found, over all ranks; NaN until then.
+        grad_norm: found, before clipping; NaN until then.
     """
 
     groups: list[PromptGroup]
@@ -48,8 +48,8 @@ class SavedMinibatch:
     temperature: float
     rollout_step: int
     minibatch: int
-    loss: float
-    grad_norm: float
+    loss: float = math.nan
+    grad_norm: float = math.nan
 
     def save(self, path: Path) -> None:
         """Write a safetensors file: tensors `<group>.<field>`, everything else as JSON in its metadata.
@@ -69,7 +69,7 @@ class SavedMinibatch:
         path.write_bytes(content)
 
     @classmethod
-    def load(cls, path: Path) -> SavedMinibatch:
+    def load(cls, path: Path) -> Minibatch:
         """Read such a file; nothing in it is executed.
 
         Raises:
@@ -115,7 +115,7 @@ class StepGuard:
         self.in_a_row += 1
         return False
 
-    def keep(self, minibatch: SavedMinibatch, folder: Path, rank: int) -> str | None:
+    def keep(self, minibatch: Minibatch, folder: Path, rank: int) -> str | None:
         """Save a minibatch that was skipped; its file's name, or None where there are enough of them already.
 
         A file that cannot be written is no reason to stop: that is told, and training goes on.

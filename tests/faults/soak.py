@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from src.rollout.splitting import GuardedEngine
+from src.rollout.splitting import SplittingEngine
 from src.train import train
 from src.training import run as program
 from tests.conftest import SMALL, train_config
@@ -51,7 +51,7 @@ def soak(folder: Path, steps: int, rate: float, seed: int, *overrides: str) -> d
     with (
         mock.patch.object(program, "instantiate_callbacks", lambda c: [NaNGradients(plan), *callbacks(c), memory]),
         mock.patch.object(program, "instantiate_loggers", lambda c: [SleepyLogger(plan, SLEEP_S)]),
-        mock.patch.object(program, "GuardedEngine", lambda engine: GuardedEngine(FaultyEngine(engine, plan))),
+        mock.patch.object(program, "SplittingEngine", lambda engine: SplittingEngine(FaultyEngine(engine, plan))),
     ):
         train(config)
     seconds = time.monotonic() - started

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from src.rollout.engine import Completion, SamplingParams
 from src.rollout.native.engine import NativeEngine
-from src.rollout.splitting import GuardedEngine
+from src.rollout.splitting import SplittingEngine
 from src.train import train
 from tests.conftest import train_config
 from tests.distributed.scripted_engine import ScriptedEngine
@@ -43,7 +43,7 @@ def test_smaller_batches_give_the_same_completions_and_stay_small(caplog: pytest
     prompts, params = [torch.tensor([1, 2])] * 7, SamplingParams(n=2, max_new_tokens=9)
     seeds = list(range(7))
     small = SmallEngine(room=6)
-    engine = GuardedEngine(small)
+    engine = SplittingEngine(small)
     expected = ScriptedEngine().generate(prompts, params, seeds)
     assert ids(engine.generate(prompts, params, seeds)) == ids(expected)
     assert small.asked == [14, 6, 6, 2] and engine.max_completions == 6
@@ -55,11 +55,11 @@ def test_smaller_batches_give_the_same_completions_and_stay_small(caplog: pytest
 
 def test_what_cannot_be_smaller_propagates() -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        GuardedEngine(SmallEngine(room=1)).generate([torch.tensor([1])], SamplingParams(n=2), [0])
+        SplittingEngine(SmallEngine(room=1)).generate([torch.tensor([1])], SamplingParams(n=2), [0])
     together = SmallEngine(room=1)
     together.ranks_per_engine = 2  # all ranks of an engine call it equally often
     with pytest.raises(torch.OutOfMemoryError):
-        GuardedEngine(together).generate([torch.tensor([1])] * 4, SamplingParams(), [0] * 4)
+        SplittingEngine(together).generate([torch.tensor([1])] * 4, SamplingParams(), [0] * 4)
     assert together.asked == [4]
 
 

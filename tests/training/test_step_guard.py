@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
+from src.training.update_module import UpdateModule
 
 from src.algorithm.packing import pack
 from src.algorithm.policy_loss import LossCounts, LossInputs, PolicyLoss, PolicyLossConfig
@@ -17,8 +18,7 @@ from src.models.loading.loading import load_policy
 from src.train import train
 from src.training.settings import UpdateSettings
 from src.training.step import RolloutCallback
-from src.training.step_guard import NonFiniteError, SavedMinibatch, StepGuard
-from src.training.update_module import UpdateModule
+from src.training.step_guard import Minibatch, NonFiniteError, StepGuard
 from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 
 SETTINGS = (
@@ -139,7 +139,7 @@ def test_a_saved_minibatch_can_be_computed_again(
     skipped = [line for line in run(tmp_path, random_policy, *settings) if line["event"] == "skipped_step"]
     (path,) = (tmp_path / "bad_minibatches").iterdir()
     assert [line.get("saved") for line in skipped] == [path.name, None]
-    saved = SavedMinibatch.load(path)
+    saved = Minibatch.load(path)
     assert (saved.rollout_step, saved.minibatch, saved.first) == (0, 0, True)
     assert len(saved.groups) == 2 and saved.counts.num_sequences == 8
     config = train_config(tmp_path, *SETTINGS, *settings, f"policy.path={random_policy}")
@@ -152,13 +152,13 @@ def test_a_saved_minibatch_can_be_computed_again(
 
 def test_other_files_are_refused(random_policy: Path) -> None:
     with pytest.raises(ValueError, match="expected a minibatch saved by a training run, found no 'minibatch'"):
-        SavedMinibatch.load(random_policy / "model.safetensors")
+        Minibatch.load(random_policy / "model.safetensors")
 
 
 def test_a_full_disk_does_not_stop_the_run(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "bad_minibatches").write_text("in the way")
     guard = StepGuard(max_bad_steps=3, max_saved=3)
-    assert guard.keep(SavedMinibatch([], LossCounts(1, 1, 1), True, 1.0, 0, 0, 1.0, 1.0), tmp_path, 0) is None
+    assert guard.keep(Minibatch([], LossCounts(1, 1, 1), True, 1.0, 0, 0, 1.0, 1.0), tmp_path, 0) is None
     assert "cannot be saved" in caplog.text
 
 

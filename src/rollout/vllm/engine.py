@@ -204,7 +204,7 @@ class VllmEngine:
         self._weights_version = version
         self._has_weights = True
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """Give the memory of weights and cache to the trainer until `update_weights`, where the engine may sleep."""
         if self._llm is None or self._asleep or not self._arguments["enable_sleep_mode"]:
             return

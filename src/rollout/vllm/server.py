@@ -177,7 +177,7 @@ class VllmServerEngine:
             dist.barrier()
         self._weights, self._weights_version = weights, version
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """Nothing: the server's devices are its own."""
 
     def close(self) -> None:

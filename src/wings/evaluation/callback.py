@@ -9,20 +9,15 @@ import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
-import torch
 from lightning import LightningModule, Trainer
 
-from src.rollout.engine import RolloutEngine
-from src.training.step import RolloutCallback, RolloutStep
+from src.training.step import RolloutCallback, RolloutStep, Training, rollout_callbacks
 from src.wings.evaluation.answer_records import RecordStore
-from src.wings.evaluation.benchmark import Benchmark, EvalReport, Ranks, Record, prepared
+from src.wings.evaluation.benchmark import Benchmark, EvalReport, Ranks, prepared
 from src.wings.evaluation.generation import EngineGenerate, context_of
 from src.wings.evaluation.samples import Subset
-
-if TYPE_CHECKING:
-    from src.training.policy_module import PolicyModule
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +73,7 @@ class BenchmarkCallback(RolloutCallback):
         self.first: dict[str, float] = {}
         self.latest: dict[str, float] = {}
 
-    def prepare(self) -> None:
+    def prepare(self, *, anew: bool) -> None:
         """Read all benchmarks' data, before anything expensive starts.
 
         Raises:
@@ -88,16 +83,20 @@ class BenchmarkCallback(RolloutCallback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Evaluate the policy that training starts from (by now the engine has its weights)."""
-        module = cast("PolicyModule", pl_module)
+        module = cast(Training, pl_module)
         if self._at_start and module.rollout_step == 0:
             self.first = self._evaluate(trainer, module)
 
-    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: Training, step: RolloutStep) -> None:
         """Evaluate when a step is due."""
-        last = module.rollout_step >= module.update.rollout_steps
+        last = module.rollout_step >= module.updates.rollout_steps
         if (last and self._at_end) or (not last and module.rollout_step % self._every == 0):
             scores = self._evaluate(trainer, module)
             module.log_dict(scores, logger=False, batch_size=1)  # for what monitors callback_metrics
+
+    def scores(self) -> tuple[Mapping[str, float], Mapping[str, float]]:
+        """Of the evaluations at the start and at the end."""
+        return self.first, self.latest
 
     def state_dict(self) -> dict[str, dict[str, float]]:
         """The scores, for the summary of a resumed run."""
@@ -107,15 +106,15 @@ class BenchmarkCallback(RolloutCallback):
         """Take such scores."""
         self.first, self.latest = dict(state_dict["first"]), dict(state_dict["latest"])
 
-    def _evaluate(self, trainer: Trainer, module: PolicyModule) -> dict[str, float]:
+    def _evaluate(self, trainer: Trainer, module: Training) -> dict[str, float]:
         """Scores of all benchmarks, on every rank alike, logged against the rollout step."""
         if not self._benchmarks:
             return {}
         generate = EngineGenerate(
-            module.engine,
+            module.sampler.engine,
             trainer.datamodule.renderer,  # type: ignore[attr-defined]
-            module.collector.table,
-            module.sampling.stop_token_ids,
+            module.sampler.collector.table,
+            module.sampler.params.stop_token_ids,
             max_new_tokens=self._max_new_tokens,
             context=context_of(module.policy.model),
             batch_size=self._batch_size,
@@ -123,7 +122,7 @@ class BenchmarkCallback(RolloutCallback):
         scores: dict[str, float] = {}
         for benchmark in self._benchmarks:
             started = time.monotonic()
-            report = benchmark.run(generate, subset=self._subset, ranks=ranks_of(trainer, module.engine))
+            report = benchmark.run(generate, subset=self._subset, ranks=shares_of(module))
             scores |= {f"{report.name}/{key}": value for key, value in report.scores.items()}
             scores[f"{report.name}/seconds"] = time.monotonic() - started
             if trainer.is_global_zero:
@@ -131,9 +130,8 @@ class BenchmarkCallback(RolloutCallback):
         for logger in trainer.loggers:
             logger.log_metrics(scores, step=module.rollout_step)
         self.latest = scores
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, RolloutCallback):
-                callback.on_benchmark(trainer, module, scores)
+        for callback in rollout_callbacks(trainer):
+            callback.on_benchmark(trainer, module, scores)
         return scores
 
     def _keep(self, report: EvalReport, rollout_step: int) -> None:
@@ -146,21 +144,14 @@ class BenchmarkCallback(RolloutCallback):
             RecordStore(path).rewrite(report.records)
 
 
-def ranks_of(trainer: Trainer, engine: RolloutEngine) -> Ranks:
-    """How the trainer's ranks share out samples: ranks that are one engine together answer the same ones."""
-    if trainer.world_size == 1:
+def shares_of(module: Training) -> Ranks:
+    """How the ranks share out samples: those that are one engine together answer the same ones."""
+    ranks, together = module.ranks, module.sampler.engine.ranks_per_engine
+    if ranks.size == 1:
         return Ranks()
-    together = engine.ranks_per_engine
-    speaks = trainer.global_rank % together == 0  # the others' records are copies
+    speaks = ranks.rank % together == 0  # the others' records are copies
     return Ranks(
-        trainer.global_rank // together,
-        trainer.world_size // together,
-        lambda records: gathered(records if speaks else []),
+        ranks.rank // together,
+        ranks.size // together,
+        lambda records: [record for part in ranks.gather(records if speaks else []) for record in part],
     )
-
-
-def gathered(records: list[Record]) -> list[Record]:
-    """The records of all ranks, on every rank."""
-    parts: list[list[Record]] = [[] for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather_object(parts, records)
-    return [record for part in parts for record in part]

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from lightning import LightningModule, Trainer
@@ -17,12 +17,9 @@ from omegaconf import OmegaConf
 
 from src.protocol.types import Region
 from src.runs.summary import command_line, versions
-from src.training.step import RolloutCallback
+from src.training.step import RolloutCallback, Training
 from src.wings.exporting.folder import ExportError, check_free, gathered_weights, generation_config, write_export
 from src.wings.exporting.model_card import CardFacts, Scores, base_model, model_card
-
-if TYPE_CHECKING:
-    from src.training.policy_module import PolicyModule
 
 log = logging.getLogger(__name__)
 
@@ -80,24 +77,24 @@ class HFExport(RolloutCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Keep the scores."""
-        rollout_step, values = cast("PolicyModule", pl_module).validated
+        rollout_step, values = cast(Training, pl_module).validated
         self._keep("validation", rollout_step, values)
 
-    def on_benchmark(self, trainer: Trainer, module: PolicyModule, scores: dict[str, float]) -> None:
+    def on_benchmark(self, trainer: Trainer, module: Training, scores: dict[str, float]) -> None:
         """Keep the scores."""
         self._keep("benchmark", module.rollout_step, scores)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         """Export when a step is due."""
-        module = cast("PolicyModule", pl_module)
-        ends = module.rollout_step >= module.update.rollout_steps and self._at_end
+        module = cast(Training, pl_module)
+        ends = module.rollout_step >= module.updates.rollout_steps and self._at_end
         if self._every is not None and module.rollout_step % self._every == 0 and not ends:
             self._export(trainer, module, f"step_{module.rollout_step:06d}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Export what training ended with."""
         if self._at_end:
-            self._export(trainer, cast("PolicyModule", pl_module), FINAL)
+            self._export(trainer, cast(Training, pl_module), FINAL)
 
     def state_dict(self) -> dict[str, Any]:
         """The scores, so that the card of a resumed run has those of its start."""
@@ -114,7 +111,7 @@ class HFExport(RolloutCallback):
         kept = self._before if rollout_step == 0 else self._after
         kept[event] = Scores(rollout_step, dict(values))
 
-    def _export(self, trainer: Trainer, module: PolicyModule, name: str) -> None:
+    def _export(self, trainer: Trainer, module: Training, name: str) -> None:
         """Gather on all ranks, write on rank 0."""
         model = module.policy.model
         dtype = self._export_dtype(trainer, model.dtype)
@@ -129,7 +126,9 @@ class HFExport(RolloutCallback):
                 weights,
                 folder,
                 card=model_card(self._facts(trainer, module, dtype)),
-                generation=generation_config(model, tokenizer, module.sampling.stop_token_ids, module.sampling),
+                generation=generation_config(
+                    model, tokenizer, module.sampler.params.stop_token_ids, module.sampler.params
+                ),
                 replace=self._resumed,
             )
             log.info("Rollout step %d is exported to '%s'.", module.rollout_step, folder)
@@ -141,12 +140,12 @@ class HFExport(RolloutCallback):
             return torch.bfloat16 if str(trainer.precision).startswith("bf16") else own
         return own if self._dtype is None else getattr(torch, self._dtype)
 
-    def _facts(self, trainer: Trainer, module: PolicyModule, dtype: torch.dtype) -> CardFacts:
+    def _facts(self, trainer: Trainer, module: Training, dtype: torch.dtype) -> CardFacts:
         config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(self._config_path)))
         datamodule = trainer.datamodule  # type: ignore[attr-defined]
         factors = module.region_factors.table().tolist()
         return CardFacts(
-            name=f"{base_model(config['policy'])}, {module.algorithm.name}, {module.rollout_step} rollout steps",
+            name=f"{base_model(config['policy'])}, {module.objective.name}, {module.rollout_step} rollout steps",
             config=config,
             rollout_steps=module.rollout_step,
             optimizer_steps=trainer.global_step,

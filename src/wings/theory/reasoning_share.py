@@ -10,14 +10,13 @@ import torch
 from lightning import Trainer
 
 from src.protocol.types import Region
-from src.training.step import RolloutCallback, RolloutStep
+from src.training.step import RolloutCallback, RolloutStep, Training
 from src.wings.theory.reward_variance import reward_variance
 
 if TYPE_CHECKING:
     from src.data.rendering import RenderedPrompt
     from src.protocol.token_bytes import TokenBytes
     from src.rollout.collect import ScoredGroup
-    from src.training.policy_module import PolicyModule
 
 
 class ReasoningShare(RolloutCallback):
@@ -58,30 +57,30 @@ class ReasoningShare(RolloutCallback):
         self._continuations = continuations
         self._metric = metric
 
-    def on_rollout(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
+    def on_rollout(self, trainer: Trainer, module: Training, step: RolloutStep) -> None:
         """Sample, score and split, with the weights that sampled the step."""
         if step.index % self._every:
             return
         started = time.monotonic()
         sums = torch.zeros(3, dtype=torch.float64)  # between, within, groups
-        table = module.collector.table
+        table = module.sampler.collector.table
         differing = (group for group in step.scored if group.teaches)
         branched = [prompts for group in differing if len(prompts := thought_prompts(group, table)) > 1][: self._groups]
         for prompts in branched:
             sums += torch.tensor([*reward_variance(self._rewards(module, prompts)), 1.0])
-        between, within, groups = torch.as_tensor(
-            trainer.strategy.reduce(sums.to(module.device), reduce_op="sum")
-        ).tolist()
+        between, within, groups = module.ranks.sum(sums.to(module.device)).tolist()
         step.metrics |= {"decided/groups": groups, "time/reasoning_share": time.monotonic() - started}
         if groups:
             step.metrics["decided/variance"] = (between + within) / groups
         if between + within > 0:
             step.metrics["decided/reasoning"] = between / (between + within)
 
-    def _rewards(self, module: PolicyModule, prompts: list[RenderedPrompt]) -> torch.Tensor:
+    def _rewards(self, module: Training, prompts: list[RenderedPrompt]) -> torch.Tensor:
         """Float [B, C], the metric of each continuation of each thought."""
-        sampling = replace(module.sampling, n=self._continuations)
-        groups = module.collector.collect(prompts, sampling, module.seed, module.rollout_step, module.progress)
+        sampling = replace(module.sampler.params, n=self._continuations)
+        groups = module.sampler.collector.collect(
+            prompts, sampling, module.sampler.seed, module.rollout_step, module.progress
+        )
         values = [[item.reward.parts.metrics()[self._metric] for item in group.completions] for group in groups]
         return torch.tensor(values)
 

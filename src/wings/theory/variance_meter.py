@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from lightning import Trainer
@@ -16,7 +16,7 @@ from src.algorithm.packing import pack
 from src.algorithm.region_weights import region_means
 from src.models.head.gradients import LastLayerGradients
 from src.protocol.types import Region
-from src.training.step import RolloutCallback, RolloutStep
+from src.training.step import RolloutCallback, RolloutStep, Training
 from src.wings.theory.gradient_variance import (
     estimator_moments,
     moment_metrics,
@@ -26,9 +26,6 @@ from src.wings.theory.gradient_variance import (
     surrogate_moments,
     variance_bound,
 )
-
-if TYPE_CHECKING:
-    from src.training.policy_module import PolicyModule
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +91,7 @@ class VarianceMeter(RolloutCallback):
         self._measurements: list[_Measurement] = []
         self._betas = torch.empty(0)
 
-    def on_rollout(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
+    def on_rollout(self, trainer: Trainer, module: Training, step: RolloutStep) -> None:
         """Measure, with the policy that sampled, and log what does not depend on weights."""
         self._measurements = []
         if step.index % self._every:
@@ -105,11 +102,11 @@ class VarianceMeter(RolloutCallback):
         order = sorted(fitting, key=lambda i: not _teaches(step.groups[i]))
         count = torch.tensor(min(self._groups, len(order)), device=module.device)
         sums = torch.zeros(10, len(Region), dtype=torch.float64)
-        for index in order[: int(_reduced(trainer, module, count, "min"))]:
+        for index in order[: int(module.ranks.min(count))]:
             sums += self._measure(module, index, step.groups[index])
-        sums = _reduced(trainer, module, sums, "sum")
+        sums = module.ranks.sum(sums.to(module.device)).cpu()
         self._betas = region_means(torch.stack([sums[2], sums[0]]))  # expected second moments, tokens
-        skipped = float(_reduced(trainer, module, torch.tensor(float(too_long)), "sum"))
+        skipped = float(module.ranks.sum(torch.tensor(float(too_long), device=module.device)))
         if skipped and not self._warned:
             self._warned = True
             log.warning(
@@ -125,7 +122,7 @@ class VarianceMeter(RolloutCallback):
         }
 
     @torch.no_grad()
-    def _measure(self, module: PolicyModule, index: int, group: PromptGroup) -> Tensor:
+    def _measure(self, module: Training, index: int, group: PromptGroup) -> Tensor:
         """`moment_sums` of a group; its inner products are kept if it has an advantage."""
         wanted: Literal["moments", "gram"] = "gram" if _teaches(group) else "moments"
         scores = module.policy(pack([group]), temperature=module.temperature, last_layer=wanted)
@@ -138,7 +135,7 @@ class VarianceMeter(RolloutCallback):
             layer.score_norms, layer.expected_score_norms, layer.jacobian_norms, scores.entropies, group.regions
         )
 
-    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: Training, step: RolloutStep) -> None:
         """Log the variances, with the weights that the loss has used."""
         if step.index % self._every:
             return
@@ -146,7 +143,7 @@ class VarianceMeter(RolloutCallback):
         for measurement in self._measurements:
             sums += self._estimators(measurement, step.groups[measurement.position].to(torch.device("cpu")))
         self._measurements = []
-        step.metrics |= variance_metrics(_reduced(trainer, module, sums, "sum"))
+        step.metrics |= variance_metrics(module.ranks.sum(sums.to(module.device)).cpu())
 
     def _estimators(self, measurement: _Measurement, group: PromptGroup) -> Tensor:
         """Float64 [4, 6], for each of `_WEIGHTS` the `_COLUMNS`, and 1 to count groups."""
@@ -190,7 +187,3 @@ def variance_metrics(sums: Tensor) -> dict[str, float]:
 def _teaches(group: PromptGroup) -> bool:
     """Whether its rewards differ, which takes two completions at least."""
     return not bool(zero_variance(group.rewards))
-
-
-def _reduced(trainer: Trainer, module: PolicyModule, values: Tensor, how: str) -> Tensor:
-    return torch.as_tensor(trainer.strategy.reduce(values.to(module.device), reduce_op=how)).cpu()

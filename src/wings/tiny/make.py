@@ -20,17 +20,16 @@ from pathlib import Path
 from typing import get_args
 
 import lightning as L
-import torch
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch.utils.data import DataLoader
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from src.data.rendering import PromptRenderer, compact_prompt, step_text
 from src.data.sources.synthetic.source import Habits, SyntheticSource
 from src.data.sources.synthetic.thoughts import Reasoning
+from src.models.loading.loading import LoadedPolicy
 from src.models.policy import Policy
 from src.training.optimizers import OptimizerSettings
-from src.training.supervised import SupervisedDataset, SupervisedStage
+from src.training.warm_start import WarmStart, imitate
 from src.wings.exporting.folder import export
 
 log = logging.getLogger(__name__)
@@ -115,22 +114,13 @@ def build_model(
 
 
 def train_stage(
-    policy: Policy, renderer: PromptRenderer, source: SyntheticSource, batch_size: int, learning_rate: float
+    loaded: LoadedPolicy, renderer: PromptRenderer, source: SyntheticSource, batch_size: int, learning_rate: float
 ) -> None:
-    """One pass over the source's training split."""
-    dataset = SupervisedDataset(source.load("train"), renderer)
-    generator = torch.Generator().manual_seed(0)
-    loader = DataLoader(dataset, batch_size, shuffle=True, generator=generator, collate_fn=list, drop_last=True)
-    settings = OptimizerSettings(learning_rate, "cosine", warmup_steps=100, final_share=0.02, betas=(0.9, 0.98))
-    trainer = L.Trainer(
-        max_epochs=1,
-        accelerator="cpu",
-        gradient_clip_val=1.0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(SupervisedStage(policy, settings, prompt_weight=0.2), loader)
+    """One pass over the source's training split; prompts count a fifth, so that the policy also learns to read."""
+    optimizer = OptimizerSettings(learning_rate, "cosine", warmup_steps=100, final_share=0.02, betas=(0.9, 0.98))
+    stage = WarmStart(source, optimizer, batch_size=batch_size, prompt_weight=0.2)
+    prompts = [renderer.render(example) for example in source.load("train")]
+    trainer = imitate(loaded, renderer, prompts, stage, {"accelerator": "cpu"}, drop_last=True)
     log.info("Stage done, last loss %.3f.", float(trainer.callback_metrics["train/loss"]))
 
 
@@ -164,18 +154,18 @@ def main() -> None:
     else:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(given)
         model = Qwen3ForCausalLM.from_pretrained(given, max_position_embeddings=_POSITIONS[args.reasoning])
-    policy = Policy(model)
+    loaded = LoadedPolicy(Policy(model), tokenizer, (int(tokenizer.eos_token_id),))
     renderer = PromptRenderer(tokenizer, layout="compact")
     log.info("%d weights, %d tokens in the vocabulary.", sum(p.numel() for p in model.parameters()), len(tokenizer))
 
     if args.expert is None:
         size = args.expert_steps * args.batch_size
         demonstrations = SyntheticSource(size, seed=1000 + args.seed, reasoning=args.reasoning)
-        train_stage(policy, renderer, demonstrations, args.batch_size, args.learning_rate)
+        train_stage(loaded, renderer, demonstrations, args.batch_size, args.learning_rate)
         export(model, tokenizer, expert_folder)
     size = args.habit_steps * args.batch_size
     habits = SyntheticSource(size, seed=2000 + args.seed, habits=Habits(), reasoning=args.reasoning)
-    train_stage(policy, renderer, habits, args.batch_size, args.habit_learning_rate)
+    train_stage(loaded, renderer, habits, args.batch_size, args.habit_learning_rate)
     export(model, tokenizer, folder)
     log.info("Written to %s after %.0f s.", folder, time.monotonic() - started)
 

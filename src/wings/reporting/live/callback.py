@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from lightning import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from src.callbacks.rollout_log import group_records
 from src.runs.random_states import random_states, restore_random_states
-from src.training.step import RolloutCallback, RolloutStep
+from src.training.step import RolloutCallback, RolloutStep, Training
 from src.wings.comparing.run_folders import flat_settings, read_events
 from src.wings.reporting.figures import CHARTS, draw
 from src.wings.reporting.inspector.rollout_records import logged_group
@@ -22,9 +22,6 @@ from src.wings.reporting.live import markdown, samples
 from src.wings.reporting.live.dashboards import Dashboard, dashboards_of, show_figure
 from src.wings.reporting.run_record import RunRecord
 from src.wings.reporting.shown_settings import shown_settings
-
-if TYPE_CHECKING:
-    from src.training.policy_module import PolicyModule
 
 
 class LiveFigures(RolloutCallback):
@@ -72,28 +69,28 @@ class LiveFigures(RolloutCallback):
         self._dashboards = dashboards_of(trainer.loggers) if trainer.is_global_zero else []
         self._settings = None
 
-    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: Training, step: RolloutStep) -> None:
         """Keep this step's samples if it is to be shown."""
         done = module.rollout_step
-        if not self._dashboards or not (done % self._every == 0 or done >= module.update.rollout_steps):
+        if not self._dashboards or not (done % self._every == 0 or done >= module.updates.rollout_steps):
             return
         logged = list(zip(step.scored, step.groups, step.entropies, strict=True))[: self._groups]
         records = (
-            group_records(step.index, scored, group, entropies, module.collector.table)
+            group_records(step.index, scored, group, entropies, module.sampler.collector.table)
             for scored, group, entropies in logged
         )
         self._samples = samples.rows([logged_group(found) for found in records])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Show the steps so far: by now their validation and benchmarks are there."""
-        done = cast("PolicyModule", pl_module).rollout_step
+        done = cast(Training, pl_module).rollout_step
         if self._dashboards and (self._settings is None or done % self._every == 0):
             self._show(done, ended=False)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Show the whole run."""
         if self._dashboards:
-            self._show(cast("PolicyModule", pl_module).rollout_step, ended=True)
+            self._show(cast(Training, pl_module).rollout_step, ended=True)
 
     def _show(self, step: int, *, ended: bool) -> None:
         states = random_states()

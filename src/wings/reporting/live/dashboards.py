@@ -1,6 +1,6 @@
 """Figures, texts and tables in the loggers that can show them: TensorBoard and W&B. Calls their API, nothing else.
 
-A logger of another kind gets nothing. The step is the rollout step, as in `PolicyModule._log_step`: both loggers put it
+A logger of another kind gets nothing. The step is the rollout step, as in `Training._log_step`: both loggers put it
 on the axis that their numbers have, which is `trainer/global_step` in W&B.
 """
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from src.wings.reporting.live import markdown
 
 Cell = str | float | None
+
 
 _MARKDOWN = MarkdownIt("commonmark", {"html": False}).enable("table")
 _STYLE = (
