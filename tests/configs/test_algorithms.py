@@ -12,7 +12,7 @@ from src.algorithm.advantages import group_advantages
 from src.algorithm.policy_loss import PolicyLossConfig
 from src.protocol.types import Region
 from src.train import train
-from src.training import rl_module
+from src.training.objective import PolicyGradient
 from src.training.settings import AlgorithmSettings, SupervisedSettings
 from tests.conftest import HARDLY_VALIDATED, ROOT, SMALL, train_config
 
@@ -121,13 +121,13 @@ def test_no_cot_gradient_leaves_reasoning_out_and_keeps_the_response(random_poli
     assert factors.reasoning == 0.0 and factors.response == 0.6
 
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
-    original = rl_module.RLModule.row_loss
+    original = PolicyGradient.row_loss
 
     def spy(self, groups, counts, *, first):
         seen.extend((group.regions, group.weights) for group in groups)
         return original(self, groups, counts, first=first)
 
-    monkeypatch.setattr(rl_module.RLModule, "row_loss", spy)
+    monkeypatch.setattr(PolicyGradient, "row_loss", spy)
     tiny = str(ROOT / "src/models/tiny")
     run(tmp_path, Path(tiny), "algorithm=rest_no_cot_gradient", "sampling.max_new_tokens=60", *FIRST)
     regions, weights = torch.cat([r for r, _ in seen]), torch.cat([w for _, w in seen])

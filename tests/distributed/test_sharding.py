@@ -10,7 +10,7 @@ from tests.models.reference import TOLERANCE
 
 # AdamW's step is lr m / (√v + eps): at its usual eps a gradient that is rounding noise still moves a weight by lr. With
 # 1e-2 another d in every gradient changes a step by at most 2 lr d / eps, and clipped gradients agree to d = 1e-6 (see
-# tests/training/test_rl_module.py): after 12 steps of 1e-3 weights differ by 2.4e-6, and by 12 roundings of 2^-24.
+# tests/training/test_module.py): after 12 steps of 1e-3 weights differ by 2.4e-6, and by 12 roundings of 2^-24.
 SMOOTH = "+optimizer.eps=1.0e-2"
 ODD = (
     SMOOTH,

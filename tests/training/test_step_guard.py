@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from hydra.utils import instantiate
-from src.training.update_module import UpdateModule
 
 from src.algorithm.packing import pack
 from src.algorithm.policy_loss import LossCounts, LossInputs, PolicyLoss, PolicyLossConfig
@@ -19,6 +18,7 @@ from src.train import train
 from src.training.settings import UpdateSettings
 from src.training.step import RolloutCallback
 from src.training.step_guard import Minibatch, NonFiniteError, StepGuard
+from src.training.updater import Updater
 from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 
 SETTINGS = (
@@ -49,17 +49,17 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 def poison(patch: pytest.MonkeyPatch, bad: set[int]) -> None:
     """One gradient of these minibatches of the run, counted from 0, is NaN; their loss is finite."""
-    original, done = UpdateModule._accumulate, iter(range(10_000))
+    original, done = Updater._accumulate, iter(range(10_000))
 
-    def poisoned(self: UpdateModule, *args: Any, **kwargs: Any) -> Any:
+    def poisoned(self: Updater, *args: Any, **kwargs: Any) -> Any:
         found = original(self, *args, **kwargs)
         if next(done) in bad:
-            grad = next(self.policy.parameters()).grad
+            grad = next(self._scorer.policy.parameters()).grad
             assert grad is not None
             grad.view(-1)[3] = float("nan")
         return found
 
-    patch.setattr(UpdateModule, "_accumulate", poisoned)
+    patch.setattr(Updater, "_accumulate", poisoned)
 
 
 class Watch(RolloutCallback):

@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from lightning import LightningModule, Trainer
 
-from src.training.policy_module import PolicyModule
-from src.training.step import RolloutCallback, RolloutStep
+from src.training.step import RolloutCallback, RolloutStep, Training
 from tests.benchmarks.resident import mark, peak_since
 from tests.benchmarks.serving import Channel
 
@@ -34,7 +33,7 @@ class Turnstile(RolloutCallback):
         self._resident = mark()
         self._started = time.perf_counter()
 
-    def on_rollout_step_end(self, trainer: Trainer, module: PolicyModule, step: RolloutStep) -> None:
+    def on_rollout_step_end(self, trainer: Trainer, module: Training, step: RolloutStep) -> None:
         self._step = step
 
     def on_train_batch_end(

@@ -11,8 +11,9 @@ from src.models.loading.loading import PolicyConfig, load_policy
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.native.engine import NativeEngine
 from src.train import train
-from src.wings.evaluation.benchmark import Answer, BenchmarkDataError, Ranks, Record
-from src.wings.evaluation.callback import BenchmarkCallback, gathered
+from src.training import ranks as training
+from src.wings.evaluation.benchmark import Answer, BenchmarkDataError, Ranks
+from src.wings.evaluation.callback import BenchmarkCallback
 from src.wings.evaluation.generation import EngineGenerate
 from src.wings.evaluation.synthetic import SyntheticBenchmark
 from tests.conftest import ROOT, SMALL, needs_shared_data, train_config
@@ -145,18 +146,6 @@ def test_an_interval_below_one_is_refused(tmp_path):
         train(train_config(tmp_path, *RUN, "callbacks.benchmark.every_n_rollout_steps=0"))
 
 
-def test_records_of_all_ranks_are_gathered_in_their_order(monkeypatch):
-    """As the first of two ranks, with what the second would send."""
-    mine, theirs = [Record("a", "x", True), Record("c", "x", False)], [Record("b", "x", True)]
-
-    def exchange(parts, records):
-        parts[:] = [records, theirs]
-
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(torch.distributed, "all_gather_object", exchange)
-    assert [record.id for record in gathered(mine)] == ["a", "c", "b"]
-
-
 def _rank(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     benchmark = SyntheticBenchmark(size=7, seed=1000)
@@ -166,7 +155,9 @@ def _rank(rank: int, folder: str) -> None:
         asked.extend(prompts)
         return ((i, Answer.of("<response> No. </response>")) for i in range(len(prompts)))
 
-    report = benchmark.run(generate, ranks=Ranks(rank, 2, gathered))
+    report = benchmark.run(
+        generate, ranks=Ranks(rank, 2, lambda own: [r for part in training.Ranks().gather(own) for r in part])
+    )
     Path(folder, f"rank_{rank}.json").write_text(
         json.dumps([len(asked), report.scores, [r.id for r in report.records]])
     )

@@ -11,8 +11,7 @@ from src.algorithm.policy_loss import PolicyLoss
 from src.rollout.collect import StaleRolloutError, prompt_seed
 from src.rollout.native.engine import NativeEngine
 from src.train import train
-from src.training.policy_module import PolicyModule
-from src.training.rl_module import RLModule
+from src.training.scorer import Scorer
 from src.training.step_guard import NonFiniteError
 from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 from tests.models.reference import replay_completions
@@ -111,13 +110,13 @@ def test_updates_need_no_scoring_of_their_own(method, passes, random_policy, tmp
     settings += ("updates.prompts_per_minibatch=3", "trainer.val_check_interval=2", *SMOOTH)
     replay_completions(monkeypatch)
     scored: list[int] = []
-    original = RLModule._score
+    original = Scorer.score
 
-    def counting(self, groups, **kwargs):
+    def counting(self, groups, *args, **kwargs):
         scored.append(len(groups))
-        return original(self, groups, **kwargs)
+        return original(self, groups, *args, **kwargs)
 
-    monkeypatch.setattr(PolicyModule, "_score", counting)
+    monkeypatch.setattr(Scorer, "score", counting)
     before = run(tmp_path / "score", random_policy, "updates.old_logprobs=score", *settings)
     every = [6, 6] if method == "rest_kl" else [6]  # with the reference's
     assert scored == every * 2
