@@ -31,7 +31,7 @@ OBJECTS = {
 }
 """Words that look like a key and are something else."""
 OTHER_PAGES = {
-    "coming_from.md": "has the keys of other trainers beside ours",
+    "other_trainers.md": "has the keys of other trainers beside ours",
 }
 """Pages that name keys which are no keys here."""
 QUOTED = {"troubleshooting.md": ("updates.rollout_step", "callbacks.helth", "model.norm.weight")}
