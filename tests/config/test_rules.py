@@ -1,6 +1,6 @@
 """Cross-field rules: one clear error, before anything is loaded, that names the keys.
 
-docs/bad_inputs.md has the others, with their messages; tests/faults/test_bad_inputs.py builds each of them.
+docs/troubleshooting.md has the others, with their messages; tests/faults/test_bad_inputs.py builds each of them.
 """
 
 from pathlib import Path

@@ -39,7 +39,7 @@ LAUNCHERS = ("sbatch", "docs/launch/torchrun.sh")
 NOT_RUN = {
     r"(source|export|printf|less|grep) ?": "the shell's own: says nothing of this project",
     r"(conda|pip|apt-get) |\S*python -m pip ": "installs packages, over a network",
-    r"(python3\.11 -m venv )?\.venv-bfcl\b": "bfcl-eval's own environment; docs/bfcl_official.md says when it was run",
+    r"(python3\.11 -m venv )?\.venv-bfcl\b": "bfcl-eval's own environment; docs/evaluation.md says when it was run",
     r"vllm serve ": "needs a GPU and weights, and serves until it is stopped",
     r"\S*tensorboard |python -m http\.server": "serves until it is stopped",
     r"\S*wandb sync ": "sends a run to W&B",

@@ -1,4 +1,4 @@
-"""Inputs that cannot work, each built for real: what `docs/bad_inputs.md` calls it -> what makes it and uses it.
+"""Inputs that cannot work, each built for real: what `docs/troubleshooting.md` calls it -> what makes it and uses it.
 
 A builder gets a `Place` and raises, or returns what was said instead.
 """

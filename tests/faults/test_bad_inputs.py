@@ -1,4 +1,4 @@
-"""Every row of docs/bad_inputs.md: the input is built, and what is said of it is what the table says."""
+"""Every refused input of docs/troubleshooting.md: the input is built, and what is said of it is what the table says."""
 
 from __future__ import annotations
 
@@ -10,13 +10,20 @@ import pytest
 from tests.conftest import ROOT
 from tests.faults.bad_inputs import BAD_INPUTS, Place
 
-DOC = ROOT / "docs/bad_inputs.md"
+DOC = ROOT / "docs/troubleshooting.md"
 
 
 def table() -> dict[str, str]:
-    """Input -> message, of all tables of the document."""
-    rows = [line.strip("| ").split(" | ") for line in DOC.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
-    return {row[0]: row[2].strip("`") for row in rows if row[0] != "input" and not row[0].startswith("---")}
+    """Input -> message, of the document's tables whose first column is `input`."""
+    found: dict[str, str] = {}
+    of_inputs = False
+    for line in DOC.read_text(encoding="utf-8").splitlines():
+        cells = line.strip("| ").split(" | ")
+        if line[:1] != "|" or cells[0] == "input":
+            of_inputs = line[:1] == "|"
+        elif of_inputs and not cells[0].startswith("---"):
+            found[cells[0]] = cells[2].strip("`")
+    return found
 
 
 def test_the_table_and_the_inputs_are_the_same() -> None:

@@ -7,7 +7,7 @@ Registers two model names with `bfcl-eval`, one a turn wording, and hands over t
 
 Prompts, decoding and the rebuilding of calls are those of the in-process benchmark; the loop, the execution, the
 checkers and the scores are the package's. It runs in an environment of its own, with the package's old pins and without
-those of this project (see docs/bfcl_official.md): nothing here may import torch, lightning or hydra.
+those of this project (see docs/evaluation.md): nothing here may import torch, lightning or hydra.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python -m src.wings.evaluation.bfcl.tools.result_files EVALUATION/bfcl.jsonl FOLDER/result/rest
 
-Runs with and without the package's full dependencies; see docs/bfcl_official.md.
+Runs with and without the package's full dependencies; see docs/evaluation.md.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The official command line's own loop, run by our handler, sends the prompts of the in-process benchmark.
 
 The package's client libraries are not installed with this project: what is absent of them is stubbed. The run with all
-of them is in docs/bfcl_official.md.
+of them is in docs/evaluation.md.
 """
 
 import builtins
