@@ -73,10 +73,11 @@ format: $(STAMP) ## Format the code and fix what can be fixed
 	$(RUN) -m ruff check --fix --exit-zero .
 	$(RUN) -m ruff format .
 
-lint: $(STAMP) ## Check style, formatting and types
+lint: $(STAMP) ## Check style, formatting, types and which room imports which
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(RUN) -m mypy
+	$(VENV)/bin/lint-imports
 
 # What .venv holds by now, the pinned set and what it resolved to; local labels such as +cpu are no versions of the index.
 audit: $(STAMP) $(AUDIT_STAMP) ## Known vulnerabilities of the pinned packages (needs a network)

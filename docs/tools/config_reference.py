@@ -24,7 +24,8 @@ _INTRODUCTION = """# Configuration
 Every key can be given on the command line (`updates.rollout_steps=20`), and every option of a group by the group's name
 (`algorithm=grpo`, `policy/lora=default`). `python src/train.py --cfg job` shows a composed config, and a key that is
 misspelt is refused with the nearest one ([troubleshooting.md](troubleshooting.md#config)). Values are shown as they
-are written: `${…}` refers to another key. A value that is a class shows it by its name: its docstring says more of its keys."""
+are written: `${…}` refers to another key. A value that is a class shows it by its name: its docstring says more of its
+keys."""
 
 log = logging.getLogger(__name__)
 
