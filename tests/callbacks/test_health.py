@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from src.callbacks.alarms import EntropyCollapse, FormatWithoutCorrectness, MissingRegion
-from src.callbacks.health import Health
+from src.callbacks.health import EntropyCollapse, FormatWithoutCorrectness, Health, MissingRegion
 from src.callbacks.metrics_file import MetricsFile
 from src.callbacks.slow_logger import SlowLogger
 from src.training.step import RolloutCallback, RolloutStep
@@ -141,3 +140,16 @@ def test_a_slow_logger_is_an_event_each_time_and_a_warning_once(tmp_path: Path, 
     assert logger.logged == 5 and len(caplog.records) == 1
     with pytest.raises(ValueError, match=r"callbacks\.slow_logger\.max_seconds: expected above 0, found 0"):
         SlowLogger(0)
+
+
+def test_it_warns_once_and_counts(caplog):
+    metrics = {"group/zero_variance": 0.95, "train/sampler_gap": 1e-6, "response/truncated": 0.1}
+    callback, trainer = Health(), trainer_with()
+    with caplog.at_level(logging.WARNING):
+        for index in range(3):
+            step = RolloutStep(index, [], [], [], dict(metrics))
+            callback.on_rollout_step_end(trainer, trainer.lightning_module, step)
+    assert [record.message.split(":")[1].strip() for record in caplog.records] == [
+        "group/zero_variance is 0.95, over 0.9"
+    ]
+    assert step.metrics["health/zero_variance_steps"] == 3 and step.metrics["health/truncated_steps"] == 0

@@ -7,10 +7,16 @@ import pytest
 import torch
 
 from src.algorithm.policy_loss import LossCounts
-from src.callbacks.rollout_log import minibatch_counts
+from src.callbacks.rollout_log import group_records, minibatch_counts
+from src.data.rendering import RenderedPrompt
+from src.protocol.dialogue import Message, ToolCall, TurnExample
+from src.protocol.regions import TokenBytes, read_completion
+from src.rewards.tool_call import ToolCallReward
+from src.rollout.collect import ScoredCompletion, ScoredGroup
+from src.rollout.engine import Completion
 from src.train import train
 from src.training.step import RolloutStep
-from tests.callbacks.test_callbacks import group
+from tests.callbacks.steps import group
 from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 
 ALL_OF_ONE_MINIBATCH = (
@@ -82,7 +88,46 @@ def test_prompt_and_gold_calls_are_logged_once_a_group(trained_run):
 def test_counts_of_each_minibatch_over_ranks():
     """Two ranks alike: minibatches of one and two groups, twice what one rank has."""
     one, two = group([0, 3], [2], [0.5, 1.5], [1.0]), group([0, 0, 0], [1, 2], [1.0, 1.0, 2.0], [1.0, -1.0])
-    doubled = SimpleNamespace(strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: 2 * tensor))
+    doubled = SimpleNamespace(sum=lambda own: 2 * own)
     step = RolloutStep(0, [], [one, two, one], minibatches=[1, 2])
-    counts = minibatch_counts(doubled, SimpleNamespace(device=torch.device("cpu")), step)
+    counts = minibatch_counts(SimpleNamespace(ranks=doubled, device=torch.device("cpu")), step)
     assert counts == [LossCounts(2, 4, 4.0), LossCounts(6, 10, 12.0)]
+
+
+def test_rollout_records_align_tokens_regions_and_weights():
+    table = TokenBytes((b"<think>", b" hm ", b"</think>", b"\n<response> ok </response>", b"<eos>", b"\xc3"))
+    target = Message("assistant", "ok", "hm", ())
+    example = TurnExample((), (Message("user", "?"),), target, "doc", "3")
+    scored = []
+    for ids in ([0, 1, 2, 3, 4], [0, 5]):
+        tokens = torch.tensor(ids)
+        decoded = read_completion(tokens, table, (4,))
+        reward = ToolCallReward()(decoded.text, decoded.parsed, target, rollout_step=0)
+        scored.append(ScoredCompletion(Completion(tokens, torch.zeros(len(ids)), "stop", 0), decoded, reward))
+    made = ScoredGroup(RenderedPrompt(torch.tensor([1]), "", example), tuple(scored))
+    experience = made.to_experience("grpo", 0.0)
+    records = group_records(7, made, experience, torch.arange(7.0), table)
+    assert [len(record["tokens"]) for record in records] == [5, 2]
+    assert records[0]["tokens"][1] == " hm " and records[0]["regions"][1] == "reasoning"
+    assert records[0]["entropies"] == [0, 1, 2, 3, 4] and records[1]["entropies"] == [5, 6]
+    assert records[0]["advantage"] == 1 and records[1]["advantage"] == -1
+    assert records[1]["tokens"][1] == "\ufffd"
+    assert records[0]["example"] == "doc/3" and records[0]["rollout_step"] == 7
+    json.dumps(records)
+
+
+def test_calls_in_records_are_the_target():
+    target = Message("assistant", "", "t", (ToolCall("go", {"x": 1}),))
+    table = TokenBytes((b"hello", b"<eos>"))
+    example = TurnExample((), (Message("user", "?"),), target, "doc", "0")
+    tokens = torch.tensor([0, 1])
+    decoded = read_completion(tokens, table, (1,))
+    item = ScoredCompletion(
+        Completion(tokens, torch.zeros(2), "stop", 0),
+        decoded,
+        ToolCallReward()(decoded.text, decoded.parsed, target, rollout_step=0),
+    )
+    made = ScoredGroup(RenderedPrompt(torch.tensor([1]), "", example), (item,))
+    (record,) = group_records(0, made, made.to_experience("grpo", 0.0), torch.zeros(2), table)
+    assert record["target"] == '<think> t </think>\n<tool_call>\n{"name": "go", "parameters": {"x": 1}}\n</tool_call>'
+    assert record["exact_match"] == 0 and record["format"] == 0
