@@ -12,16 +12,13 @@ import torch
 from src.algorithm.packing import pack
 from src.models.policy import Policy
 from src.train import train
+from src.training.ranks import Ranks
 from src.training.step import RolloutStep
 from src.wings.theory.variance_meter import VarianceMeter
 from tests.conftest import ROOT, SMALL, train_config
 from tests.models.reference import random_group, tiny_model
 
 TEMPERATURE = 0.9
-
-
-def one_rank():
-    return SimpleNamespace(strategy=SimpleNamespace(reduce=lambda tensor, reduce_op: tensor))
 
 
 def policy_and_group(lengths=(6, 1, 9)):
@@ -40,14 +37,15 @@ def policy_and_group(lengths=(6, 1, 9)):
     return Policy(model).train(), group
 
 
-def module_with(policy):
-    return SimpleNamespace(policy=policy, temperature=TEMPERATURE, device=torch.device("cpu"))
+def module_with(policy, ranks=None):
+    ranks = ranks or Ranks()
+    return SimpleNamespace(policy=policy, temperature=TEMPERATURE, device=torch.device("cpu"), ranks=ranks)
 
 
 def measured(meter, policy, groups, index=0):
     step = RolloutStep(index, [], groups, [torch.zeros(len(group.token_ids)) for group in groups])
-    meter.on_rollout(one_rank(), module_with(policy), step)
-    meter.on_rollout_step_end(one_rank(), module_with(policy), step)
+    meter.on_rollout(None, module_with(policy), step)
+    meter.on_rollout_step_end(None, module_with(policy), step)
     return step.metrics
 
 
@@ -103,11 +101,11 @@ def test_the_gradient_is_that_of_the_policy_that_sampled_and_the_weights_those_o
     policy, group = policy_and_group()
     expected = measured(VarianceMeter(), policy, [group])
     meter, step = VarianceMeter(), RolloutStep(0, [], [replace(group, weights=torch.ones(16))], [torch.zeros(16)])
-    meter.on_rollout(one_rank(), module_with(policy), step)
+    meter.on_rollout(None, module_with(policy), step)
     with torch.no_grad():
         policy.model.lm_head.weight.mul_(3)
     step.groups = [group]
-    meter.on_rollout_step_end(one_rank(), module_with(policy), step)
+    meter.on_rollout_step_end(None, module_with(policy), step)
     for key in ("trained/variance", "optimal_token/bound", "optimal_region/signal"):
         assert step.metrics[f"variance/{key}"] == expected[f"variance/{key}"]
 
@@ -135,18 +133,12 @@ def test_groups_that_teach_come_first_and_long_ones_are_left_out(caplog):
 
 def test_every_rank_runs_the_policy_as_often_as_the_one_with_the_fewest_groups():
     policy, group = policy_and_group()
-    asked = []
-
-    def reduce(tensor, reduce_op):
-        asked.append(reduce_op)
-        return torch.tensor(1) if reduce_op == "min" else tensor
-
     calls = []
     counted = lambda row, **settings: calls.append(1) or policy(row, **settings)  # noqa: E731
     step = RolloutStep(0, [], [group, group], [torch.zeros(16)] * 2)
-    ranks = SimpleNamespace(strategy=SimpleNamespace(reduce=reduce))
-    VarianceMeter(groups=2).on_rollout(ranks, module_with(counted), step)
-    assert len(calls) == 1 and asked[0] == "min" and set(asked[1:]) == {"sum"}
+    ranks = SimpleNamespace(min=lambda own: own.new_tensor(1), sum=lambda own: own)
+    VarianceMeter(groups=2).on_rollout(None, module_with(counted, ranks), step)
+    assert len(calls) == 1
 
 
 @pytest.mark.parametrize(
