@@ -39,7 +39,7 @@ from src.training.optimizers import OptimizerSettings, build_optimizer
 from src.training.ranks import Ranks
 from src.training.reference import FrozenStart
 from src.training.sampler import Probe, Sampler
-from src.training.scorer import GroupScores, Scorer
+from src.training.scorer import Scorer
 from src.training.settings import UpdateSettings
 from src.training.step import RolloutStep, announce, rollout_callbacks
 from src.training.updater import Updater
@@ -131,7 +131,9 @@ class TrainingModule(LightningModule):
             [self.objective.experience(group).to(self.device) for group in scored],
             minibatches=minibatches,
         )
-        known = self._scores_before_update(step)
+        all_of_them = any(callback.needs_scores(self) for callback in rollout_callbacks(self.trainer))
+        source = "score" if all_of_them else self.updates.old_logprobs
+        known = self.scorer.before_update(step, self.objective, self.reference, source, self.temperature)
         step.metrics |= self._rollout_metrics(step, resampled)
         for callback in rollout_callbacks(self.trainer):
             callback.on_rollout(self.trainer, self, step)
@@ -159,37 +161,6 @@ class TrainingModule(LightningModule):
         self._log_step(step.metrics)
         if self.rollout_step >= self.updates.rollout_steps:
             self.trainer.should_stop = True
-
-    def _scores_before_update(self, step: RolloutStep) -> list[GroupScores]:
-        """Score the step's last groups with the policy, and all of them with the reference if the loss wants one.
-
-        The others are scored by the first forward of their own update. Where no forward does that either, because
-        `updates.old_logprobs=sampler`, their old log-probabilities are the sampler's.
-
-        Returns:
-            The policy's scores of the last groups, in their order.
-        """
-        groups, objective = step.groups, self.objective
-        if objective.weighting.needs_moments and objective.samples:
-            known = self.scorer.score(groups, self.temperature, moments=True)
-            step.gradient_moments = [cast(Tensor, scores.moments) for scores in known]
-        else:
-            all_of_them = any(callback.needs_scores(self) for callback in rollout_callbacks(self.trainer))
-            source = "score" if all_of_them else self.updates.old_logprobs
-            known = self.scorer.score_later(groups, step.minibatches, source, self.temperature)
-        unknown = len(groups) - len(known)
-        if objective.samples:
-            for index in range(step.minibatches[0], unknown):
-                groups[index] = replace(groups[index], old_logprobs=groups[index].rollout_logprobs)
-        for index, scores in enumerate(known, unknown):
-            groups[index] = replace(groups[index], old_logprobs=scores.logprobs)
-        if not unknown:
-            step.entropies = [scores.entropies for scores in known]
-        if self.reference is not None:
-            with self.reference.in_place_of(self.policy):
-                frozen = self.scorer.score(groups, self.temperature)
-            step.groups = [replace(g, ref_logprobs=s.logprobs) for g, s in zip(groups, frozen, strict=True)]
-        return known
 
     def _weigh(self, groups: Sequence[PromptGroup]) -> list[PromptGroup]:
         """The groups with token weights: their regions', times what a token counts before these (1 but for prompts)."""

@@ -15,10 +15,13 @@ from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import PackedRow, pack, pack_sequences
 from src.models.loading.sharding import reshard
 from src.models.policy import Policy, TokenScores
+from src.training.objective import Objective
 from src.training.ranks import Ranks
+from src.training.reference import FrozenStart
 from src.training.row_plan import RowBudget, RowPlan
 from src.training.sampler import Announce
 from src.training.settings import OldLogprobs
+from src.training.step import RolloutStep
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +92,50 @@ class Scorer:
         found = self.within_memory(groups, work)
         reshard(self.policy)
         return found
+
+    def before_update(
+        self,
+        step: RolloutStep,
+        objective: Objective,
+        reference: FrozenStart | None,
+        source: OldLogprobs,
+        temperature: float,
+    ) -> list[GroupScores]:
+        """Score the step's last groups with the policy, and all of them with the reference if there is one.
+
+        The groups get their log-probabilities, the step its entropies if all groups were scored. The others are scored
+        by the first forward of their own update. Where no forward does that either, because `source` is `sampler`,
+        their old log-probabilities are the sampler's.
+
+        Args:
+            step: its groups are on the device.
+            objective: the method.
+            reference: the policy's frozen start.
+            source: see `score_later`.
+            temperature: divides the logits.
+
+        Returns:
+            The policy's scores of the last groups, in their order.
+        """
+        groups = step.groups
+        if objective.samples and objective.weighting.needs_moments:
+            known = self.score(groups, temperature, moments=True)
+            step.gradient_moments = [cast(Tensor, scores.moments) for scores in known]
+        else:
+            known = self.score_later(groups, step.minibatches, source, temperature)
+        unknown = len(groups) - len(known)
+        if objective.samples:
+            for index in range(step.minibatches[0], unknown):
+                groups[index] = replace(groups[index], old_logprobs=groups[index].rollout_logprobs)
+        for index, scores in enumerate(known, unknown):
+            groups[index] = replace(groups[index], old_logprobs=scores.logprobs)
+        if not unknown:
+            step.entropies = [scores.entropies for scores in known]
+        if reference is not None:
+            with reference.in_place_of(self.policy):
+                frozen = self.score(groups, temperature)
+            step.groups = [replace(g, ref_logprobs=s.logprobs) for g, s in zip(groups, frozen, strict=True)]
+        return known
 
     def score_later(
         self, groups: Sequence[PromptGroup], minibatches: Sequence[int], source: OldLogprobs, temperature: float
