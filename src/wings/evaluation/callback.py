@@ -16,10 +16,9 @@ from lightning import LightningModule, Trainer
 
 from src.rollout.engine import RolloutEngine
 from src.training.step import RolloutCallback, RolloutStep
-from src.wings.evaluation.answer_records import RecordStore
-from src.wings.evaluation.benchmark import Benchmark, EvalReport, Ranks, Record, prepared
-from src.wings.evaluation.generation import EngineGenerate, context_of
-from src.wings.evaluation.samples import Subset
+from src.wings.evaluation.answering import EngineGenerate, context_of
+from src.wings.evaluation.benchmark import Benchmark, EvalReport, Ranks, Record, Subset, prepared
+from src.wings.evaluation.evaluation_folder import RecordStore
 
 if TYPE_CHECKING:
     from src.training.policy_module import PolicyModule

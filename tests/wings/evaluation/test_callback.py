@@ -7,13 +7,15 @@ import pytest
 import torch
 
 from src.data.rendering import PromptRenderer
+from src.environments.conversation import Answer
+from src.errors import BenchmarkDataError
 from src.models.loading.loading import PolicyConfig, load_policy
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.native.engine import NativeEngine
 from src.train import train
-from src.wings.evaluation.benchmark import Answer, BenchmarkDataError, Ranks, Record
+from src.wings.evaluation.answering import EngineGenerate
+from src.wings.evaluation.benchmark import Ranks, Record
 from src.wings.evaluation.callback import BenchmarkCallback, gathered
-from src.wings.evaluation.generation import EngineGenerate
 from src.wings.evaluation.synthetic import SyntheticBenchmark
 from tests.conftest import ROOT, SMALL, needs_shared_data, train_config
 
