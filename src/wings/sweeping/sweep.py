@@ -19,7 +19,8 @@ from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 from src.config.checks import check_config
 from src.errors import ConfigError
 from src.runs.config_file import without_home
-from src.runs.folder import held, hide_home, open_run_folder, write_whole
+from src.runs.folder import held, hide_home, open_run_folder
+from src.runs.line_file import write_whole
 from src.runs.summary import command_line
 from src.wings.memory.preflight import plan_memory
 from src.wings.memory.table import show_plan

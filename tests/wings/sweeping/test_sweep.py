@@ -15,7 +15,8 @@ from hydra.core.hydra_config import HydraConfig
 from optuna.trial import TrialState
 
 from src.errors import ConfigError
-from src.runs.folder import held, write_whole
+from src.runs.folder import held
+from src.runs.line_file import write_whole
 from src.wings.sweeping import sweep as module
 from src.wings.sweeping.study import DEFAULT, FOLDER, STUDY, ask
 from src.wings.sweeping.sweep import SweepError, sweep
