@@ -17,6 +17,7 @@ rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 from hydra.utils import instantiate  # noqa: E402
 from omegaconf import DictConfig, ListConfig, OmegaConf  # noqa: E402
 
+from src.runs.line_file import write_whole  # noqa: E402
 from src.runs.summary import command_line, versions  # noqa: E402
 from src.wings.comparing.comparison import ComparisonError, ComparisonSettings, MethodRow, compare  # noqa: E402
 from src.wings.comparing.run_folders import (  # noqa: E402
@@ -28,7 +29,6 @@ from src.wings.comparing.run_folders import (  # noqa: E402
     start_gap,
 )
 from src.wings.comparing.tables import draw_curves, render_comparison, results_table  # noqa: E402
-from src.wings.evaluation.answer_records import write_whole  # noqa: E402
 
 log = logging.getLogger(__name__)
 

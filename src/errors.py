@@ -10,6 +10,10 @@ class ConfigError(ValueError):
     """A config that cannot run as it is: names the keys, what was found, and what to change."""
 
 
+class BenchmarkDataError(FileNotFoundError):
+    """The data of a benchmark is not there or cannot be read: names file and line, and says what to do."""
+
+
 def check_fields(section: str, settings: object, rules: Iterable[tuple[str, bool, str]]) -> None:
     """Raise for the first rule that does not hold.
 

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from src.config.checks import check_composed  # noqa: E402
 from src.config.command_line import entry_point, quick_imports  # noqa: E402
-from src.wings.evaluation.answer_records import FINGERPRINT  # noqa: E402
+from src.wings.evaluation.evaluation_folder import FINGERPRINT  # noqa: E402
 
 
 def _evaluation_folder(resume: str | None, new: str) -> str:

@@ -16,7 +16,7 @@ rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 from omegaconf import DictConfig, ListConfig  # noqa: E402
 
 from src.config.command_line import entry_point  # noqa: E402
-from src.wings.evaluation.answer_records import write_whole  # noqa: E402
+from src.runs.line_file import write_whole  # noqa: E402
 from src.wings.reporting import inspector, page, tables  # noqa: E402
 from src.wings.reporting.figure_files import FORMATS, save_figures  # noqa: E402
 from src.wings.reporting.figures import CHARTS  # noqa: E402

@@ -14,14 +14,13 @@ from rich.console import Console
 from src.data.rendering import PromptRenderer, call_line
 from src.data.sources.synthetic.domains import TRAINING_DOMAINS
 from src.data.sources.synthetic.source import execute
-from src.environments.bfcl.sandbox import Sandbox
+from src.environments.conversation import Answer
+from src.environments.synthetic import synthetic_world
 from src.errors import ConfigError
 from src.protocol.dialogue import ToolCall
-from src.wings.chatting.conversation import Conversation, Notice, Result, Step
+from src.wings.chatting.conversation import Chat, Notice, Result
 from src.wings.chatting.run import chat
 from src.wings.chatting.terminal import Screen, blocks
-from src.wings.chatting.toolboxes import BfclToolbox, SyntheticToolbox
-from src.wings.evaluation.benchmark import Answer
 from tests.conftest import ROOT, chat_config
 
 WEATHER = ToolCall("get_weather", {"city": "Oslo", "day": "May 1"})
@@ -47,11 +46,11 @@ class _Renderer(PromptRenderer):
         self.layout = "compact"
 
 
-def conversation(*texts: str, toolbox=None, max_steps: int = 3) -> Conversation:
-    return Conversation(Scripted(*texts), _Renderer(), toolbox or SyntheticToolbox(["weather"]), max_steps)
+def conversation(*texts: str, world=None, max_steps: int = 3) -> Chat:
+    return Chat(Scripted(*texts), _Renderer(), world or synthetic_world(["weather"]), max_steps)
 
 
-def talk(*lines: str, overrides: tuple[str, ...] = ()) -> tuple[Conversation, str]:
+def talk(*lines: str, overrides: tuple[str, ...] = ()) -> tuple[Chat, str]:
     out = StringIO()
     console = Console(file=out, width=200, highlight=False)
     return chat(chat_config(Path(), "policy=tiny", "device=cpu", *overrides), lines, console), out.getvalue()
@@ -60,10 +59,10 @@ def talk(*lines: str, overrides: tuple[str, ...] = ()) -> tuple[Conversation, st
 def test_the_tiny_policy_calls_a_tool_and_reads_its_result():
     """What the tool returns is what the corpus' executor says."""
     held, shown = talk(f"{ASKED}\n", "/quit\n", "never said\n")
-    calls = [call for message in held.history for call in message.calls]
-    assert calls and calls[0].name in {tool.name for tool in SyntheticToolbox(["weather", "restaurants"]).tools}
+    calls = [call for message in held.history() for call in message.calls]
+    assert calls and calls[0].name in {tool.name for tool in synthetic_world(["weather", "restaurants"]).tools}
     result = json.dumps(execute(calls[0], TRAINING_DOMAINS))
-    assert next(m.text for m in held.history if m.role == "observation") == result
+    assert next(m.text for m in held.history() if m.role == "observation") == result
     lines = shown.splitlines()
     assert f"you       {ASKED}" in lines and f"result    {result}" in lines
     assert any(line.startswith(f"call      {calls[0].name} {{") for line in lines)
@@ -74,7 +73,7 @@ def test_commands_and_seeds():
     asked = "Could you book a table at Vorsol for 4 people at 19:30.\n"
     sampled = ("sampling.temperature=1.5", "seed=3")
     held, shown = talk("/tools\n", "\n", asked, "/reset\n", "/nonsense\n", overrides=sampled)
-    assert held.history == () and "tool      book_table(restaurant, guests, time)" in shown
+    assert held.history() == () and "tool      book_table(restaurant, guests, time)" in shown
     assert "A new conversation." in shown and shown.count("/reset: start anew") == 2
     said = [talk(asked, overrides=("sampling.temperature=1.5", f"seed={seed}"))[1] for seed in (3, 3, 4)]
     assert said[0] == said[1] != said[2]
@@ -83,10 +82,10 @@ def test_commands_and_seeds():
 def test_a_turn_goes_on_until_an_answer_without_calls():
     held = conversation(CALL, DONE)
     events = list(held.say("Weather?"))
-    assert [type(event) for event in events] == [Step, Result, Step]
+    assert [type(event) for event in events] == [Answer, Result, Answer]
     assert json.loads(events[1].text) == execute(WEATHER, TRAINING_DOMAINS)
-    assert [m.role for m in held.history] == ["user", "assistant", "observation", "assistant"]
-    assert events[1].text in held._generate.prompts[1].user and held.history[-1].text == "It is fine."
+    assert [m.role for m in held.history()] == ["user", "assistant", "observation", "assistant"]
+    assert events[1].text in held._generate.prompts[1].user and held.history()[-1].text == "It is fine."
 
 
 def test_errors_are_results_and_notices():
@@ -107,7 +106,7 @@ def test_what_is_written_is_data():
     out = StringIO()
     screen = Screen(Console(file=out, width=120, force_terminal=False), table=None)  # type: ignore[arg-type]
     hostile = "[bold red]x[/] \x1b]0;title\x07\x1b[2J \u202egpj.exe\r"
-    screen.show(iter([Step(Answer.of(f"<response> {hostile} </response>")), Result(WEATHER, hostile), Notice("n")]))
+    screen.show(iter([Answer.of(f"<response> {hostile} </response>"), Result(WEATHER, hostile), Notice("n")]))
     shown = out.getvalue()
     assert shown.count("[bold red]x[/]") == 2 and r"\x1b]0;title\x07\x1b[2J \u202egpj.exe" in shown
     assert not any(c in shown for c in "\x1b\x07\u202e\r")
@@ -130,42 +129,9 @@ def test_an_answer_grows_on_a_terminal():
         patch.setattr(Screen, "watch", noted)
         held = chat(config, [ASKED], console, typed=True)
     assert len(drawn) > 10 and all(b.startswith(a) or len(b) < 12 for a, b in pairwise(drawn))
-    (first, *_) = (call for message in held.history for call in message.calls)
+    (first, *_) = (call for message in held.history() for call in message.calls)
     assert any(text.rstrip().endswith("</tool_call>") or first.name in text for text in drawn)
     assert "\x1b[" in out.getvalue() and f"call      {first.name}" in out.getvalue()
-
-
-@pytest.fixture(scope="module")
-def files() -> Iterator[BfclToolbox]:
-    toolbox = BfclToolbox(["GorillaFileSystem"], Sandbox())
-    yield toolbox
-    toolbox.close()
-
-
-def test_bfcl_backends_keep_their_state_until_a_reset(files):
-    files.reset()
-    before = files.run([ToolCall("ls", {})])
-    assert "mkdir" in {tool.name for tool in files.tools} and files.hint
-    made, listed = files.run([ToolCall("mkdir", {"dir_name": "made_here"}), ToolCall("ls", {})])
-    assert "error" not in made.lower() and "made_here" in listed and "made_here" not in before[0]
-    assert "made_here" in files.run([ToolCall("ls", {})])[0]
-    (error,) = files.run([ToolCall("__import__", {"name": "os"})])
-    assert error == "Error during execution: name '__import__' is not defined"
-    assert json.loads(files.observation([ToolCall("ls", {})], before))[0]["name"] == "ls"
-    files.reset()
-    assert files.run([ToolCall("ls", {})]) == before
-
-
-def test_a_step_over_a_limit_did_not_happen():
-    sandbox = Sandbox(time_limit=1.0)
-    calculator = BfclToolbox(["MathAPI"], sandbox)
-    try:
-        (slow,) = calculator.run([ToolCall("power", {"base": 7.1, "exponent": 10**9})])
-        sandbox.time_limit = 60.0  # of the worker that takes the place of the one that was ended
-        (fine,) = calculator.run([ToolCall("add", {"a": 1.0, "b": 2.0})])
-        assert json.loads(fine)["result"] == 3.0 and slow
-    finally:
-        calculator.close()
 
 
 @pytest.mark.parametrize(

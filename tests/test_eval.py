@@ -12,10 +12,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from src.errors import ConfigError
+from src.errors import BenchmarkDataError, ConfigError
 from src.rollout.native.engine import NativeEngine
-from src.wings.evaluation.answer_records import RecordError, RecordStore
-from src.wings.evaluation.benchmark import BenchmarkDataError, Record
+from src.wings.evaluation.benchmark import Record
+from src.wings.evaluation.evaluation_folder import RecordError, RecordStore
 from src.wings.evaluation.resolving import load_source, resolve_model
 from src.wings.evaluation.run import evaluate
 from src.wings.exporting.folder import export

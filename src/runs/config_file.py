@@ -13,6 +13,8 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from src.runs.old_names import with_new_names
+
 
 def without_home(text: str, home: str | None = None) -> str:
     """Text with the home folder as `~`.
@@ -35,13 +37,13 @@ def save_config(config: DictConfig, file: Path) -> None:
 
 
 def load_config(file: Path) -> DictConfig | ListConfig:
-    """Read such a config; `~` is this user's home folder.
+    """Read such a config; `~` is this user's home folder, and names that have changed are today's (see `old_names`).
 
     Raises:
         OSError, ValueError, OmegaConfBaseException: see `OmegaConf.load`.
     """
     loaded = OmegaConf.load(file)
-    expanded = OmegaConf.create(_mapped(OmegaConf.to_container(loaded), _with_home))
+    expanded = OmegaConf.create(with_new_names(_mapped(OmegaConf.to_container(loaded), _with_home)))
     assert isinstance(expanded, DictConfig | ListConfig)
     return expanded
 

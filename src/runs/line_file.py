@@ -52,3 +52,10 @@ class LineFile:
             )
         elif size > position:
             os.truncate(self.path, position)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file at once or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)

@@ -54,7 +54,7 @@ def test_the_house_stays_small() -> None:
 
 
 def test_every_room_and_wing_is_described() -> None:
-    rooms = {path.parent.relative_to(ROOT).as_posix() + "/" for path in sources()} - {"src/"}
+    rooms = {path.parent.relative_to(ROOT).as_posix() + "/" for path in sources()} - {"src/", "src/models/"}
     described = set(re.findall(r"`(src/[\w/]+/)`", PAGE))
     missing = {room for room in rooms if not any(room.startswith(one) for one in described)}
     assert not missing

@@ -366,7 +366,7 @@ BAD_INPUTS: Mapping[str, Builder] = {
     ),
     "benchmark without its data": lambda place: instantiate(
         eval_config(place.folder, "benchmark=[api_bank]", f"paths.data_dir={place.folder}").benchmark.api_bank
-    ).prepare(anew=False),
+    ).samples(),
     "folder that is not there": config("policy.path=nowhere"),
     "no tokenizer files": policy(change=_without_tokenizer),
     "tokenizer that is cut short": policy(change=lambda folder: cut(folder / "tokenizer.json")),

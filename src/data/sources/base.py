@@ -147,7 +147,12 @@ class CorpusSource(ABC):
     """A published corpus in a file, a folder or on the hub, with a held-out share of its dialogues.
 
     Splits by dialogue: turns of one dialogue, and examples with the same prompt, are on the same side.
+
+    Attributes:
+        default_name: the corpus' name where the config gives none.
     """
+
+    default_name: str
 
     def __init__(
         self,
@@ -180,11 +185,6 @@ class CorpusSource(ABC):
         self.val_count, self.val_share, self.seed = val_count, val_share, seed
         self.on_bad_record = on_bad_record
         self.skipped = 0
-
-    @property
-    @abstractmethod
-    def default_name(self) -> str:
-        """The corpus' name where the config gives none."""
 
     @abstractmethod
     def convert(self, record: Record) -> list[TurnExample]:

@@ -79,7 +79,7 @@ def mask_example(example: TurnExample, rng: random.Random) -> TurnExample:
     tools = tuple(masks.tool(tool) for tool in example.tools)
     history = tuple(masks.message(message) for message in example.history)
     target = masks.message(example.target)
-    rename = masks.renamer()
+    rename = _Renamer(masks.tools)
     return replace(
         example,
         tools=tuple(replace(tool, description=rename(tool.description)) for tool in tools),
@@ -124,9 +124,6 @@ class _Masks:
             continue
         self.taken.add(name)
         return name
-
-    def renamer(self) -> _Renamer:
-        return _Renamer(self.tools)
 
 
 def random_identifier(rng: random.Random) -> str:

@@ -35,16 +35,13 @@ class RllaSource(CorpusSource):
         **corpus: see `CorpusSource`.
     """
 
+    default_name = "rlla"
+
     def __init__(self, thoughts: Literal["keep", "placeholder"] = "keep", **corpus: Any) -> None:
         super().__init__(**corpus)
         if thoughts not in ("keep", "placeholder"):
             raise ValueError(f"thoughts: expected 'keep' or 'placeholder', found {thoughts!r}.")
         self.thoughts = thoughts
-
-    @property
-    def default_name(self) -> str:
-        """`rlla`."""
-        return "rlla"
 
     def convert(self, record: Record) -> list[TurnExample]:
         """The one example of a record."""

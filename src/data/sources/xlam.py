@@ -14,10 +14,7 @@ class XlamSource(CorpusSource):
     `{"name", "arguments"}`.
     """
 
-    @property
-    def default_name(self) -> str:
-        """`xlam`."""
-        return "xlam"
+    default_name = "xlam"
 
     def convert(self, record: Record) -> list[TurnExample]:
         """The one example of a record."""

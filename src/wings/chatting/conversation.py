@@ -1,8 +1,4 @@
-"""A conversation: the user's turns, the policy's steps, the calls that are run. Knows tools and prompts, no terminal.
-
-A turn is a loop as in training: the policy sees the dialogue so far and answers; calls are run and their results
-appended; an answer without calls ends the turn. What happens is told as events, in order.
-"""
+"""A user talks to the policy. What happens is told as events, in order; knows tools and prompts, no terminal."""
 
 from __future__ import annotations
 
@@ -10,16 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from src.data.rendering import PromptRenderer
-from src.protocol.dialogue import Message, ToolCall, TurnExample
-from src.wings.chatting.toolboxes import Toolbox
-from src.wings.evaluation.benchmark import Answer, Generate
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """The policy answered."""
-
-    answer: Answer
+from src.environments.conversation import Answer, Conversation, Generate, Turn
+from src.environments.protocol import World
+from src.protocol.dialogue import ChatPrompt, Message, ToolCall, TurnExample
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,65 +26,60 @@ class Notice:
     text: str
 
 
-Event = Step | Result | Notice
+Event = Answer | Result | Notice
 
 
-class Conversation:
-    """What was said so far.
+class Chat(Conversation):
+    """What was said so far, and what the user says next.
 
     Args:
         generate: the policy.
         renderer: how the dialogue becomes a prompt.
-        toolbox: the tools.
+        world: the tools.
         max_steps: answers with calls that a turn may have.
 
     Raises:
         ValueError: no step is allowed.
     """
 
-    def __init__(self, generate: Generate, renderer: PromptRenderer, toolbox: Toolbox, max_steps: int) -> None:
+    def __init__(self, generate: Generate, renderer: PromptRenderer, world: World, max_steps: int) -> None:
         if max_steps < 1:
             raise ValueError(f"max_steps: expected at least 1, found {max_steps}.")
+        super().__init__(world, max_steps - 1)
         self._generate = generate
         self._renderer = renderer
-        self._toolbox = toolbox
-        self._max_steps = max_steps
-        self._history: tuple[Message, ...] = ()
 
-    @property
-    def history(self) -> tuple[Message, ...]:
-        """Messages so far, oldest first."""
-        return self._history
+    def prompt(self) -> ChatPrompt:
+        """In the layout of the policy's training."""
+        example = TurnExample(self.world.tools, self.history(), Message("assistant"), "chat", "chat")
+        return self._renderer.chat_prompt(example)
+
+    def next_turn(self) -> bool:
+        """The user's, who is asked by whoever calls `say`."""
+        return False
 
     def reset(self) -> None:
         """Forget what was said, and put the tools' world back to its beginning."""
-        self._history = ()
-        self._toolbox.reset()
+        self.turns.clear()
+        self.world.reset()
 
     def say(self, text: str) -> Iterator[Event]:
         """A user's turn; runs as far as its events are asked for."""
-        self._history += (Message("user", text),)
-        for _ in range(self._max_steps):
-            answer = self._answer()
+        self.turns.append(Turn.of_user(text))
+        over = False
+        while not over:
+            ((_, answer),) = self._generate([self.prompt()])
             if answer.finish == "context":
                 yield Notice("The conversation is too long for the model's context. /reset starts anew.")
                 return
-            yield Step(answer)
-            calls = answer.parsed.calls or ()
-            self._history += (Message("assistant", (answer.parsed.response or "").strip(), calls=calls),)
-            if not calls:
-                yield from _complaints(answer)
-                return
-            results = self._toolbox.run(calls)
-            for call, result in zip(calls, results, strict=True):
-                yield Result(call, result)
-            self._history += (Message("observation", self._toolbox.observation(calls, results)),)
-        yield Notice(f"Stopped after {self._max_steps} answers with calls (max_steps).")
-
-    def _answer(self) -> Answer:
-        example = TurnExample(self._toolbox.tools, self._history, Message("assistant"), "chat", "chat")
-        ((_, answer),) = self._generate([self._renderer.chat_prompt(example)])
-        return answer
+            yield answer
+            over = self.take(answer)
+            step = self.turns[-1].steps[-1]
+            yield from map(Result, step.calls, step.results)
+        if step.calls:
+            yield Notice(f"Stopped after {self.step_limit + 1} answers with calls (max_steps).")
+        else:
+            yield from _complaints(answer)
 
 
 def _complaints(answer: Answer) -> Iterator[Notice]:

@@ -10,11 +10,11 @@ from omegaconf import DictConfig
 from rich.console import Console
 
 from src.config.checks import check_composed
+from src.environments.protocol import World
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.native.engine import NativeEngine
-from src.wings.chatting.conversation import Conversation
+from src.wings.chatting.conversation import Chat
 from src.wings.chatting.terminal import Screen
-from src.wings.chatting.toolboxes import Toolbox
 from src.wings.evaluation.answering import (
     GenerationSettings,
     build_generate,
@@ -27,7 +27,7 @@ from src.wings.evaluation.resolving import load_source, resolve_model
 _HELP = "/tools: what can be called · /reset: start anew · /quit: end"
 
 
-def chat(config: DictConfig, lines: Iterable[str], console: Console, *, typed: bool = False) -> Conversation:
+def chat(config: DictConfig, lines: Iterable[str], console: Console, *, typed: bool = False) -> Chat:
     """Hold one conversation and return it.
 
     Args:
@@ -45,16 +45,16 @@ def chat(config: DictConfig, lines: Iterable[str], console: Console, *, typed: b
     device = choose_device(config.device)
     source = resolve_model(config)
     complete_prompt(config, source)
-    toolbox: Toolbox = instantiate(config.tools)
+    world: World = instantiate(config.tools)
     loaded = load_source(source)
     renderer, engine = start_engine(config, source, loaded, device)
     sampling = instantiate(config.sampling)
     generate = build_generate(loaded, engine, renderer, settings, sampling=sampling, seed=config.seed)
-    conversation = Conversation(generate, renderer, toolbox, config.max_steps)
+    conversation = Chat(generate, renderer, world, config.max_steps)
     screen = Screen(console, TokenBytes.from_tokenizer(loaded.tokenizer), renderer.response_prefix)
     if isinstance(engine, NativeEngine):
         engine.watch = screen.watch  # other engines answer a step at a time
-    screen.note(f"{source.name} with {len(toolbox.tools)} tools. {_HELP}\nFor example: {toolbox.hint}")
+    screen.note(f"{source.name} with {len(world.tools)} tools. {_HELP}\nFor example: {world.hint}")
     try:
         for line in lines:
             text = line.strip()
@@ -62,17 +62,17 @@ def chat(config: DictConfig, lines: Iterable[str], console: Console, *, typed: b
                 screen.echo(text)
             if text == "/quit":
                 break
-            _take(text, conversation, toolbox, screen)
+            _take(text, conversation, world, screen)
     finally:
-        toolbox.close()
+        world.close()
         engine.close()
     return conversation
 
 
-def _take(text: str, conversation: Conversation, toolbox: Toolbox, screen: Screen) -> None:
+def _take(text: str, conversation: Chat, world: World, screen: Screen) -> None:
     """A command or a turn."""
     if text == "/tools":
-        screen.tools(toolbox.tools)
+        screen.tools(world.tools)
     elif text == "/reset":
         conversation.reset()
         screen.note("A new conversation.")

@@ -15,11 +15,12 @@ from rich.live import Live
 from rich.text import Text
 from torch import Tensor
 
+from src.environments.conversation import Answer
 from src.protocol.dialogue import ToolSpec
 from src.protocol.parsing import parse
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
-from src.wings.chatting.conversation import Event, Notice, Result, Step
+from src.wings.chatting.conversation import Event, Notice, Result
 
 _STYLES = {
     "think": "dim italic",
@@ -141,8 +142,8 @@ class Screen:
 
 def _blocks_of(event: Event) -> list[Block]:
     match event:
-        case Step(answer):
-            return blocks(answer.text)
+        case Answer():
+            return blocks(event.text)
         case Result(_, text):
             return [Block("result", text)]
         case Notice(text):

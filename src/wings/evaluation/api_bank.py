@@ -14,18 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from src.environments.conversation import Answer, Generate
+from src.errors import BenchmarkDataError
 from src.protocol.dialogue import ChatPrompt, ToolCall
 from src.protocol.matching import json_equal
-from src.wings.evaluation.benchmark import (
-    Answer,
-    BenchmarkDataError,
-    Generate,
-    Record,
-    SampledBenchmark,
-    count_by_category,
-    mean_by_category,
-)
-from src.wings.evaluation.samples import Sample
+from src.wings.evaluation.benchmark import Benchmark, Record, Sample, count_by_category, mean_by_category
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +87,7 @@ def strict_verdict(answer: Answer, gold: ToolCall) -> bool:
     )
 
 
-class ApiBank(SampledBenchmark):
+class ApiBank(Benchmark):
     """399, 67 and 131 single steps.
 
     Scores: `overall` (micro) and `level_1` … by the published rules, `strict` and `strict_level_1` … by the strict one.
@@ -108,7 +101,7 @@ class ApiBank(SampledBenchmark):
         levels: Sequence[int] = LEVELS,
         on_missing: Literal["error", "skip"] = "error",
     ) -> None:
-        """Nothing is read before `prepare`.
+        """Nothing is read before `samples`.
 
         Args:
             path: folder of `level-1-api_processed.json` and its two siblings.

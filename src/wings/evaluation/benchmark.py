@@ -7,57 +7,43 @@ any rollout engine, and in tests on given answers.
 from __future__ import annotations
 
 import logging
+import random
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal
 
-from src.protocol.dialogue import ChatPrompt, JsonValue
-from src.protocol.parsing import parse
-from src.protocol.types import ParsedResponse
-from src.wings.evaluation.samples import Sample, Subset, stratified
+from src.environments.conversation import Generate
+from src.errors import BenchmarkDataError, check_fields
+from src.protocol.dialogue import JsonValue
 
 log = logging.getLogger(__name__)
 
 
-class BenchmarkDataError(FileNotFoundError):
-    """The data of a benchmark is not there or cannot be read: names file and line, and says what to do."""
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample of a benchmark; `data` is the benchmark's own."""
+
+    id: str
+    category: str
+    data: Any
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What the model said to one prompt.
+class Subset:
+    """A seeded choice of samples, stratified by category: each keeps its share, and at least one sample.
 
     Attributes:
-        text: the whole response, the part that the chat template wrote included.
-        parsed: the same, read by the output protocol.
-        tokens: number of generated tokens.
-        finish: `stop`, `length` (cut at the limit of new tokens or of the context), or `context` (the prompt alone
-            does not fit the model: nothing was generated).
+        size: samples in all.
+        seed: of the choice.
     """
 
-    text: str
-    parsed: ParsedResponse
-    tokens: int = 0
-    finish: str = "stop"
+    size: int
+    seed: int = 0
 
-    @classmethod
-    def of(cls, text: str) -> Answer:
-        """A given text as an answer.
-
-        >>> Answer.of("<think> Hm. </think>").parsed.thought
-        ' Hm. '
-        """
-        return cls(text, parse(text))
-
-
-class Generate(Protocol):
-    """Answers prompts greedily."""
-
-    def __call__(self, prompts: Sequence[ChatPrompt]) -> Iterator[tuple[int, Answer]]:
-        """Yield (index of the prompt, its answer), each once, in any order, as batches finish."""
-        ...
+    def __post_init__(self) -> None:
+        check_fields("subset", self, (("size", self.size >= 1, "at least 1"),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,8 +97,8 @@ class Ranks:
     gather: Callable[[list[Record]], list[Record]] = list
 
 
-class Benchmark(Protocol):
-    """Something that a model can be measured on.
+class Benchmark(ABC):
+    """Something that a model can be measured on: a fixed list of samples, which a subclass answers and scores.
 
     Attributes:
         name: in scores, logs and files.
@@ -120,15 +106,23 @@ class Benchmark(Protocol):
     """
 
     name: str
-    on_missing: Literal["error", "skip"]
+    on_missing: Literal["error", "skip"] = "error"
 
-    def prepare(self) -> None:
-        """Read and check the data, once; cheap when repeated.
+    @abstractmethod
+    def samples(self) -> Sequence[Sample]:
+        """All samples, always in the same order. Read once and kept.
 
         Raises:
             BenchmarkDataError: the data is not there or broken.
         """
-        ...
+
+    @abstractmethod
+    def answer(self, samples: Sequence[Sample], generate: Generate) -> Iterator[Record]:
+        """Answer and judge samples; a record as soon as its sample is finished, in any order."""
+
+    @abstractmethod
+    def score(self, records: Sequence[Record]) -> tuple[dict[str, float], dict[str, int]]:
+        """(scores, counts) over records; a score without samples is left out."""
 
     def run(
         self,
@@ -154,45 +148,6 @@ class Benchmark(Protocol):
         Raises:
             ValueError: two samples have the same id.
         """
-        ...
-
-
-class SampledBenchmark(ABC):
-    """A benchmark over a fixed list of samples: choice, sharing out, gathering; a subclass answers and scores."""
-
-    name: str
-    on_missing: Literal["error", "skip"] = "error"
-
-    def prepare(self) -> None:
-        """See `Benchmark.prepare`."""
-        self.samples()
-
-    @abstractmethod
-    def samples(self) -> Sequence[Sample]:
-        """All samples, always in the same order. Read once and kept."""
-
-    @abstractmethod
-    def answer(self, samples: Sequence[Sample], generate: Generate) -> Iterator[Record]:
-        """Answer and judge samples; a record as soon as its sample is finished, in any order."""
-
-    @abstractmethod
-    def score(self, records: Sequence[Record]) -> tuple[dict[str, float], dict[str, int]]:
-        """(scores, counts) over records; a score without samples is left out."""
-
-    def run(
-        self,
-        generate: Generate,
-        *,
-        subset: Subset | None = None,
-        ranks: Ranks | None = None,
-        finished: Collection[Record] = (),
-        on_record: Callable[[Record], None] | None = None,
-    ) -> EvalReport:
-        """See `Benchmark.run`.
-
-        Raises:
-            ValueError: two samples have the same id.
-        """
         ranks = ranks or Ranks()
         chosen = self.samples() if subset is None else stratified(self.samples(), subset)
         wanted = {sample.id for sample in chosen}
@@ -211,6 +166,45 @@ class SampledBenchmark(ABC):
         return EvalReport(self.name, scores, counts, ordered)
 
 
+def stratified(samples: Sequence[Sample], subset: Subset) -> list[Sample]:
+    """A seeded subset in the order of `samples`: every category in proportion, rounded by largest remainder.
+
+    No category is left out as long as there is room for one sample of each.
+
+    >>> samples = [Sample(str(i), "a" if i < 6 else "b", None) for i in range(8)]
+    >>> [sample.category for sample in stratified(samples, Subset(4))]
+    ['a', 'a', 'a', 'b']
+    """
+    if subset.size >= len(samples):
+        return list(samples)
+    groups: dict[str, list[int]] = defaultdict(list)
+    for index, sample in enumerate(samples):
+        groups[sample.category].append(index)
+    sizes = _shares({category: len(indices) for category, indices in groups.items()}, subset.size)
+    kept: set[int] = set()
+    for category, indices in groups.items():
+        kept |= set(random.Random(f"{subset.seed}:{category}").sample(indices, sizes[category]))
+    return [samples[index] for index in sorted(kept)]
+
+
+def _shares(counts: Mapping[str, int], total: int) -> dict[str, int]:
+    """`total` divided in proportion to `counts`, at least 1 each where `total` allows it."""
+    everything = sum(counts.values())
+    exact = {key: total * count / everything for key, count in counts.items()}
+    shares = {key: int(value) for key, value in exact.items()}
+    if total >= len(counts):
+        shares = {key: max(1, share) for key, share in shares.items()}
+    by_need = sorted(exact, key=lambda key: shares[key] - exact[key])
+    while (missing := total - sum(shares.values())) > 0:
+        for key in by_need[:missing]:
+            shares[key] += 1
+        by_need = sorted(exact, key=lambda key: shares[key] - exact[key])
+    for key in sorted(exact, key=lambda key: exact[key] - shares[key]):
+        while sum(shares.values()) > total and shares[key] > 1:
+            shares[key] -= 1
+    return shares
+
+
 def prepared(benchmarks: Iterable[Benchmark]) -> list[Benchmark]:
     """The benchmarks with their data read; those that lack it and whose `on_missing` is `skip` are left out.
 
@@ -220,7 +214,7 @@ def prepared(benchmarks: Iterable[Benchmark]) -> list[Benchmark]:
     kept = []
     for benchmark in benchmarks:
         try:
-            benchmark.prepare()
+            benchmark.samples()
         except BenchmarkDataError as error:
             if benchmark.on_missing != "skip":
                 raise

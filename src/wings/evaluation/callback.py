@@ -14,10 +14,9 @@ from typing import cast
 from lightning import LightningModule, Trainer
 
 from src.training.step import RolloutCallback, RolloutStep, Training, rollout_callbacks
-from src.wings.evaluation.answer_records import RecordStore
-from src.wings.evaluation.benchmark import Benchmark, EvalReport, Ranks, prepared
-from src.wings.evaluation.generation import EngineGenerate, context_of
-from src.wings.evaluation.samples import Subset
+from src.wings.evaluation.answering import EngineGenerate, context_of
+from src.wings.evaluation.benchmark import Benchmark, EvalReport, Ranks, Subset, prepared
+from src.wings.evaluation.evaluation_folder import RecordStore
 
 log = logging.getLogger(__name__)
 

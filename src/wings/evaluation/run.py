@@ -19,19 +19,17 @@ from src.errors import ConfigError
 from src.runs.config_file import save_config
 from src.runs.folder import held, open_run_folder
 from src.runs.summary import command_line, versions
-from src.wings.evaluation import fingerprint
-from src.wings.evaluation.answer_records import RecordStore, write_whole
 from src.wings.evaluation.answering import (
+    EngineGenerate,
     GenerationSettings,
     build_generate,
     choose_device,
     complete_prompt,
     start_engine,
 )
-from src.wings.evaluation.benchmark import Benchmark, EvalReport, Record, prepared
-from src.wings.evaluation.generation import EngineGenerate
+from src.wings.evaluation.benchmark import Benchmark, EvalReport, Record, Subset, prepared
+from src.wings.evaluation.evaluation_folder import RecordStore, model_identity, open_folder, write_whole
 from src.wings.evaluation.resolving import ModelSource, load_source, resolve_model
-from src.wings.evaluation.samples import Subset
 from src.wings.evaluation.score_table import render_report
 
 log = logging.getLogger(__name__)
@@ -58,9 +56,9 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
     source = resolve_model(config)
     complete_prompt(config, source)
     benchmarks = prepare_benchmarks(config)
-    identity = fingerprint.model_identity(source)
+    identity = model_identity(source)
     made_of = _fingerprint(config, settings, subset, identity)
-    fingerprint.open_folder(folder, made_of, resume=config.resume is not None)
+    open_folder(folder, made_of, resume=config.resume is not None)
     open_run_folder(folder)
     with held(folder, "hydra.run.dir" if config.resume is None else "resume"):
         stores = {name: RecordStore(folder / f"{name}.jsonl") for name in benchmarks}

@@ -6,26 +6,16 @@ calls are executed, it sees their results, and decides itself when a turn is don
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 from src.data.rendering import Layout, compact_prompt, published_prompt
-from src.data.sources.synthetic.domains import TRAINING_DOMAINS
-from src.data.sources.synthetic.source import SyntheticSource, execute
-from src.protocol.dialogue import ChatPrompt, Dialogue, JsonValue, Message, ToolCall, ToolSpec
+from src.data.sources.synthetic.source import SyntheticSource
+from src.environments.conversation import Conversation, Generate, Turn, play
+from src.environments.synthetic import SyntheticWorld
+from src.protocol.dialogue import ChatPrompt, Dialogue, Message, ToolCall, ToolSpec
 from src.protocol.matching import same_calls
-from src.wings.evaluation.benchmark import (
-    Answer,
-    Generate,
-    Record,
-    SampledBenchmark,
-    count_by_category,
-    mean_by_category,
-)
-from src.wings.evaluation.lock_step import play
-from src.wings.evaluation.samples import Sample
+from src.wings.evaluation.benchmark import Benchmark, Record, Sample, count_by_category, mean_by_category
 
 PromptBuilder = Callable[[Sequence[ToolSpec], Sequence[Message]], ChatPrompt]
 
@@ -33,15 +23,7 @@ MAX_STEPS = 4
 """Steps with calls that a turn may take; the expert needs one."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """A user message and the calls that it asks for."""
-
-    user: Message
-    gold: tuple[ToolCall, ...]
-
-
-class SyntheticBenchmark(SampledBenchmark):
+class SyntheticBenchmark(Benchmark):
     """Held-out synthetic dialogues; scores `overall` (share of dialogues without a mistake) and each kind's.
 
     A dialogue passes if in every turn the calls made equal the calls asked for, in any order, and the turn ends with a
@@ -51,7 +33,7 @@ class SyntheticBenchmark(SampledBenchmark):
     name = "synthetic"
 
     def __init__(self, size: int = 120, seed: int = 0, layout: Layout = "compact") -> None:
-        """Nothing is generated before `prepare`.
+        """Nothing is generated before `samples`.
 
         Args:
             size: dialogues.
@@ -72,9 +54,9 @@ class SyntheticBenchmark(SampledBenchmark):
 
     def answer(self, samples: Sequence[Sample], generate: Generate) -> Iterator[Record]:
         """Play all dialogues side by side."""
-        episodes = (_Episode(sample, self._build) for sample in samples)
-        for episode in play(episodes, generate, concurrent=max(1, len(samples))):
-            yield episode.record()
+        dialogues = (_Played(sample, self._build) for sample in samples)
+        for played in play(dialogues, generate, concurrent=max(1, len(samples))):
+            yield played.record()
 
     def score(self, records: Sequence[Record]) -> tuple[dict[str, float], dict[str, int]]:
         """See the class."""
@@ -84,90 +66,55 @@ class SyntheticBenchmark(SampledBenchmark):
         return scores, count_by_category(records)
 
 
-class _Episode:
-    """One dialogue as the policy plays it."""
+class _Played(Conversation):
+    """One dialogue as the policy plays it; a turn with a mistake is its last."""
 
     def __init__(self, sample: Sample, build: PromptBuilder) -> None:
+        self._dialogue: Dialogue = sample.data
+        super().__init__(SyntheticWorld(self._dialogue.tools), MAX_STEPS)
         self._sample = sample
         self._build = build
-        self._dialogue: Dialogue = sample.data
-        self._offered = {tool.name for tool in self._dialogue.tools}
-        self._turns = _turns(self._dialogue)
-        self._history = [self._turns[0].user]
-        self._turn = 0
-        self._steps = 0
-        self._made: list[ToolCall] = []
-        self._error = ""
+        self._asked = _asked(self._dialogue)
+        self.next_turn()
 
     def prompt(self) -> ChatPrompt:
-        return self._build(self._dialogue.tools, self._history)
+        return self._build(self._dialogue.tools, self.history())
 
-    def take(self, answer: Answer) -> bool:
-        calls = answer.parsed.calls or ()
-        self._history.append(Message("assistant", (answer.parsed.response or "").strip(), calls=calls))
-        if calls:
-            self._made += calls
-            self._steps += 1
-            self._error = "too many steps" if self._steps > MAX_STEPS else ""
-            self._history.append(Message("observation", self._execute(calls)))
-            return bool(self._error)
-        return self._end_turn(answer)
+    def next_turn(self) -> bool:
+        index = len(self.turns)
+        if index:
+            steps = self.turns[-1].steps
+            if not same_calls([call for step in steps for call in step.calls], self._asked[index - 1][1]):
+                self.error_type = f"turn {index - 1}: other calls than asked for"
+            elif steps[-1].response is None:
+                self.error_type = f"turn {index - 1}: no response"
+        if self.error_type or index == len(self._asked):
+            return False
+        self.turns.append(Turn.of_user(self._asked[index][0]))
+        return True
 
     def record(self) -> Record:
+        steps = self.turns[-1].steps
+        error = self.error_type or ("too many steps" if steps[-1].calls else "")
         return Record(
             id=self._sample.id,
             category=self._sample.category,
-            passed=not self._error,
+            passed=not error,
             details={
-                "error": self._error,
+                "error": error,
                 "messages": [
                     {"role": m.role, "text": m.text, "calls": [[c.name, dict(c.parameters)] for c in m.calls]}
-                    for m in self._history
+                    for m in self.history()
                 ],
             },
         )
 
-    def _end_turn(self, answer: Answer) -> bool:
-        if not same_calls(tuple(self._made), self._turns[self._turn].gold):
-            self._error = f"turn {self._turn}: other calls than asked for"
-        elif answer.parsed.response is None:
-            self._error = f"turn {self._turn}: no response"
-        self._turn += 1
-        if self._error or self._turn == len(self._turns):
-            return True
-        self._made, self._steps = [], 0
-        self._history.append(self._turns[self._turn].user)
-        return False
 
-    def _execute(self, calls: Sequence[ToolCall]) -> str:
-        return observation([run(call, self._offered) for call in calls])
-
-
-def run(call: ToolCall, offered: Collection[str]) -> JsonValue:
-    """What a call of a synthetic tool returns; an error where the tool is not on offer.
-
-    >>> run(ToolCall("get_weather", {"city": "Oslo", "day": "May 1"}), {"get_weather"}).keys()
-    dict_keys(['sky', 'degrees'])
-    >>> run(ToolCall("get_whether", {}), {"get_weather"})
-    {'error': 'no tool get_whether'}
-    """
-    return execute(call, TRAINING_DOMAINS) if call.name in offered else {"error": f"no tool {call.name}"}
-
-
-def observation(results: Sequence[JsonValue]) -> str:
-    """Results of a step's calls as the policy reads them: that of a single call without a list around it.
-
-    >>> observation([{"sky": "sunny"}]), observation([1, 2])
-    ('{"sky": "sunny"}', '[1, 2]')
-    """
-    return json.dumps(results[0] if len(results) == 1 else results)
-
-
-def _turns(dialogue: Dialogue) -> list[_Turn]:
-    turns: list[_Turn] = []
+def _asked(dialogue: Dialogue) -> list[tuple[str, list[ToolCall]]]:
+    """For each turn what the user says, and the calls that this asks for."""
+    turns: list[tuple[str, list[ToolCall]]] = []
     for message in dialogue.messages:
         if message.role == "user":
-            turns.append(_Turn(message, ()))
-        elif message.calls:
-            turns[-1] = _Turn(turns[-1].user, turns[-1].gold + message.calls)
+            turns.append((message.text, []))
+        turns[-1][1].extend(message.calls)
     return turns

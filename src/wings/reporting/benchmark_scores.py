@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from src.wings.evaluation.paper_rows import PaperRow, paper_rows
-from src.wings.evaluation.score_table import TABLES
+from src.wings.evaluation.score_table import TABLES, PaperRow, paper_rows
 from src.wings.reporting.charts import Chart, Panel, Series
 from src.wings.reporting.run_record import RunRecord
 

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from src.wings.comparing.statistics import estimate
-from src.wings.evaluation.paper_rows import paper_rows
-from src.wings.evaluation.score_table import TABLES, TableLayout, row_label
+from src.wings.evaluation.score_table import TABLES, TableLayout, paper_rows, row_label
 from src.wings.reporting.benchmark_scores import base_model, same_model
 from src.wings.reporting.run_record import RunRecord, methods
 from src.wings.reporting.tables import Cell, Table

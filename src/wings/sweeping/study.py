@@ -13,7 +13,7 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from src.errors import ConfigError
-from src.wings.evaluation.fingerprint import differences
+from src.wings.evaluation.evaluation_folder import differences
 from src.wings.sweeping.settings import FREE, SECTION, SweepSettings
 from src.wings.sweeping.space import Parameters
 

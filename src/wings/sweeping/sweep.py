@@ -20,8 +20,8 @@ from src.config.checks import check_config
 from src.errors import ConfigError
 from src.runs.config_file import without_home
 from src.runs.folder import held, hide_home, open_run_folder
+from src.runs.line_file import write_whole
 from src.runs.summary import command_line
-from src.wings.evaluation.answer_records import write_whole
 from src.wings.memory.preflight import plan_memory
 from src.wings.memory.table import show_plan
 from src.wings.sweeping.launch import Launch, cancel_jobs

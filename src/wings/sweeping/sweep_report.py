@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
-from src.wings.evaluation.answer_records import write_whole
+from src.runs.line_file import write_whole
 from src.wings.evaluation.score_table import markdown_table
 from src.wings.sweeping.space import as_override
 from src.wings.sweeping.study import DEFAULT, ERROR, FOLDER, finished

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from src.data.sources.call_syntax import CallSyntaxError, looks_like_calls, parse_calls
-from src.data.sources.toolace import ToolAceSource
+from src.data.sources.toolace import CallSyntaxError, ToolAceSource, looks_like_calls, parse_calls
 from src.protocol.dialogue import THOUGHT_OF_CALLS, THOUGHT_OF_RESPONSE, DataError, Message, ToolCall
 
 

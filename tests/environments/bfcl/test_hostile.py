@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from src.environments.bfcl.cases import load_cases
 from src.protocol.dialogue import ToolCall
 from src.protocol.parsing import parse
-from src.wings.evaluation.bfcl.dataset import load_cases
 from src.wings.evaluation.bfcl.decoding import decode_calls
+from tests.environments.bfcl.conftest import in_a_hurry
+from tests.environments.bfcl.gold import gold_calls, gold_turns
 from tests.environments.bfcl.hostile_calls import hostile
-from tests.wings.evaluation.bfcl.conftest import in_a_hurry
-from tests.wings.evaluation.bfcl.gold import gold_calls, gold_turns
 
 FILES_AND_MATH = "multi_turn_base_15"  # has GorillaFileSystem and MathAPI
 

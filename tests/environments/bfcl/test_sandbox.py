@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from src.environments.bfcl import worker_process
+from src.environments.bfcl import sandbox as sandbox_module
 from src.environments.bfcl.calls import call_string, within_bounds
+from src.environments.bfcl.cases import load_cases
 from src.environments.bfcl.sandbox import Execution, Sandbox, SandboxError, Verdict
 from src.protocol.dialogue import ToolCall
-from src.wings.evaluation.bfcl.dataset import load_cases
 from tests.conftest import ROOT
-from tests.wings.evaluation.bfcl.conftest import in_a_hurry
-from tests.wings.evaluation.bfcl.gold import gold_calls, gold_turns
-from tests.wings.evaluation.bfcl.outputs import ask_official
+from tests.environments.bfcl.conftest import in_a_hurry
+from tests.environments.bfcl.gold import gold_calls, gold_turns
+from tests.environments.bfcl.outputs import ask_official
 
 FOREVER = ToolCall("power", {"base": 7, "exponent": 10**8})
 GIGABYTES = ToolCall("square_root", {"number": 2, "precision": 10**11})
@@ -232,7 +232,7 @@ import decimal, json, sys
 import mpmath
 from src.environments.bfcl import official
 from bfcl_eval.eval_checker.multi_turn_eval.func_source_code import long_context
-from src.wings.evaluation.bfcl.dataset import load_cases
+from src.environments.bfcl.cases import load_cases
 
 case = load_cases("multi_turn_long_context")[0]
 request = {**case.entry, "involved_classes": ["MathAPI", "VehicleControlAPI"], "initial_config": {}}
@@ -308,7 +308,7 @@ def test_mistakes_of_ours_are_errors(files_and_math):
 
 
 def test_a_worker_that_cannot_start_is_an_error(monkeypatch, tmp_path, capfd):
-    monkeypatch.setattr(worker_process, "_ROOT", tmp_path)  # where there is no src
+    monkeypatch.setattr(sandbox_module, "_ROOT", tmp_path)  # where there is no src
     with Sandbox() as sandbox, pytest.raises(SandboxError, match="does not start"):
         sandbox.check_single_turn({"function": []}, "parallel", [], [])
     assert "src.environments" in capfd.readouterr().err

@@ -3,10 +3,11 @@ import json
 import pytest
 
 from src.data.rendering import step_text
+from src.environments.conversation import Answer
+from src.errors import BenchmarkDataError
 from src.protocol.dialogue import Message, ToolCall
 from src.wings.evaluation.api_bank import ApiBank, published_verdict, strict_verdict
-from src.wings.evaluation.benchmark import Answer, BenchmarkDataError
-from src.wings.evaluation.samples import Subset
+from src.wings.evaluation.benchmark import Subset
 from tests.conftest import needs_shared_data
 
 GOLD = ToolCall("Weather", {"city": "Oslo", "day": "1"})
@@ -131,13 +132,13 @@ def test_levels_can_be_chosen(shared_data):
 
 def test_missing_and_broken_data_are_named(tmp_path):
     with pytest.raises(BenchmarkDataError, match=r"benchmark\.api_bank\.path: .*level-1-api_processed\.json.*make api"):
-        ApiBank(tmp_path).prepare()
+        ApiBank(tmp_path).samples()
     for level in (1, 2, 3):
         (tmp_path / f"level-{level}-api_processed.json").write_text('[{"system": "s", "user": "u"}]')
     with pytest.raises(BenchmarkDataError, match=r"level-1-api_processed\.json\[0\]: expected .* KeyError: 'answer'"):
-        ApiBank(tmp_path).prepare()
+        ApiBank(tmp_path).samples()
     (tmp_path / "level-1-api_processed.json").write_text("[")
     with pytest.raises(BenchmarkDataError, match=r"level-1-api_processed\.json: expected a JSON list"):
-        ApiBank(tmp_path).prepare()
+        ApiBank(tmp_path).samples()
     with pytest.raises(ValueError, match="on_missing: expected 'error' or 'skip', found 'maybe'"):
         ApiBank(tmp_path, on_missing="maybe")

@@ -4,20 +4,22 @@ from collections import Counter
 
 import pytest
 
+from src.environments.conversation import Answer
+from src.errors import BenchmarkDataError
 from src.protocol.dialogue import ChatPrompt
 from src.wings.evaluation.benchmark import (
-    Answer,
-    BenchmarkDataError,
+    Benchmark,
     Ranks,
     Record,
-    SampledBenchmark,
+    Sample,
+    Subset,
     mean_by_category,
     prepared,
+    stratified,
 )
-from src.wings.evaluation.samples import Sample, Subset, stratified
 
 
-class Even(SampledBenchmark):
+class Even(Benchmark):
     """Passes where the answer is an even number; samples 0 to 9, categories low (0 to 6) and high."""
 
     name = "even"
@@ -126,7 +128,7 @@ def test_missing_data_stops_or_is_skipped(caplog):
     class Gone(Even):
         on_missing = "error"
 
-        def prepare(self):
+        def samples(self):
             raise BenchmarkDataError("no such file")
 
     class Skipped(Gone):

@@ -7,14 +7,16 @@ import pytest
 import torch
 
 from src.data.rendering import PromptRenderer
+from src.environments.conversation import Answer
+from src.errors import BenchmarkDataError
 from src.models.loading.loading import PolicyConfig, load_policy
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.native.engine import NativeEngine
 from src.train import train
 from src.training import ranks as training
-from src.wings.evaluation.benchmark import Answer, BenchmarkDataError, Ranks
+from src.wings.evaluation.answering import EngineGenerate
+from src.wings.evaluation.benchmark import Ranks
 from src.wings.evaluation.callback import BenchmarkCallback
-from src.wings.evaluation.generation import EngineGenerate
 from src.wings.evaluation.synthetic import SyntheticBenchmark
 from tests.conftest import ROOT, SMALL, needs_shared_data, train_config
 

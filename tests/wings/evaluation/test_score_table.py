@@ -1,11 +1,9 @@
 """Tables: the paper's rows are the paper's, ours are above them, and a subset says that it is one."""
 
-from src.wings.evaluation.benchmark import EvalReport, Record
-from src.wings.evaluation.bfcl.dataset import CATEGORIES
+from src.environments.bfcl.cases import CATEGORIES
+from src.wings.evaluation.benchmark import EvalReport, Record, Subset
 from src.wings.evaluation.bfcl.scores import aggregate
-from src.wings.evaluation.paper_rows import PaperRow, paper_rows
-from src.wings.evaluation.samples import Subset
-from src.wings.evaluation.score_table import render_report
+from src.wings.evaluation.score_table import PaperRow, paper_rows, render_report
 
 MULTI_TURN = [name for name in CATEGORIES if name.startswith("multi_turn")]
 

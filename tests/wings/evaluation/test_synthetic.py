@@ -4,8 +4,8 @@ from collections import Counter
 
 from src.data.rendering import compact_prompt, step_text
 from src.data.sources.synthetic.source import KINDS, SyntheticSource
+from src.environments.conversation import Answer
 from src.protocol.dialogue import Message, ToolCall
-from src.wings.evaluation.benchmark import Answer
 from src.wings.evaluation.synthetic import MAX_STEPS, SyntheticBenchmark
 
 

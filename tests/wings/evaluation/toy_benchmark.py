@@ -2,14 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 
+from src.environments.conversation import Generate
 from src.protocol.dialogue import ChatPrompt
-from src.wings.evaluation.benchmark import Generate, Record, SampledBenchmark, count_by_category, mean_by_category
-from src.wings.evaluation.samples import Sample
+from src.wings.evaluation.benchmark import Benchmark, Record, Sample, count_by_category, mean_by_category
 
 CITIES = ("Oslo", "Lima", "Bern", "Rome", "Cairo", "Quito", "Paris", "Delhi", "Minsk", "Tunis", "Sofia", "Riga")
 
 
-class ToyBenchmark(SampledBenchmark):
+class ToyBenchmark(Benchmark):
     """A sample passes if its answer has an even number of characters."""
 
     name = "toy"

@@ -16,7 +16,7 @@ from optuna.trial import TrialState
 
 from src.errors import ConfigError
 from src.runs.folder import held
-from src.wings.evaluation.answer_records import write_whole
+from src.runs.line_file import write_whole
 from src.wings.sweeping import sweep as module
 from src.wings.sweeping.study import DEFAULT, FOLDER, STUDY, ask
 from src.wings.sweeping.sweep import SweepError, sweep

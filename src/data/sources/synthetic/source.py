@@ -1,4 +1,4 @@
-"""The embedded corpus: a seeded generator of multi-turn tool dialogues over the domains of `synthetic_domains`.
+"""The embedded corpus: a seeded generator of multi-turn tool dialogues over the domains in `domains`.
 
 Values are open-vocabulary (invented names, codes, numbers), so that a policy has to copy them from the prompt. Three
 splits: `train`; `val`, whose dialogues share tools and phrasings with `train` but no request; `val_unseen`, whose
@@ -183,6 +183,15 @@ def execute(call: ToolCall, domains: Mapping[str, Sequence[SyntheticTool]]) -> d
     return {key: _value(kind, rng, "train") for key, kind in tools[call.name].returns.items()}
 
 
+def observation(results: Sequence[JsonValue]) -> str:
+    """Results of a step's calls as the policy reads them: that of a single call without a list around it.
+
+    >>> observation([{"sky": "sunny"}]), observation([1, 2])
+    ('{"sky": "sunny"}', '[1, 2]')
+    """
+    return json.dumps(results[0] if len(results) == 1 else results)
+
+
 def imperfect(example: TurnExample, habits: Habits, rng: random.Random) -> TurnExample:
     """The same step as an imperfect demonstrator would take it."""
     target, tag = example.target, example.tags[0]
@@ -292,7 +301,7 @@ class _DialogueWriter:
             results = [execute(call, self._domains) for call in calls]
             answer = " ".join(r.tool.answer.format(**result) for r, result in zip(requests, results, strict=True))
             messages += [
-                Message("observation", json.dumps(results[0] if len(results) == 1 else results)),
+                Message("observation", observation(results)),
                 Message("assistant", answer, answer_thought(self._rng)),
             ]
             tags.append("answer")
@@ -346,7 +355,7 @@ def _value(kind: str, rng: random.Random, world: str) -> JsonValue:
 
 
 def tool_spec(tool: SyntheticTool) -> ToolSpec:
-    """A tool of `synthetic_domains` as prompts offer it."""
+    """A tool as prompts offer it."""
     types = {"small": "integer", "amount": "integer"}
     parameters = {key: {"type": types.get(kind, "string"), "kind": kind} for key, kind in tool.parameters.items()}
     return ToolSpec(tool.name, tool.description, parameters)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from src.data.sources.synthetic import wordings
+from src.data.sources.synthetic.domains import WORDINGS
 from src.protocol.dialogue import Dialogue, ToolCall, TurnExample
 
 Reasoning = Literal["brief", "long"]
@@ -54,12 +54,12 @@ def call_thought(names: Sequence[str], rng: random.Random) -> str:
 
 def answer_thought(rng: random.Random) -> str:
     """Before a response that needs no further call."""
-    return rng.choice(wordings.NOTHING_LEFT)
+    return rng.choice(WORDINGS["nothing_left"])
 
 
 def refusal_thought(rng: random.Random) -> str:
     """Before a response that says that no tool can do it."""
-    return rng.choice(wordings.NONE_FITS)
+    return rng.choice(WORDINGS["none_fits"])
 
 
 def missing_thought(key: str, rng: random.Random) -> str:
@@ -77,7 +77,7 @@ def long_thought(example: TurnExample, dialogue: Dialogue, rng: random.Random) -
     """
     situation = _situation(example, dialogue)
     sentences = [_opening(situation, rng), *_survey(situation, rng), *_sources(situation, rng)]
-    for musing in rng.sample(wordings.MUSINGS, rng.choice((2, 3)) + 3 * max(0, len(situation.wanted) - 1)):
+    for musing in rng.sample(WORDINGS["musings"], rng.choice((2, 3)) + 3 * max(0, len(situation.wanted) - 1)):
         sentences.insert(rng.randint(1, len(sentences)), spin(musing, rng))
     sentences += _decision(situation, rng)
     return " ".join(sentence if sentence.endswith((".", "?")) else f"{sentence}." for sentence in sentences)
@@ -111,18 +111,18 @@ def _opening(situation: _Situation, rng: random.Random) -> str:
     about = {tool.name: tool.description for tool in situation.example.tools}
     topics = [_lowered(about[name]) for name in dict.fromkeys(call.name for call in situation.wanted)]
     if not topics:
-        return spin(rng.choice(wordings.TOPIC_OPEN), rng)
-    templates = wordings.TOPIC_ANSWERED if situation.kind == "answer" else wordings.TOPIC_KNOWN
+        return spin(rng.choice(WORDINGS["topic_open"]), rng)
+    templates = WORDINGS["topic_answered"] if situation.kind == "answer" else WORDINGS["topic_known"]
     return spin(rng.choice(templates), rng).format(topic=" and also ".join(topics))
 
 
 def _survey(situation: _Situation, rng: random.Random) -> list[str]:
     """A sentence on each tool, in random order."""
     wanted = {call.name for call in situation.wanted}
-    fitting = wordings.CALLED if situation.kind == "answer" else wordings.FIT
+    fitting = WORDINGS["called"] if situation.kind == "answer" else WORDINGS["fit"]
     tools = situation.example.tools
     return [
-        spin(rng.choice(fitting if tool.name in wanted else wordings.UNFIT), rng).format(
+        spin(rng.choice(fitting if tool.name in wanted else WORDINGS["unfit"]), rng).format(
             tool=tool.name, about=_lowered(tool.description), parameters=_listed(list(tool.parameters))
         )
         for tool in rng.sample(tools, len(tools))
@@ -140,15 +140,15 @@ def _sources(situation: _Situation, rng: random.Random) -> list[str]:
         for key, value in call.parameters.items():
             place = "" if key in situation.unknown else _place(value, situation)
             keys.setdefault(place, []).append(key)
-        of = f" of the {wordings.ORDINALS[index]}" if len(set(names)) < len(names) else ""
+        of = f" of the {WORDINGS['ordinals'][index]}" if len(set(names)) < len(names) else ""
         sentences += [
-            spin(rng.choice(wordings.PLACES[place]), rng).format(keys=_listed(k) + of) for place, k in keys.items()
+            spin(rng.choice(WORDINGS["places"][place]), rng).format(keys=_listed(k) + of) for place, k in keys.items()
         ]
     return sentences
 
 
 def _place(value: object, situation: _Situation) -> str:
-    """Where in the history a value stands (a key of `wordings.PLACES`); empty: nowhere."""
+    """Where in the history a value stands (a key of `WORDINGS["places"]`); empty: nowhere."""
     stands = re.compile(rf"(?<!\w){re.escape(str(value))}(?!\w)")
     history = situation.example.history
     for message in reversed(history):
@@ -166,13 +166,13 @@ def _decision(situation: _Situation, rng: random.Random) -> list[str]:
     names = [call.name for call in situation.example.target.calls]
     wanted = _listed([call.name for call in situation.wanted])
     if names:
-        reasons: tuple[str, ...] = ()
+        reasons: Sequence[str] = ()
         if situation.kind == "refusal":
-            reasons = wordings.NEAREST
+            reasons = WORDINGS["nearest"]
         elif situation.unknown:
-            reasons = wordings.MADE_UP
+            reasons = WORDINGS["made_up"]
         elif len(names) < len(situation.wanted):
-            reasons = wordings.FIRST_ONLY
+            reasons = WORDINGS["first_only"]
         said = [spin(rng.choice(reasons), rng)] if reasons else []
         given = {"tool": names[0], "key": _listed(situation.unknown)}
         return [*(sentence.format(**given) for sentence in said), call_thought(names, rng)]
@@ -182,7 +182,7 @@ def _decision(situation: _Situation, rng: random.Random) -> list[str]:
         return [refusal_thought(rng)]
     if situation.kind == "ask":
         return [missing_thought(situation.unknown[0], rng)]
-    return [spin(rng.choice(wordings.PROMISED), rng).format(tool=wanted)]
+    return [spin(rng.choice(WORDINGS["promised"]), rng).format(tool=wanted)]
 
 
 def _listed(words: Sequence[str]) -> str:

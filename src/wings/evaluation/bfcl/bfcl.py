@@ -7,22 +7,58 @@ from typing import Literal, get_args
 
 from src.data.rendering import call_line
 from src.environments.bfcl.calls import well_formed
+from src.environments.bfcl.cases import Case, choose_categories, is_multi_turn, load_cases
 from src.environments.bfcl.sandbox import Sandbox, Verdict, check_limits
-from src.protocol.dialogue import JsonValue, ToolCall
-from src.wings.evaluation.benchmark import Answer, Generate, Record, SampledBenchmark
-from src.wings.evaluation.bfcl.dataset import Case, choose_categories, is_multi_turn, load_cases
+from src.environments.bfcl.world import CaseWorld, Executor, turn_messages
+from src.environments.conversation import Answer, Conversation, Generate, Turn, play
+from src.protocol.dialogue import ChatPrompt, JsonValue, ToolCall
+from src.wings.evaluation.benchmark import Benchmark, Record, Sample
 from src.wings.evaluation.bfcl.decoding import decode_calls
-from src.wings.evaluation.bfcl.loop import Conversation
-from src.wings.evaluation.bfcl.prompting import Turn, TurnWording, build_prompt, turn_messages
+from src.wings.evaluation.bfcl.prompting import TurnWording, build_prompt
 from src.wings.evaluation.bfcl.scores import score_records
-from src.wings.evaluation.lock_step import play
-from src.wings.evaluation.samples import Sample
+
+STEP_LIMIT = 20
+"""Executed steps of a turn; a case is stopped after one more (the package's MAXIMUM_STEP_LIMIT)."""
 
 _MAX_RESULT = 2000
 """Characters of a tool result that a record keeps; a directory listing of long_context has 100,000."""
 
 
-class Bfcl(SampledBenchmark):
+class CaseConversation(Conversation):
+    """A multi-turn case on its way, by the package's `base_handler.inference_multi_turn_prompting`.
+
+    A stopped case lacks turns, by which the checker knows it (`multi_turn:force_terminated`); one stopped in its last
+    turn lacks none and is judged by what it did. One with an `error_type` has failed, whatever it did before.
+
+    Args:
+        case: what it is about.
+        executor: runs the calls.
+        wording: of the prompts.
+    """
+
+    def __init__(self, case: Case, executor: Executor, wording: TurnWording) -> None:
+        super().__init__(CaseWorld(case, executor), STEP_LIMIT)
+        self.case = case
+        self._wording = wording
+        self.next_turn()
+
+    def prompt(self) -> ChatPrompt:
+        """In the benchmark's wording."""
+        return build_prompt(self.case, self.turns, self._wording)
+
+    def calls_of(self, answer: Answer) -> tuple[ToolCall, ...]:
+        """By the published handler's rule."""
+        return decode_calls(answer.text)
+
+    def next_turn(self) -> bool:
+        """The case's next messages."""
+        index = len(self.turns)
+        if index < len(self.case.question):
+            self.turns.append(Turn(turn_messages(self.case, index)))
+        return index < len(self.case.question)
+
+
+class Bfcl(Benchmark):
     """The 17 categories of `bfcl-eval==2025.6.14`, judged by its own checkers; see `scores.aggregate` for the scores.
 
     A prompt that does not fit the model fails its case, irrelevance included: the package, which takes its own error
@@ -40,7 +76,7 @@ class Bfcl(SampledBenchmark):
         max_concurrent: int = 200,
         on_missing: Literal["error", "skip"] = "error",
     ) -> None:
-        """Nothing is read before `prepare`, and no process started before `run`.
+        """Nothing is read before `samples`, and no process started before `run`.
 
         Args:
             categories: names of categories or of groups: all, single_turn, non_live, live, multi_turn.
@@ -84,7 +120,7 @@ class Bfcl(SampledBenchmark):
         """Single-turn cases in one go, then the multi-turn ones in lock-step."""
         cases: list[Case] = [sample.data for sample in samples]
         single = [case for case in cases if not is_multi_turn(case.category)]
-        multi = (Conversation(case, self._sandbox, self._wording) for case in cases if is_multi_turn(case.category))
+        multi = (CaseConversation(case, self._sandbox, self._wording) for case in cases if is_multi_turn(case.category))
         with self._sandbox:
             prompts = [build_prompt(case, [Turn(turn_messages(case, 0))], self._wording) for case in single]
             for index, answer in generate(prompts):
@@ -105,7 +141,7 @@ class Bfcl(SampledBenchmark):
         details = {"text": answer.text, "calls": _lines(calls), "tokens": answer.tokens}
         return _record(case, verdict, answer.finish == "length", details)
 
-    def _judge_conversation(self, conversation: Conversation) -> Record:
+    def _judge_conversation(self, conversation: CaseConversation) -> Record:
         case = conversation.case
         if conversation.error_type:
             verdict = Verdict(False, conversation.error_type, f"Cannot go on in turn {len(conversation.turns) - 1}.")

@@ -20,25 +20,17 @@ message, worded by the package.
 
 from __future__ import annotations
 
-import copy
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Literal
 
 from src.data.rendering import HISTORY_HEAD, published_system
 from src.environments.bfcl.calls import as_python, well_formed
-from src.protocol.dialogue import ChatPrompt, JsonValue, ToolCall, ToolSpec
-from src.wings.evaluation.bfcl.dataset import Case, Json
+from src.environments.bfcl.cases import Case
+from src.environments.bfcl.world import observation, tool_specs
+from src.environments.conversation import Turn
+from src.protocol.dialogue import ChatPrompt
 
 TurnWording = Literal["official", "toolrl"]
-
-_LANGUAGE_HINTS: Mapping[str, str] = {
-    "java": " Note that the provided function is in Java 8 SDK syntax.",
-    "javascript": " Note that the provided function is in JavaScript syntax.",
-}
-_PYTHON_HINT = " Note that the provided function is in Python 3 syntax."
-_MORE_FUNCTIONS = "{functions}\nI have updated some more functions you can choose from. What about now?"
 
 _TOOLRL_SUFFIX = (
     "If there's no appropriate tools to apply or required parameters are missing, please directly inform me in your "
@@ -54,31 +46,6 @@ _TOOLRL_RETRY = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One answer within a turn; `results` are those of its calls, none where the answer ended the turn."""
-
-    text: str
-    calls: tuple[ToolCall, ...] = ()
-    results: tuple[str, ...] = ()
-
-
-@dataclass(slots=True)
-class Turn:
-    """The given messages that open a turn, and the model's steps so far."""
-
-    messages: Sequence[Mapping[str, str]]
-    steps: list[Step] = field(default_factory=list)
-
-
-def turn_messages(case: Case, index: int) -> Sequence[Mapping[str, str]]:
-    """The given messages of a turn; where functions come with it, the package's own message with their docs."""
-    if index in case.held_back:
-        docs = list(case.held_back[index])
-        return [{"role": "user", "content": _MORE_FUNCTIONS.format(functions=docs)}]
-    return case.question[index]
-
-
 def build_prompt(case: Case, turns: Sequence[Turn], wording: TurnWording) -> ChatPrompt:
     """The prompt for the next answer of a case."""
     system = published_system(tool_specs(case))
@@ -86,46 +53,6 @@ def build_prompt(case: Case, turns: Sequence[Turn], wording: TurnWording) -> Cha
         return ChatPrompt(system + "\n", (HISTORY_HEAD + _toolrl_records(turns)).strip())
     given = [message["content"] for turn in turns for message in turn.messages if message["role"] == "system"]
     return ChatPrompt("\n\n".join([system, *given]), HISTORY_HEAD + _official_records(turns))
-
-
-def tool_specs(case: Case) -> list[ToolSpec]:
-    """The tools that the prompt offers from the start, with language hints."""
-    docs = hinted(case.functions, case.category)
-    return [ToolSpec(doc["name"], doc["description"], doc["parameters"].get("properties", {})) for doc in docs]
-
-
-def hinted(functions: Sequence[Json], category: str) -> list[Json]:
-    """Function docs with the package's hints (`func_doc_language_specific_pre_processing`), the given ones untouched.
-
-    Every description names the language. Java and JavaScript parameters become strings that hold source literals, and
-    their descriptions say of which type.
-    """
-    docs = [
-        {**doc, "description": doc["description"] + _LANGUAGE_HINTS.get(category, _PYTHON_HINT)} for doc in functions
-    ]
-    if category in _LANGUAGE_HINTS:
-        for doc in docs:
-            doc["parameters"] = copy.deepcopy(doc["parameters"])
-            for parameter in doc["parameters"]["properties"].values():
-                _as_source_literal(parameter, category)
-    return docs
-
-
-def _as_source_literal(parameter: Json, category: str) -> None:
-    language, lists = ("Java", ("ArrayList", "Array")) if category == "java" else ("JavaScript", ("array",))
-    kind = parameter["type"]
-    if kind == "any":
-        added = f" This parameter can be of any type of {language} object in string representation."
-    else:
-        added = f" This is {language} {kind} type parameter in string representation."
-    if kind in lists:
-        items = parameter.pop("items")["type"]
-        added += f" The list elements are of type {items}; they are not in string representation."
-    if language == "JavaScript" and kind == "dict" and "properties" in parameter:
-        schema = json.dumps(parameter.pop("properties"))
-        added += " The dictionary entries have the following schema; they are not in string representation. " + schema
-    parameter["description"] += added
-    parameter["type"] = "string"
 
 
 def _official_records(turns: Sequence[Turn]) -> str:
@@ -143,26 +70,6 @@ def _official_records(turns: Sequence[Turn]) -> str:
                 written.append(f"<obs> {observation(step.calls, step.results)} </obs>")
             records.append("\n".join(filter(None, written)))
     return "\n\n".join(filter(None, records))
-
-
-def observation(calls: Sequence[ToolCall], results: Sequence[str]) -> str:
-    """Results of a step as in the training data: what is JSON stands as JSON.
-
-    >>> observation([ToolCall("pwd", {}), ToolCall("cat", {})], ['{"path": "/a"}', "not found"])
-    '[{"name": "pwd", "results": {"path": "/a"}}, {"name": "cat", "results": "not found"}]'
-    """
-    return json.dumps(
-        [{"name": call.name, "results": _embedded(result)} for call, result in zip(calls, results, strict=True)]
-    )
-
-
-def _embedded(result: str) -> JsonValue:
-    try:
-        value = json.loads(result)
-        json.dumps(value, allow_nan=False)
-    except (ValueError, RecursionError):
-        return result
-    return value
 
 
 def _toolrl_records(turns: Sequence[Turn]) -> str:

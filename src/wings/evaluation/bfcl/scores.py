@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from src.environments.bfcl.cases import CATEGORIES, GROUPS
 from src.wings.evaluation.benchmark import Record, count_by_category, mean_by_category
-from src.wings.evaluation.bfcl.dataset import CATEGORIES, GROUPS
 
 _MEANS: Mapping[str, tuple[str, ...]] = {
     "non_live_simple": ("simple", "java", "javascript"),

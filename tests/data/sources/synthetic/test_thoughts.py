@@ -8,7 +8,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from src.data.rendering import PromptRenderer, call_line
-from src.data.sources.synthetic import wordings
+from src.data.sources.synthetic.domains import WORDINGS
 from src.data.sources.synthetic.source import Habits, SyntheticSource
 from src.data.sources.synthetic.thoughts import long_thought, spin
 from src.protocol.dialogue import Dialogue, Message, ToolCall, ToolSpec, TurnExample
@@ -99,8 +99,8 @@ def test_thoughts_say_where_the_values_stand():
         thought = long_thought(example, dialogue, random.Random(seed))
         assert _said(thought, "result", "flight_id") and _said(thought, "request", "passenger")
         assert not _said(thought, "", "passenger") and not _said(thought, "earlier", "flight_id")
-        assert any(_matches(template, thought, tool="play_song") for template in wordings.UNFIT)
-        assert any(_matches(template, thought, tool="book_flight") for template in wordings.FIT)
+        assert any(_matches(template, thought, tool="play_song") for template in WORDINGS["unfit"])
+        assert any(_matches(template, thought, tool="book_flight") for template in WORDINGS["fit"])
 
 
 def test_imperfect_steps_have_thoughts_of_their_own(imperfect):
@@ -108,15 +108,15 @@ def test_imperfect_steps_have_thoughts_of_their_own(imperfect):
     for example in imperfect:
         thought, (tag,), calls = example.target.thought, example.tags, example.target.calls
         reasons = {
-            "first only": (wordings.FIRST_ONLY, tag.startswith("parallel") and len(calls) == 1),
-            "promised": (wordings.PROMISED, tag in {"single", "follow_up", "after_ask"} and not calls),
-            "nearest": (wordings.NEAREST, tag == "refusal" and bool(calls)),
+            "first only": (WORDINGS["first_only"], tag.startswith("parallel") and len(calls) == 1),
+            "promised": (WORDINGS["promised"], tag in {"single", "follow_up", "after_ask"} and not calls),
+            "nearest": (WORDINGS["nearest"], tag == "refusal" and bool(calls)),
         }
         for name, (templates, expected) in reasons.items():
             assert any(_matches(template, thought) for template in templates) == expected, example
             seen |= {name} if expected else set()
         if tag == "ask" and calls:
-            assert any(_matches(template, thought) for template in wordings.MADE_UP), example
+            assert any(_matches(template, thought) for template in WORDINGS["made_up"]), example
             seen.add("made up")
     assert seen == {"first only", "promised", "nearest", "made up"}
 
@@ -132,7 +132,7 @@ def test_unknown_reasoning_is_refused():
 
 
 def _said(thought, place, key):
-    return any(_matches(template, thought, keys=key) for template in wordings.PLACES[place])
+    return any(_matches(template, thought, keys=key) for template in WORDINGS["places"][place])
 
 
 def _matches(template, thought, **known):

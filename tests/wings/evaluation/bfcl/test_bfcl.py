@@ -1,15 +1,18 @@
+"""The benchmark on given answers; `test_gold.py` gives it the gold ones."""
+
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from src.protocol.dialogue import ChatPrompt
-from src.wings.evaluation.benchmark import Answer
-from src.wings.evaluation.bfcl.bfcl import Bfcl
-from src.wings.evaluation.bfcl.dataset import CATEGORIES
-from src.wings.evaluation.samples import Subset
+from src.environments.bfcl.cases import CATEGORIES, Case
+from src.environments.bfcl.sandbox import Execution
+from src.environments.conversation import Answer
+from src.protocol.dialogue import ChatPrompt, JsonValue, ToolCall
+from src.wings.evaluation.benchmark import Subset
+from src.wings.evaluation.bfcl.bfcl import STEP_LIMIT, Bfcl, CaseConversation
 from tests.conftest import ROOT
 
 GARBAGE = '<tool_call>\n{"name": "\\ud800", "parameters": {"x": NaN, "y": "\\udfff"}}\n</tool_call>'
@@ -97,3 +100,102 @@ def test_the_config_holds_the_defaults():
 def test_settings_are_checked(settings, message):
     with pytest.raises(ValueError, match=message):
         Bfcl(**settings)
+
+
+DOC = {"name": "ls", "description": "List.", "parameters": {"type": "dict", "properties": {}, "required": []}}
+LS = ToolCall("ls", {})
+CALL = Answer.of('<tool_call>\n{"name": "ls", "parameters": {}}\n</tool_call>')
+TALK = Answer.of("<response> Done. </response>")
+
+
+class Recorder:
+    """Numbers the steps that it is given; breaks down at one of them."""
+
+    def __init__(self, breaks_at: int = 0, error_type: str = "") -> None:
+        self.requests: list[list[int]] = []
+        self._breaks_at, self._error_type = breaks_at, error_type
+
+    def execute(self, entry: Mapping[str, JsonValue], steps: Sequence[Sequence[ToolCall]]) -> Execution:
+        self.requests.append([len(step) for step in steps])
+        if len(steps) == self._breaks_at:
+            return Execution((), self._error_type)
+        return Execution(tuple(f"result {len(steps)}.{index}" for index in range(len(steps[-1]))))
+
+    def close(self) -> None:
+        """Nothing to end."""
+
+
+def case(name: str = "multi_turn_base_0", turns: int = 2) -> Case:
+    question = [[{"role": "user", "content": f"Request {turn}."}] for turn in range(turns)]
+    return Case(name, name.rpartition("_")[0], {"id": name, "question": question}, [DOC])
+
+
+def take_all(conversation: CaseConversation, answers: Sequence[Answer]) -> list[bool]:
+    return [conversation.take(answer) for answer in answers]
+
+
+def test_a_turn_ends_with_an_answer_without_calls():
+    recorder = Recorder()
+    conversation = CaseConversation(case(), recorder, "official")
+    two = Answer.of('<tool_call>\n{"name": "ls", "parameters": {}}\n{"name": "ls", "parameters": {}}\n</tool_call>')
+    assert take_all(conversation, [CALL, two, TALK, CALL, TALK]) == [False] * 4 + [True]
+    assert recorder.requests == [[1], [1, 2], [1, 2, 1]]  # all steps so far, over turns
+    assert conversation.calls() == [[(LS,), (LS, LS)], [(LS,)]]
+    assert conversation.turns[0].steps[1].results == ("result 2.0", "result 2.1")
+    assert conversation.error_type == ""
+
+
+def test_a_turn_may_have_no_call_at_all():
+    conversation = CaseConversation(case(), Recorder(), "official")
+    assert take_all(conversation, [TALK, TALK]) == [False, True]
+    assert conversation.calls() == [[], []]
+
+
+@pytest.mark.parametrize("talks_first", [False, True])
+def test_a_case_is_stopped_after_21_executed_steps_of_a_turn(talks_first):
+    recorder = Recorder()
+    conversation = CaseConversation(case(turns=3), recorder, "official")
+    if talks_first:
+        assert not conversation.take(TALK)
+    assert take_all(conversation, [CALL] * (STEP_LIMIT + 1)) == [False] * 20 + [True]
+    assert len(recorder.requests) == 21
+    assert len(conversation.calls()) == 1 + talks_first  # of 3 turns, which the checker takes for a failure
+
+
+def test_twenty_steps_a_turn_are_fine():
+    conversation = CaseConversation(case(), Recorder(), "official")
+    assert not any(take_all(conversation, [*[CALL] * 20, TALK, *[CALL] * 20]))
+    assert conversation.take(TALK)
+
+
+@pytest.mark.parametrize("error_type", ["time_limit", "memory_limit"])
+def test_a_step_that_cannot_be_run_ends_the_case(error_type):
+    conversation = CaseConversation(case(), Recorder(breaks_at=2, error_type=error_type), "official")
+    assert take_all(conversation, [CALL, CALL]) == [False, True]
+    assert conversation.error_type == error_type
+
+
+def test_a_prompt_that_does_not_fit_ends_the_case():
+    conversation = CaseConversation(case(), Recorder(), "official")
+    assert take_all(conversation, [CALL, Answer(TALK.text, TALK.parsed, 0, "context")]) == [False, True]
+    assert conversation.error_type == "context_exceeded"
+
+
+def test_tokens_and_cut_answers_are_counted():
+    conversation = CaseConversation(case(), Recorder(), "official")
+    take_all(conversation, [Answer(CALL.text, CALL.parsed, 5), Answer(TALK.text, TALK.parsed, 7, "length")])
+    assert (conversation.tokens, conversation.truncated) == (12, 1)
+
+
+def test_held_back_functions_come_with_their_turn():
+    entry = {"id": "multi_turn_miss_func_0", "question": [[{"role": "user", "content": "List."}], []]}
+    conversation = CaseConversation(
+        Case("multi_turn_miss_func_0", "multi_turn_miss_func", entry, [], {1: [DOC]}), Recorder(), "official"
+    )
+    assert "ls" not in conversation.prompt().user
+    conversation.take(TALK)
+    # the package formats the list of docs with Python's `str.format`, without language hints
+    assert conversation.prompt().user.endswith(
+        "<user> [{'name': 'ls', 'description': 'List.', 'parameters': {'type': 'dict', 'properties': {}, 'required': "
+        "[]}}]\nI have updated some more functions you can choose from. What about now? </user>"
+    )

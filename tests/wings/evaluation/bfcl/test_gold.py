@@ -7,12 +7,13 @@ from itertools import islice
 import pytest
 
 from src.data.rendering import published_system, step_text
+from src.environments.bfcl.cases import CATEGORIES, GROUPS, Case, is_multi_turn
+from src.environments.bfcl.world import tool_specs, turn_messages
+from src.environments.conversation import Answer, Turn
 from src.protocol.dialogue import ChatPrompt, Message, ToolCall
-from src.wings.evaluation.benchmark import Answer
 from src.wings.evaluation.bfcl.bfcl import Bfcl
-from src.wings.evaluation.bfcl.dataset import CATEGORIES, GROUPS, Case, is_multi_turn
-from src.wings.evaluation.bfcl.prompting import Turn, build_prompt, tool_specs, turn_messages
-from tests.wings.evaluation.bfcl.gold import NEVER_PASS, gold_calls, gold_turns
+from src.wings.evaluation.bfcl.prompting import build_prompt
+from tests.environments.bfcl.gold import NEVER_PASS, gold_calls, gold_turns
 
 Calls = list[ToolCall]
 RESPONSE = Message("assistant", "There is nothing more to do.", "Done.")

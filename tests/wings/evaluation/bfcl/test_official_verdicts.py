@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from src.environments.bfcl.cases import CATEGORIES, Case, is_multi_turn, load_cases
 from src.environments.bfcl.sandbox import Sandbox
-from src.wings.evaluation.bfcl.dataset import CATEGORIES, Case, is_multi_turn, load_cases
 from src.wings.evaluation.bfcl.decoding import decode_calls
-from tests.wings.evaluation.bfcl.gold import NEVER_PASS
-from tests.wings.evaluation.bfcl.outputs import MISTAKES, ask_official, multi_turn_output, single_turn_output
+from tests.environments.bfcl.gold import NEVER_PASS
+from tests.environments.bfcl.outputs import MISTAKES, ask_official, multi_turn_output, single_turn_output
 
 
 @pytest.fixture(scope="module", params=[40, pytest.param(320, marks=pytest.mark.slow)])

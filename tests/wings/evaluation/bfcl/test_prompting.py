@@ -1,13 +1,11 @@
-import ast
-import copy
-import json
-
 import pytest
 
 from src.data.rendering import published_system
+from src.environments.bfcl.cases import Case
+from src.environments.bfcl.world import turn_messages
+from src.environments.conversation import Step, Turn
 from src.protocol.dialogue import ToolCall, ToolSpec
-from src.wings.evaluation.bfcl.dataset import CATEGORIES, Case, data_folder, load_cases
-from src.wings.evaluation.bfcl.prompting import Step, Turn, build_prompt, hinted, observation, tool_specs, turn_messages
+from src.wings.evaluation.bfcl.prompting import build_prompt
 
 WEATHER = {
     "name": "weather.now",
@@ -158,43 +156,7 @@ def test_an_empty_answer_leaves_no_record():
     assert "list it. </user>\n\n<user> Go on." in build_prompt(FILES, turns, "official").user
 
 
-@pytest.mark.parametrize("result", ["text", "", "{'python': 'dict'}", "NaN", '{"x": Infinity}', "[" * 100_000])
-def test_results_that_are_no_json_stand_as_strings(result):
-    assert json.loads(observation([ToolCall("a", {})], [result])) == [{"name": "a", "results": result}]
-
-
 @pytest.mark.parametrize("wording", ["official", "toolrl"])
 def test_what_no_tokenizer_takes_is_no_part_of_a_prompt(wording):
     step = Step("<tool_call> …", (ToolCall("\ud800", {"x": "\udfff"}),), ("\ud800",))
     build_prompt(FILES, [Turn(FILES.question[0], [step])], wording).user.encode("utf-8")
-
-
-def official_hints():
-    """The package's own function, taken from its source: its module cannot be imported without tree-sitter."""
-    path = data_folder().parent / "model_handler" / "utils.py"
-    wanted = ("_get_language_specific_hint", "func_doc_language_specific_pre_processing")
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    tree.body = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name in wanted]
-    namespace = {"json": json}
-    exec(compile(tree, str(path), "exec"), namespace)
-    return namespace[wanted[1]]
-
-
-@pytest.mark.parametrize("category", CATEGORIES)
-def test_language_hints_are_the_packages(category):
-    official = official_hints()
-    for case in load_cases(category):
-        before = copy.deepcopy(case.functions)
-        assert hinted(case.functions, category) == official(copy.deepcopy(before), category)
-        assert case.functions == before  # the checkers need them as they are
-
-
-def test_java_parameters_are_source_literals():
-    case = next(case for case in load_cases("java") if case.id == "java_22")
-    (tool,) = tool_specs(case)
-    assert tool.description.endswith(" Note that the provided function is in Java 8 SDK syntax.")
-    assert tool.parameters["ids"]["type"] == "string" and "items" not in tool.parameters["ids"]
-    assert tool.parameters["ids"]["description"].endswith(
-        " This is Java ArrayList type parameter in string representation. The list elements are of type long; they are "
-        "not in string representation."
-    )

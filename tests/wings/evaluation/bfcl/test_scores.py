@@ -1,7 +1,7 @@
 import pytest
 
+from src.environments.bfcl.cases import CATEGORIES, GROUPS
 from src.wings.evaluation.benchmark import Record
-from src.wings.evaluation.bfcl.dataset import CATEGORIES, GROUPS
 from src.wings.evaluation.bfcl.scores import aggregate, score_records
 
 SHARES = {

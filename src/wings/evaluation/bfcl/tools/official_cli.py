@@ -25,10 +25,11 @@ from typing import Any
 
 from src.data.rendering import PromptRenderer
 from src.environments.bfcl.calls import REFUSED_CALL, bounded, call_string, refusal, well_formed
+from src.environments.bfcl.cases import VERSION, Case, Json
+from src.environments.conversation import Step, Turn
 from src.protocol.dialogue import ToolCall
-from src.wings.evaluation.bfcl.dataset import VERSION, Case, Json
 from src.wings.evaluation.bfcl.decoding import decode_calls
-from src.wings.evaluation.bfcl.prompting import Step, Turn, TurnWording, build_prompt
+from src.wings.evaluation.bfcl.prompting import TurnWording, build_prompt
 
 INSTALL = f"pip install bfcl-eval=={VERSION} transformers"
 

@@ -12,10 +12,10 @@ import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from src.environments.bfcl.cases import load_cases
 from src.protocol.dialogue import JsonValue
-from src.wings.evaluation.answer_records import RecordStore
 from src.wings.evaluation.benchmark import Record
-from src.wings.evaluation.bfcl.dataset import load_cases
+from src.wings.evaluation.evaluation_folder import RecordStore
 
 
 def result_of(details: Mapping[str, JsonValue]) -> JsonValue:

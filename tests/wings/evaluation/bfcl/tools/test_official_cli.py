@@ -22,15 +22,16 @@ import pytest
 from transformers import AutoTokenizer
 
 from src.data.rendering import PromptRenderer
+from src.environments.bfcl.cases import CATEGORIES, GROUPS, Case, load_cases
 from src.environments.bfcl.sandbox import Sandbox
+from src.environments.bfcl.world import turn_messages
+from src.environments.conversation import Answer, Turn
 from src.protocol.dialogue import ChatPrompt, ToolCall
-from src.wings.evaluation.benchmark import Answer
-from src.wings.evaluation.bfcl.dataset import CATEGORIES, GROUPS, Case, load_cases
+from src.wings.evaluation.bfcl.bfcl import CaseConversation
 from src.wings.evaluation.bfcl.decoding import decode_calls
-from src.wings.evaluation.bfcl.loop import Conversation
-from src.wings.evaluation.bfcl.prompting import Turn, build_prompt, turn_messages
+from src.wings.evaluation.bfcl.prompting import build_prompt
 from tests.conftest import ROOT
-from tests.wings.evaluation.bfcl.gold import gold_turns, step_text
+from tests.environments.bfcl.gold import gold_turns, step_text
 
 TINY = ROOT / "src/models/tiny"
 ADAPTER = "src.wings.evaluation.bfcl.tools.official_cli"
@@ -147,9 +148,9 @@ def sandbox():
         yield sandbox
 
 
-def in_process(case: Case, answers: list[str], sandbox, wording) -> tuple[list[ChatPrompt], Conversation]:
+def in_process(case: Case, answers: list[str], sandbox, wording) -> tuple[list[ChatPrompt], CaseConversation]:
     prompts = []
-    conversation = Conversation(case, sandbox, wording)
+    conversation = CaseConversation(case, sandbox, wording)
     for answer in answers:
         prompts.append(conversation.prompt())
         if conversation.take(Answer.of(answer)):

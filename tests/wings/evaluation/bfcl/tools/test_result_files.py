@@ -4,10 +4,10 @@ import json
 
 import pytest
 
-from src.wings.evaluation.answer_records import RecordStore
+from src.environments.bfcl.cases import load_cases
 from src.wings.evaluation.benchmark import Record
-from src.wings.evaluation.bfcl.dataset import load_cases
 from src.wings.evaluation.bfcl.tools.result_files import main, write_result_files
+from src.wings.evaluation.evaluation_folder import RecordStore
 
 
 def records(category: str) -> list[Record]:

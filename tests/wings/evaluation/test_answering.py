@@ -11,7 +11,7 @@ from src.protocol.dialogue import ChatPrompt
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.engine import SamplingParams
 from src.rollout.native.engine import NativeEngine
-from src.wings.evaluation.generation import EngineGenerate, context_of
+from src.wings.evaluation.answering import EngineGenerate, context_of
 from tests.conftest import ROOT
 
 PROMPTS = [

@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from src.environments.bfcl.cases import Case
 from src.protocol.dialogue import ToolCall
-from src.wings.evaluation.bfcl.dataset import Case
 
 # The checkers reject whatever can be written for these, or accept an answer only without an optional argument.
 NEVER_PASS = frozenset(

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from src.data.rendering import step_text
+from src.environments.bfcl.cases import Case
 from src.protocol.dialogue import Message, ToolCall
-from src.wings.evaluation.bfcl.dataset import Case
-from tests.wings.evaluation.bfcl.gold import gold_calls, gold_turns
+from tests.environments.bfcl.gold import gold_calls, gold_turns
 
 Calls = list[ToolCall]
 

@@ -6,10 +6,10 @@ from importlib.metadata import PackageNotFoundError
 
 import pytest
 
-from src.wings.evaluation.benchmark import BenchmarkDataError
-from src.wings.evaluation.bfcl import dataset
+from src.environments.bfcl import cases
+from src.environments.bfcl.cases import CATEGORIES, GROUPS, choose_categories, data_folder, load_cases
+from src.errors import BenchmarkDataError
 from src.wings.evaluation.bfcl.bfcl import Bfcl
-from src.wings.evaluation.bfcl.dataset import CATEGORIES, GROUPS, choose_categories, data_folder, load_cases
 from tests.conftest import ROOT
 
 
@@ -60,7 +60,7 @@ def test_unknown_categories_are_refused(names, found):
 
 def test_the_package_is_found_but_not_imported():
     program = (
-        "import sys; from src.wings.evaluation.bfcl.dataset import data_folder, load_cases; load_cases('simple');"
+        "import sys; from src.environments.bfcl.cases import data_folder, load_cases; load_cases('simple');"
         "print(data_folder().name, [name for name in sys.modules if name.startswith('bfcl_eval')])"
     )
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
@@ -71,15 +71,15 @@ def test_a_missing_package_says_how_to_install_it(monkeypatch):
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr(dataset, "version", missing)
+    monkeypatch.setattr(cases, "version", missing)
     with pytest.raises(BenchmarkDataError, match=r"not installed\. Run: pip install --no-deps bfcl-eval==2025\.6\.14"):
-        Bfcl().prepare()
+        Bfcl().samples()
 
 
 def test_another_version_is_refused(monkeypatch):
-    monkeypatch.setattr(dataset, "version", lambda name: "2025.6.16")
+    monkeypatch.setattr(cases, "version", lambda name: "2025.6.16")
     with pytest.raises(BenchmarkDataError, match=r"expected bfcl-eval 2025\.6\.14, found 2025\.6\.16"):
-        Bfcl().prepare()
+        Bfcl().samples()
 
 
 def test_damaged_files_are_named(tmp_path):

@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from src.errors import BenchmarkDataError
 from src.protocol.dialogue import JsonValue
-from src.wings.evaluation.benchmark import BenchmarkDataError
 
 VERSION = "2025.6.14"
 """The state that the paper reports ("updated June 14, 2025"). Later ones change gold answers and formulas."""

@@ -1,0 +1,85 @@
+"""Names in the configs of old run folders, as they are now: an old run is still evaluated, reported, exported, resumed.
+
+Extend the tables when a class that a config names moves, or a key gets another name; entries stay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+_MODULES: Mapping[str, str] = {
+    "src.callbacks.benchmark": "src.wings.evaluation.callback",
+    "src.callbacks.hf_export": "src.wings.exporting.callback",
+    "src.callbacks.live_figures": "src.wings.reporting.live.callback",
+    "src.callbacks.reasoning_share": "src.wings.theory.reasoning_share",
+    "src.callbacks.variance_meter": "src.wings.theory.variance_meter",
+    "src.data.sources.synthetic": "src.data.sources.synthetic.source",
+    "src.evaluation.answering": "src.wings.evaluation.answering",
+    "src.evaluation.api_bank": "src.wings.evaluation.api_bank",
+    "src.evaluation.bfcl.benchmark": "src.wings.evaluation.bfcl.bfcl",
+    "src.evaluation.bfcl.sandbox": "src.environments.bfcl.sandbox",
+    "src.evaluation.comparison": "src.wings.comparing.comparison",
+    "src.evaluation.synthetic": "src.wings.evaluation.synthetic",
+    "src.models.lora": "src.models.loading.lora",
+    "src.models.optimizers": "src.training.optimizers",
+    "src.models.policy_config": "src.models.loading.policy_config",
+    "src.models.settings": "src.training.settings",
+    "src.models.sharding": "src.models.loading.sharding",
+    "src.models.warm_start": "src.training.warm_start",
+    "src.rewards.published": "src.wings.published.reward",
+    "src.rollout.native": "src.rollout.native.engine",
+    "src.rollout.vllm": "src.rollout.vllm.engine",
+    "src.rollout.vllm_server": "src.rollout.vllm.server",
+}
+"""Old module -> new module of the same classes."""
+
+_TARGETS: Mapping[str, str] = {
+    "src.chatting.toolboxes.BfclToolbox": "src.environments.bfcl.world.BfclWorld",
+    "src.chatting.toolboxes.SyntheticToolbox": "src.environments.synthetic.synthetic_world",
+}
+"""Old target -> new target, where more than the module has another name."""
+
+_KEYS: Mapping[str, str] = {}
+"""Old key -> new key, both in full (`section.key`)."""
+
+
+def new_target(target: str) -> str:
+    """The name that a config's `_target_` has now.
+
+    >>> new_target("src.models.lora.LoraSettings"), new_target("lightning.Trainer")
+    ('src.models.loading.lora.LoraSettings', 'lightning.Trainer')
+    """
+    module, _, name = target.rpartition(".")
+    return _TARGETS.get(target, f"{_MODULES.get(module, module)}.{name}")
+
+
+def with_new_names(config: Any, keys: Mapping[str, str] = _KEYS) -> Any:
+    """A config of plain values with today's targets and keys; where old and new key are both there, the new one counts.
+
+    >>> with_new_names({"a": {"old": {"_target_": "src.models.lora.LoraSettings"}}}, {"a.old": "b.new"})
+    {'a': {}, 'b': {'new': {'_target_': 'src.models.loading.lora.LoraSettings'}}}
+    """
+    config = _with_new_targets(config)
+    for old, new in keys.items():
+        *sections, key = old.split(".")
+        section = config
+        for name in sections:
+            section = section.get(name) if isinstance(section, dict) else None
+        if isinstance(section, dict) and key in section:
+            value = section.pop(key)
+            *sections, key = new.split(".")
+            section = config
+            for name in sections:
+                section = section.setdefault(name, {})
+            section.setdefault(key, value)
+    return config
+
+
+def _with_new_targets(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: new_target(entry) if key == "_target_" and isinstance(entry, str) else _with_new_targets(entry)
+            for key, entry in value.items()
+        }
+    return [_with_new_targets(entry) for entry in value] if isinstance(value, list) else value
