@@ -1,7 +1,4 @@
-"""Records → what charts show: the learning curves of Figure F.1, regions as in Figure D.1, the updates. Draws nothing.
-
-A chart is drawn twice from the same numbers: by `figures.py` with matplotlib, and by `assets/charts.js` in the page.
-"""
+"""Records → what charts show: learning curves (Figure F.1), regions (as in Figure D.1), updates. Draws nothing."""
 
 from __future__ import annotations
 

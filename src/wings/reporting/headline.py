@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from src.wings.comparing.statistics import estimate
-from src.wings.reporting.benchmark_scores import base_model
+from src.wings.reporting.benchmark_charts import base_model
 from src.wings.reporting.run_record import RunRecord, methods
 from src.wings.reporting.tables import headline_metrics
 
@@ -24,23 +24,21 @@ def title(runs: Sequence[RunRecord]) -> str:
     return f"{who}{which}, on {models[0] if len(models) == 1 else f'{len(models)} models'}"
 
 
-def lead(runs: Sequence[RunRecord]) -> list[str]:
+def sentences(runs: Sequence[RunRecord]) -> list[str]:
     """What became of the first headline metrics, who is ahead, which runs are unfinished, how many alarms."""
-    sentences = [found for key in headline_metrics(runs)[:2] if (found := _told(key, runs))]
+    told = [found for key in headline_metrics(runs)[:2] if (found := _told(key, runs))]
     unfinished = [run for run in runs if not run.finished]
     for run in unfinished[:5]:
         planned = run.settings.get("updates.rollout_steps", "unknown")
-        sentences.append(f"{run.name} is unfinished: {run.steps_done} of {planned} rollout steps are there.")
+        told.append(f"{run.name} is unfinished: {run.steps_done} of {planned} rollout steps are there.")
     if len(unfinished) > 5:
-        sentences.append(f"{len(unfinished) - 5} more runs are unfinished.")
+        told.append(f"{len(unfinished) - 5} more runs are unfinished.")
     with_events = [run.name for run in runs if run.events]
     count = sum(len(run.events) for run in runs)
     if count:
         where = "" if len(runs) == 1 else f" in {len(with_events)} of {len(runs)} runs"
-        sentences.append(
-            f"{count} alarm{'s' if count > 1 else ''} or fault{'s' if count > 1 else ''}{where}: see Health."
-        )
-    return sentences
+        told.append(f"{count} alarm{'s' if count > 1 else ''} or fault{'s' if count > 1 else ''}{where}: see Health.")
+    return told
 
 
 def _told(key: str, runs: Sequence[RunRecord]) -> str:

@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import Template
 
-from src.wings.reporting.html_fragment import Fragment, InspectedRun, for_script
 from src.wings.reporting.inspector.encoding import Encoder, names
 from src.wings.reporting.inspector.rollout_records import GroupPlace, NoSamplesError, RolloutFile
 from src.wings.reporting.inspector.sampling import FEWEST, chosen, most_groups
+from src.wings.reporting.page_section import InspectedRun, PageSection, for_script
 from src.wings.reporting.palette import custom_properties
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _SHARE = 0.3
 _KEPT = 0.97  # of a size that fits
 
 
-def section(runs: Sequence[InspectedRun], *, max_bytes: int = MAX_BYTES) -> Fragment:
+def section(runs: Sequence[InspectedRun], *, max_bytes: int = MAX_BYTES) -> PageSection:
     """The inspector over the samples of these runs.
 
     Args:
@@ -50,16 +50,16 @@ def section(runs: Sequence[InspectedRun], *, max_bytes: int = MAX_BYTES) -> Frag
     note = _note(runs, files, shown)
     css = _asset("inspector.css")
     if not files:
-        return Fragment(_WITHOUT.substitute(note=note), css, "")
+        return PageSection(_WITHOUT.substitute(note=note), css, "")
     script = "\n".join(_asset(name) for name in _SCRIPTS)
-    return Fragment(
+    return PageSection(
         html=Template(_asset("inspector.html")).substitute(note=note, data=data),
         css=css,
         js=f'(() => {{\n"use strict";\n{script}}})();\n',
     )
 
 
-def standalone_page(fragment: Fragment, title: str = "Rollouts") -> str:
+def standalone_page(fragment: PageSection, title: str = "Rollouts") -> str:
     """A page of this one section; it loads nothing.
 
     Args:

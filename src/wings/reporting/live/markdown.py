@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import yaml
 
-from src.wings.reporting.headline import lead, title
+from src.wings.reporting.headline import sentences, title
 from src.wings.reporting.run_record import RunRecord
 from src.wings.reporting.shown_settings import shown_settings
 from src.wings.reporting.tables import Table, events, results
@@ -20,7 +20,7 @@ _NOW = ("reward/total", "reward/exact_match", "train/entropy", "response/tokens"
 
 def overview(run: RunRecord) -> str:
     """What became of a run so far: sentences, headline numbers before training and now, the last step, health."""
-    parts = [f"# {plain(title([run]))}", plain(" ".join(lead([run])))]
+    parts = [f"# {plain(title([run]))}", plain(" ".join(sentences([run])))]
     scores = results([run], run.method)
     if scores.rows:
         parts += ["## Before training and now", _table(replace(scores, head=("Metric", "Start", "Now", "Change")))]

@@ -1,4 +1,4 @@
-"""The seam between the page of a report and its sections. Plain data: no files, no drawing."""
+"""A section of a page, which another module than the page's makes. Plain data: no files, no drawing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class InspectedRun:
 
 
 @dataclass(frozen=True, slots=True)
-class Fragment:
+class PageSection:
     r"""A section of the page: all styles end up in one `<style>`, and each script in a `<script>` of its own.
 
     The page's Content-Security-Policy names these by hash and allows nothing else: no `style` or `on…` attributes in
