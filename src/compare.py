@@ -17,18 +17,14 @@ rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 from hydra.utils import instantiate  # noqa: E402
 from omegaconf import DictConfig, ListConfig, OmegaConf  # noqa: E402
 
+from src.runs.metric_names import VAL_EXACT_MATCH  # noqa: E402
 from src.runs.summary import command_line, versions  # noqa: E402
-from src.wings.comparing.comparison import ComparisonError, ComparisonSettings, MethodRow, compare  # noqa: E402
-from src.wings.comparing.run_folders import (  # noqa: E402
-    check_budgets,
-    find_runs,
-    method_settings,
-    read_run,
-    shared_settings,
-    start_gap,
-)
-from src.wings.comparing.tables import draw_curves, render_comparison, results_table  # noqa: E402
+from src.wings.comparing.budgets import check_budgets, method_settings, shared_settings, start_gap  # noqa: E402
+from src.wings.comparing.comparison import ComparisonSettings, MethodRow, compare  # noqa: E402
+from src.wings.comparing.run_folders import ComparisonError, find_runs, read_finished_run  # noqa: E402
+from src.wings.comparing.tables import curves, render_comparison, results_table  # noqa: E402
 from src.wings.evaluation.answer_records import write_whole  # noqa: E402
+from src.wings.reporting.figures import draw  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -51,11 +47,11 @@ def compare_runs(config: DictConfig) -> list[MethodRow]:
         raise ComparisonError(f"runs: expected a finished run, found none in {_listed(folders)}.")
     for folder in unfinished:
         log.warning("Left out, unfinished: '%s'.", folder)
-    runs = [read_run(folder) for folder in finished]
+    runs = [read_finished_run(folder) for folder in finished]
     check_budgets(runs)
     rows = compare(runs, settings)
     shared, differing = shared_settings(runs), method_settings(runs)
-    gap = start_gap(runs, "val/exact_match")
+    gap = start_gap(runs, VAL_EXACT_MATCH)
     names = [folder.name for folder in unfinished]
 
     output = folders[0] if config.output is None else Path(config.output).expanduser()
@@ -76,7 +72,7 @@ def compare_runs(config: DictConfig) -> list[MethodRow]:
     }
     write_whole(output / "comparison.md", report)
     write_whole(output / "comparison.json", json.dumps(content, indent=2, default=str) + "\n")
-    draw_curves(output / "curves.png", runs, [row.method for row in rows], settings)
+    draw(curves(runs, settings), [row.method for row in rows]).savefig(output / "curves.png", dpi=130)
     log.info("%d runs of %d methods\n\n%s\n", len(runs), len(rows), results_table(rows, settings))
     log.info("Tables and curves: %s", output)
     return rows

@@ -16,13 +16,12 @@ rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 from omegaconf import DictConfig, ListConfig  # noqa: E402
 
 from src.config.command_line import entry_point  # noqa: E402
+from src.wings.comparing.run_folders import ComparisonError, RunRecord, latest_run, methods, read_runs  # noqa: E402  # noqa: E402
 from src.wings.evaluation.answer_records import write_whole  # noqa: E402
-from src.wings.reporting import inspector, page  # noqa: E402
+from src.wings.reporting import page  # noqa: E402
 from src.wings.reporting.figures import CHARTS, FORMATS, save_figures  # noqa: E402
-from src.wings.reporting.find_runs import ReportError, latest_run, read_runs  # noqa: E402
-from src.wings.reporting.headline import title  # noqa: E402
-from src.wings.reporting.page_section import InspectedRun  # noqa: E402
-from src.wings.reporting.run_record import RunRecord, methods  # noqa: E402
+from src.wings.reporting.inspector.section import InspectedRun, section  # noqa: E402
+from src.wings.reporting.overview import title  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -32,12 +31,12 @@ def report(config: DictConfig) -> Path:
 
     Raises:
         ComparisonError: there is no run, or one cannot be read.
-        ReportError: a format is not known.
+        ComparisonError: a format is not known.
     """
     folders = _folders(config)
     unknown = sorted(set(config.formats) - set(FORMATS))
     if unknown:
-        raise ReportError(f"formats: expected some of {list(FORMATS)}, found {unknown}.")
+        raise ComparisonError(f"formats: expected some of {list(FORMATS)}, found {unknown}.")
     runs = read_runs(folders)
     charts = {key: make(runs) for key, make in CHARTS.items()}
     output = _output(config, folders, runs)
@@ -48,7 +47,7 @@ def report(config: DictConfig) -> Path:
         written = pool.submit(
             save_figures, output / "figures", charts, methods(runs), list(config.formats), dpi=config.dpi
         )
-        sections = [inspector.section([InspectedRun(r.name, r.folder, r.method) for r in runs if r.folder is not None])]
+        sections = [section([InspectedRun(r.name, r.folder, r.method) for r in runs if r.folder is not None])]
         how = {"baseline": config.baseline, "reference_rows": config.reference_rows}
         write_whole(file, page.render(runs, charts, sections, **how))
         written.result()
@@ -61,7 +60,7 @@ def _folders(config: DictConfig) -> list[Path]:
         return [latest_run(Path(config.paths.log_dir) / "train" / "runs")]
     given = config.runs if isinstance(config.runs, ListConfig) else [config.runs]
     if not given:
-        raise ReportError("runs: expected folders, found none. Leave it out to see the latest run.")
+        raise ComparisonError("runs: expected folders, found none. Leave it out to see the latest run.")
     return [Path(str(folder)).expanduser() for folder in given]
 
 

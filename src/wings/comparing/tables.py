@@ -1,30 +1,27 @@
-"""A comparison as Markdown tables and a figure of its curves. Formats numbers, computes none but the curves' means."""
+"""A comparison as Markdown tables and a chart of its curves. Formats numbers, computes none but trailing means."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from src.protocol.types import Region
-from src.wings.comparing.comparison import ComparisonSettings, MethodRow, PairedDifference, Run
-from src.wings.comparing.statistics import Estimate, trailing_mean
-from src.wings.evaluation.score_table import markdown_table
+from src.runs.markdown_table import markdown_table
+from src.runs.metric_names import ENTROPY, RESPONSE_TOKENS, VAL_CORRECTNESS, VAL_EXACT_MATCH, VAL_REWARD
+from src.wings.comparing.comparison import (
+    ComparisonSettings,
+    MethodRow,
+    complete_curve,
+    trailing_mean,
+    validated,
+)
+from src.wings.comparing.run_folders import RunRecord
+from src.wings.reporting.charts import Chart, Panel, Series
 
-_COLOURS = ("#332288", "#cc6677", "#117733", "#44aa99", "#882255", "#999933", "#88ccee", "#aa4499")
-"""Paul Tol's muted scheme, told apart with any colour vision; the baseline is black."""
-_STYLES = ("-", "--", "-.", ":")
-_PANELS = {
-    "{training_metric}": "{training_metric}, trailing mean of {window}",
-    "train/entropy": "policy entropy (nats a token)",
-    "response/tokens": "response length (tokens)",
-}
+_CURVES = (
+    (ENTROPY, "policy entropy", "nats a token"),
+    (RESPONSE_TOKENS, "response length", "tokens"),
+)
 _NOTES = """\
 - Start, End: exact match of greedy completions of the validation prompts, before the first rollout step and after the \
 last; ± standard error over seeds. A seed also draws the corpus, so that its prompts are part of the error.
@@ -38,7 +35,7 @@ mean over the seeds that got there, with their number. A mean over some of the s
 
 def render_comparison(
     rows: Sequence[MethodRow],
-    runs: Sequence[Run],
+    runs: Sequence[RunRecord],
     settings: ComparisonSettings,
     *,
     shared: Mapping[str, object],
@@ -98,8 +95,8 @@ def results_table(rows: Sequence[MethodRow], settings: ComparisonSettings) -> st
     head = ["Method", "Seeds", "Start", "End", "Difference", f"Steps to {settings.bar:g}", "Area", "Difference"]
     lines = [
         [
-            *(row.method, str(len(row.seeds)), *_start_and_end(row, "val/exact_match")),
-            *(_difference(row, "val/exact_match"), _steps(row), _estimate(row.area), _difference(row, "area")),
+            *(row.method, str(len(row.seeds)), *_start_and_end(row, VAL_EXACT_MATCH)),
+            *(_difference(row, VAL_EXACT_MATCH), _steps(row), str(row.area), _difference(row, "area")),
         ]
         for row in rows
     ]
@@ -110,8 +107,8 @@ def _further_table(rows: Sequence[MethodRow]) -> str:
     head = ["Method", "Correctness, start", "End", "Difference", "Reward, start", "End"]
     lines = [
         [
-            *(row.method, *_start_and_end(row, "val/correctness"), _difference(row, "val/correctness")),
-            *_start_and_end(row, "val/reward"),
+            *(row.method, *_start_and_end(row, VAL_CORRECTNESS), _difference(row, VAL_CORRECTNESS)),
+            *_start_and_end(row, VAL_REWARD),
         ]
         for row in rows
     ]
@@ -119,20 +116,14 @@ def _further_table(rows: Sequence[MethodRow]) -> str:
 
 
 def _start_and_end(row: MethodRow, key: str) -> list[str]:
-    return [_estimate(row.start[key]) if row.start else "–", _estimate(row.final[key])]
-
-
-def _estimate(value: Estimate) -> str:
-    return f"{value.mean:.3f}" + ("" if value.error is None else f" ± {value.error:.3f}")
+    return [str(row.start[key]) if row.start else "–", str(row.final[key])]
 
 
 def _difference(row: MethodRow, key: str) -> str:
-    found: PairedDifference | None = row.differences.get(key)
-    if found is None:
+    if (found := row.differences.get(key)) is None:
         return "–"
-    interval = "" if found.interval is None else f" [{found.interval[0]:+.3f}, {found.interval[1]:+.3f}]"
     pairs = len(found.by_seed)
-    return f"{found.mean:+.3f}{interval}" + (f" ({pairs} of {len(row.seeds)})" if pairs < len(row.seeds) else "")
+    return f"{found}" + (f" ({pairs} of {len(row.seeds)})" if pairs < len(row.seeds) else "")
 
 
 def _steps(row: MethodRow) -> str:
@@ -141,8 +132,8 @@ def _steps(row: MethodRow) -> str:
     return f"{row.steps_to_bar.mean:.1f} ({row.steps_to_bar.count} of {len(row.seeds)})"
 
 
-def _by_seed(rows: Sequence[MethodRow], runs: Sequence[Run], seeds: Sequence[int]) -> str:
-    final = {(run.method, run.seed): f"{run.validation('final', 'val/exact_match'):.3f}" for run in runs}
+def _by_seed(rows: Sequence[MethodRow], runs: Sequence[RunRecord], seeds: Sequence[int]) -> str:
+    final = {(run.method, run.seed): f"{validated(run, 'final', VAL_EXACT_MATCH):.3f}" for run in runs}
     lines = [[row.method, *(final.get((row.method, seed), "–") for seed in seeds)] for row in rows]
     return markdown_table(["Method", *map(str, seeds)], lines)
 
@@ -176,43 +167,24 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def draw_curves(path: Path, runs: Sequence[Run], methods: Sequence[str], settings: ComparisonSettings) -> None:
+def curves(runs: Sequence[RunRecord], settings: ComparisonSettings) -> Chart:
     """Training metric (trailing mean), entropy and response length after each rollout step, one line a method.
 
-    A line is the mean over seeds, its band one standard error. The first method is black.
-
     Args:
-        path: the image to write.
-        runs: all of one length.
-        methods: in the legend's order.
-        settings: names the training metric and its window.
+        runs: finished ones.
+        settings: names the training metric, its window and the bar.
+
+    Raises:
+        ComparisonError: a run has a step without one of the metrics.
     """
-    figure = Figure(figsize=(15, 5.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    options = {"training_metric": settings.training_metric, "window": settings.window}
-    panels = [(key.format(**options), title.format(**options)) for key, title in _PANELS.items()]
-    for index, (axes, (key, title)) in enumerate(zip(figure.subplots(1, len(panels)), panels, strict=True)):
-        for number, method in enumerate(methods):
-            curves = [run.curve(key) for run in runs if run.method == method]
-            window = settings.window if index == 0 else 1
-            _draw(axes, np.array([trailing_mean(curve, window) for curve in curves]), window, number, method)
-        axes.set(title=title, xlabel="rollout steps")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.grid(alpha=0.25)
-        if index == 0:
-            axes.axhline(settings.bar, color="grey", linewidth=0.8, linestyle=":")
-            handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(methods), 4), frameon=False)
-    figure.savefig(path, dpi=130)
-
-
-def _draw(axes: Axes, values: np.ndarray, window: int, number: int, method: str) -> None:
-    """A method's line and band; values [seeds, steps - window + 1]."""
-    steps = np.arange(window, window + values.shape[1])
-    mean = values.mean(axis=0)
-    colour = "black" if number == 0 else _COLOURS[(number - 1) % len(_COLOURS)]
-    style = "-" if number == 0 else _STYLES[number % len(_STYLES)]
-    axes.plot(steps, mean, color=colour, linestyle=style, linewidth=2.4 if number == 0 else 1.6, label=method)
-    if len(values) > 1:
-        error = values.std(axis=0, ddof=1) / np.sqrt(len(values))
-        axes.fill_between(steps, mean - error, mean + error, color=colour, alpha=0.12, linewidth=0)
+    panels = []
+    for key, title, unit in ((settings.training_metric, "", ""), *_CURVES):
+        window = 1 if title else settings.window
+        series = tuple(
+            Series(run.name, run.method, tuple(range(window, len(run.steps) + 1)), tuple(values))
+            for run in runs
+            for values in [trailing_mean(complete_curve(run, key), window)]
+        )
+        title, bar = (title, None) if title else (f"{key}, trailing mean of {window}", settings.bar)
+        panels.append(Panel(title, unit, series, bar=bar))
+    return Chart("curves", "Learning curves", "", tuple(panels))

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from src.runs.metric_names import VAL_EXACT_MATCH
+from src.wings.comparing.run_folders import RunRecord
 from src.wings.evaluation.paper_rows import PaperRow, paper_rows
 from src.wings.evaluation.score_table import TABLES
 from src.wings.reporting.charts import Chart, Panel, Series
-from src.wings.reporting.run_record import RunRecord
 
 _NO_SCORES = ("seconds",)
 _TOTALS = ("overall", "multi_turn", "single_turn")
@@ -24,7 +25,7 @@ _AXES = {
 }
 """Axes of Figure 2; other benchmarks have their categories."""
 _SHOWN_PAPER_ROWS = ("(GRPO)", "(Ours, ResT)")
-_BY_KIND = "val/exact_match"
+_BY_KIND = VAL_EXACT_MATCH
 
 
 def benchmark_names(runs: Sequence[RunRecord]) -> list[str]:

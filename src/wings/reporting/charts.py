@@ -7,7 +7,17 @@ from dataclasses import dataclass
 from typing import Literal
 
 from src.protocol.types import Region
-from src.wings.reporting.run_record import RunRecord, methods
+from src.runs.metric_names import (
+    CORRECTNESS,
+    ENTROPY,
+    EXACT_MATCH,
+    NLL,
+    RESPONSE_TOKENS,
+    REWARD,
+    UNSEEN_EXACT_MATCH,
+    VAL_EXACT_MATCH,
+)
+from src.wings.comparing.run_folders import RunRecord, methods
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +51,7 @@ class Panel:
         series: at least one.
         categories: what bars, spokes or rows stand for; empty for lines.
         last: where the axis of rollout steps ends, if that is after the last number.
+        bar: a value to mark, for lines.
     """
 
     title: str
@@ -48,6 +59,7 @@ class Panel:
     series: tuple[Series, ...]
     categories: tuple[str, ...] = ()
     last: int = 0
+    bar: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +84,18 @@ class Chart:
 
 
 _LEARNING = (
-    ("reward/total", "Reward", "mean of the rollouts"),
-    ("reward/exact_match", "Exact match of rollouts", "share"),
-    ("val/exact_match", "Exact match in validation", "share"),
-    ("train/entropy", "Policy entropy", "nats a token"),
-    ("response/tokens", "Response length", "tokens"),
+    (REWARD, "Reward", "mean of the rollouts"),
+    (EXACT_MATCH, "Exact match of rollouts", "share"),
+    (VAL_EXACT_MATCH, "Exact match in validation", "share"),
+    (ENTROPY, "Policy entropy", "nats a token"),
+    (RESPONSE_TOKENS, "Response length", "tokens"),
     ("reward/format", "Format", "component"),
     ("reward/name", "Tool names", "component"),
     ("reward/parameter_names", "Parameter names", "component"),
     ("reward/parameter_values", "Parameter values", "component"),
-    ("reward/correctness", "Correctness", "component"),
-    ("val_unseen/exact_match", "Exact match on unseen tools", "share"),
-    ("train/nll", "Negative log-likelihood", "nats a token"),
+    (CORRECTNESS, "Correctness", "component"),
+    (UNSEEN_EXACT_MATCH, "Exact match on unseen tools", "share"),
+    (NLL, "Negative log-likelihood", "nats a token"),
 )
 _FEWEST_TOKENS = 0.001
 """Share of a region in all tokens of a run, for it to be drawn: the means over fewer are noise."""

@@ -22,10 +22,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpec, SubplotSpec
 
+from src.wings.comparing.run_folders import RunRecord, methods
 from src.wings.reporting import benchmark_charts, charts
 from src.wings.reporting.charts import Chart, Panel
 from src.wings.reporting.panel_drawing import DRAWN, INK, MUTED, Styles
-from src.wings.reporting.run_record import RunRecord, methods
 
 CHARTS: Mapping[str, Callable[[Sequence[RunRecord]], Chart]] = {
     "learning_curves": charts.learning_curves,

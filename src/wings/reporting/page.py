@@ -16,11 +16,11 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from src.wings.reporting import headline, palette, tables
+from src.wings.comparing.run_folders import RunRecord, methods
+from src.wings.reporting import overview, palette, tables
 from src.wings.reporting.charts import Chart, Series
 from src.wings.reporting.figures import panels_as_svg
-from src.wings.reporting.page_section import PageSection, for_script
-from src.wings.reporting.run_record import RunRecord, methods
+from src.wings.reporting.inspector.section import PageSection, for_script
 
 _ASSETS = Path(__file__).parent / "assets"
 _DIGITS = 5
@@ -55,8 +55,8 @@ def render(
     style = "\n".join([_theme(), _asset("report.css"), *(section.css for section in sections)])
     scripts = [_asset("report.js"), *(section.js for section in sections)]
     return environment.get_template("report.html").render(
-        title=headline.title(runs),
-        sentences=headline.sentences(runs),
+        title=overview.title(runs),
+        sentences=overview.sentences(runs),
         warning=tables.comparable(runs),
         results=tables.results(runs, baseline),
         paper=tables.paper_tables(runs, reference_rows),

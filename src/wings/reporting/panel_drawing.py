@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
-from src.wings.comparing.statistics import estimate
+from src.wings.comparing.comparison import estimate
 from src.wings.reporting.charts import Chart, Panel, Series
 from src.wings.reporting.palette import METHODS, PAGE, method_style, region_style
 
@@ -98,6 +98,8 @@ def _lines(axes: Axes, panel: Panel, styles: Styles) -> None:
         gid = series_id(group, f"{group}: from {y[0]:.3g} to {y[-1]:.3g}" if y else group)
         marker = "." if len(x) < 12 else ""
         axes.plot(x, y, color=colour, linestyle=style, linewidth=1.7, label=group, marker=marker, gid=gid)
+    if panel.bar is not None:
+        axes.axhline(panel.bar, color=MUTED, linewidth=0.8, linestyle=":")
     axes.set_ylabel(panel.unit, fontsize=8, color=MUTED)
     axes.set_xlabel("rollout step", fontsize=8, color=MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from src.wings.comparing.comparison import ComparisonError, Run
-from src.wings.comparing.run_folders import check_budgets
-from src.wings.comparing.statistics import bootstrap_interval, estimate
+from src.runs.metric_names import UNSEEN_EXACT_MATCH, VAL_CORRECTNESS, VAL_EXACT_MATCH, VAL_REWARD
+from src.wings.comparing.budgets import check_budgets
+from src.wings.comparing.comparison import estimate, paired_difference
+from src.wings.comparing.run_folders import ComparisonError, RunRecord, methods
 from src.wings.evaluation.paper_rows import paper_rows
 from src.wings.evaluation.score_table import TABLES, TableLayout, row_label
 from src.wings.reporting.benchmark_charts import base_model, benchmark_names, main_score, same_model
-from src.wings.reporting.run_record import RunRecord, methods
 from src.wings.reporting.shown_settings import (
     HIDDEN_SECTIONS,
     is_place,
@@ -22,7 +22,7 @@ from src.wings.reporting.shown_settings import (
     without_paths,
 )
 
-_HEADLINE = ("val/exact_match", "val_unseen/exact_match", "val/correctness", "val/format", "val/reward")
+_HEADLINE = (VAL_EXACT_MATCH, UNSEEN_EXACT_MATCH, VAL_CORRECTNESS, "val/format", VAL_REWARD)
 _RESAMPLES = 10_000
 
 
@@ -90,7 +90,7 @@ def results(runs: Sequence[RunRecord], baseline: str) -> Table:
             ]
             is_best = bool(end) and len(order) > 1 and sum(end) / len(end) == best
             who = (Cell(method, "name"), Cell(str(len(of_methods[method])), "number")) if len(runs) > 1 else ()
-            what = (Cell(_mean(start), "number"), Cell(_mean(end), "number", is_best), _change(changes))
+            what = (_mean(start), _mean(end, is_best), _change(changes))
             more = (_against(key, method, baseline, runs),) if compared else ()
             rows.append((Cell(key, "name"), *who, *what, *more))
     note = "± is one standard error over seeds." if len(order) < len(runs) else ""
@@ -102,12 +102,8 @@ def results(runs: Sequence[RunRecord], baseline: str) -> Table:
 
 def comparable(runs: Sequence[RunRecord]) -> str:
     """Why differences between the runs are not the method's alone; empty if they are, or there is one run."""
-    plain = [
-        Run(run.method, run.seed or 0, run.name, run.settings, run.start, run.final, tuple(run.steps.values()))
-        for run in runs
-    ]
     try:
-        check_budgets(plain)
+        check_budgets(runs)
     except ComparisonError as error:
         return without_paths(str(error).replace("<project>/", ""))
     return ""
@@ -200,11 +196,8 @@ def duration(seconds: object) -> str:
     )
 
 
-def _mean(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    found = estimate(values)
-    return f"{found.mean:.3f}" + ("" if found.error is None else f" ± {found.error:.3f}")
+def _mean(values: Sequence[float], best: bool = False) -> Cell:
+    return Cell(str(estimate(values)) if values else "–", "number", best)
 
 
 def _change(values: Sequence[float]) -> Cell:
@@ -219,14 +212,11 @@ def _against(key: str, method: str, baseline: str, runs: Sequence[RunRecord]) ->
     for run in runs:
         if run.method in by_seed and run.seed is not None and key in run.final:
             by_seed[run.method][run.seed] = run.final[key]
-    found = [value - by_seed[baseline][seed] for seed, value in by_seed[method].items() if seed in by_seed[baseline]]
-    if method == baseline or not found:
+    found = paired_difference(by_seed[method], by_seed[baseline], _RESAMPLES, seed=0)
+    if method == baseline or found is None:
         return Cell("–", "number")
-    interval = bootstrap_interval(found, _RESAMPLES, seed=0)
-    told = "" if interval is None else f" [{interval[0]:+.3f}, {interval[1]:+.3f}]"
-    clear = interval is not None and (interval[0] > 0 or interval[1] < 0)
-    mean = sum(found) / len(found)
-    return Cell(f"{mean:+.3f}{told}", ("better" if mean > 0 else "worse") if clear else "number")
+    clear = found.interval is not None and (found.interval[0] > 0 or found.interval[1] < 0)
+    return Cell(str(found), ("better" if found.mean > 0 else "worse") if clear else "number")
 
 
 def _together(found: Sequence[RunRecord], runs: Sequence[RunRecord]) -> str:

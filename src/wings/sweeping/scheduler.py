@@ -13,12 +13,10 @@ from optuna.trial import Trial, TrialState
 
 from src.runs.signals import EXIT_SAVED
 from src.runs.summary import command_line, versions
-from src.wings.sweeping.launch import Launch
-from src.wings.sweeping.settings import SECTION, SweepSettings
-from src.wings.sweeping.space import Space, followers
+from src.wings.sweeping.search import SECTION, Space, SweepSettings, followers
 from src.wings.sweeping.study import DEFAULT, ERROR, FOLDER, ask, failures, finished
 from src.wings.sweeping.sweep_report import short_names, shown, write_report
-from src.wings.sweeping.trial_run import CONSOLE, TrialRun, Watch, final_value, last_line
+from src.wings.sweeping.trial_run import CONSOLE, Launch, TrialRun, Watch, final_value, last_line
 
 log = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from optuna.distributions import BaseDistribution, FloatDistribution, IntDistrib
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
+from src.runs.markdown_table import markdown_table
 from src.wings.evaluation.answer_records import write_whole
-from src.wings.evaluation.score_table import markdown_table
-from src.wings.sweeping.space import as_override
+from src.wings.sweeping.search import as_override
 from src.wings.sweeping.study import DEFAULT, ERROR, FOLDER, finished
 
 TABLE, RECORD, FIGURE = "sweep.md", "sweep.json", "importance.png"

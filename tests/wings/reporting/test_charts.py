@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
+from src.wings.comparing.run_folders import RunRecord, read_runs
 from src.wings.reporting import benchmark_charts, charts
-from src.wings.reporting.find_runs import read_runs
-from src.wings.reporting.run_record import RunRecord
 from tests.wings.reporting.made_runs import REGIONS, step_metrics, write_run
 
 

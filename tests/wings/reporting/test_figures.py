@@ -8,9 +8,8 @@ from xml.etree import ElementTree
 import pytest
 from matplotlib.figure import Figure
 
+from src.wings.comparing.run_folders import RunRecord, methods, read_runs
 from src.wings.reporting import figures
-from src.wings.reporting.find_runs import read_runs
-from src.wings.reporting.run_record import RunRecord, methods
 from tests.wings.reporting.made_runs import NASTY, write_run
 
 

@@ -11,10 +11,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from src.report import report
-from src.wings.comparing.comparison import ComparisonError
+from src.wings.comparing.run_folders import ComparisonError, read_runs
 from src.wings.reporting import page
-from src.wings.reporting.find_runs import read_runs
-from src.wings.reporting.page_section import PageSection
+from src.wings.reporting.inspector.section import PageSection
 from tests.conftest import ROOT
 from tests.wings.reporting.made_runs import NASTY, write_run
 

@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
+from src.wings.comparing.run_folders import RunRecord, read_runs
 from src.wings.reporting import tables
-from src.wings.reporting.find_runs import read_runs
-from src.wings.reporting.headline import sentences, title
-from src.wings.reporting.run_record import RunRecord
+from src.wings.reporting.overview import sentences, title
 from src.wings.reporting.tables import Table
 from tests.wings.reporting.made_runs import write_run
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import html
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from typing import Any
 
 from src.wings.reporting.inspector.encoding import Encoder, names
 from src.wings.reporting.inspector.rollout_records import GroupPlace, NoSamplesError, RolloutFile
-from src.wings.reporting.inspector.sampling import FEWEST, chosen, most_groups
-from src.wings.reporting.page_section import InspectedRun, PageSection, for_script
 from src.wings.reporting.palette import custom_properties
 
 log = logging.getLogger(__name__)
@@ -27,6 +28,45 @@ _WITHOUT = Template(
 _SHARE = 0.3
 """Bytes of a page for a byte of `rollouts.jsonl`: less than what was seen, and what is too much is left out again."""
 _KEPT = 0.97  # of a size that fits
+FEWEST = 2
+"""Groups of a run that are always shown: the first and the last."""
+
+
+@dataclass(frozen=True, slots=True)
+class InspectedRun:
+    """A run whose rollouts a section shows.
+
+    Attributes:
+        name: what the page calls it; unique in a report.
+        folder: its run folder; `rollouts.jsonl` may be missing from it.
+        method: `algorithm.name` of its config.
+    """
+
+    name: str
+    folder: Path
+    method: str
+
+
+@dataclass(frozen=True, slots=True)
+class PageSection:
+    r"""A section of the page: all styles end up in one `<style>`, and each script in a `<script>` of its own.
+
+    The page's Content-Security-Policy names these by hash and allows nothing else: no `style` or `on…` attributes in
+    the HTML, nor in what the script gives to `innerHTML`; `element.style.x = …` in the script is fine.
+
+    Attributes:
+        html: one `<section id="…" aria-labelledby="…">` with an `<h2>`, everything in it escaped. Data stands in
+            `<script type="application/json">`, written by `for_script`.
+        css: rules whose selectors begin with the section's id. Colours are the page's custom properties, which follow
+            its theme: `--page`, `--raised`, `--ink`, `--muted`, `--rule`, `--accent`, `--good`, `--bad`, and
+            `--region-<label>` for each region (text and lines) with `--region-<label>-soft` (behind text); in a label
+            `_` stands as `-`.
+        js: a script that runs once, after the whole document is parsed. It wraps itself in a function.
+    """
+
+    html: str
+    css: str
+    js: str
 
 
 def section(runs: Sequence[InspectedRun], *, max_bytes: int = MAX_BYTES) -> PageSection:
@@ -70,6 +110,61 @@ def standalone_page(fragment: PageSection, title: str = "Rollouts") -> str:
     return Template(_asset("page.html")).substitute(
         title=html.escape(title), light=light, dark=dark, css=fragment.css, html=fragment.html, js=fragment.js
     )
+
+
+def for_script(content: Any) -> str:
+    r"""JSON that nothing in it can end: ASCII only, without <, > and &, so neither tags nor comments nor line breaks.
+
+    >>> for_script({"text": "</script><!--\u2028&"})
+    '{"text":"\\u003c/script\\u003e\\u003c!--\\u2028\\u0026"}'
+    """
+    text = json.dumps(content, separators=(",", ":"), allow_nan=False)  # all of <>& stand in strings
+    return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
+
+
+def evenly(total: int, keep: int) -> list[int]:
+    """`keep` of the indices 0 to total - 1, evenly spread, with the first and the last; all where there are no more.
+
+    >>> evenly(9, 3), evenly(10, 4), evenly(3, 5), evenly(1, 2)
+    ([0, 4, 8], [0, 3, 6, 9], [0, 1, 2], [0])
+    """
+    keep = min(total, max(keep, FEWEST))
+    return [round(index * (total - 1) / max(keep - 1, 1)) for index in range(keep)]
+
+
+def most_groups(runs: Sequence[Sequence[GroupPlace]], budget: int, share: float) -> int:
+    """How many groups a run can show if all runs show as many as they have, up to that number.
+
+    Args:
+        runs: the groups of each run, in order.
+        budget: bytes for all of them.
+        share: bytes of a page that a byte of `rollouts.jsonl` is expected to take.
+
+    Returns:
+        At least `FEWEST`, at most the groups of the largest run.
+
+    >>> places = [GroupPlace(step, "a/0", 100 * step, 100 * step + 100, step) for step in range(10)]
+    >>> most_groups([places], 200, 0.5), most_groups([places, places[:3]], 350, 0.5), most_groups([places], 1, 0.5)
+    (4, 4, 2)
+    """
+    low, high = FEWEST, max([FEWEST, *map(len, runs)])
+    while low < high:
+        keep = (low + high + 1) // 2
+        if share * sum(sizes(chosen(places, keep)) for places in runs) <= budget:
+            low = keep
+        else:
+            high = keep - 1
+    return low
+
+
+def chosen(places: Sequence[GroupPlace], keep: int) -> list[GroupPlace]:
+    """`keep` groups of a run, evenly."""
+    return [places[index] for index in evenly(len(places), keep)]
+
+
+def sizes(places: Sequence[GroupPlace]) -> int:
+    """Bytes of these groups in their file."""
+    return sum(place.stop - place.start for place in places)
 
 
 def _encoded(

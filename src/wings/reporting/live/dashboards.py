@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from src.wings.reporting.live import markdown
+from src.wings.reporting.overview import table as markdown_table
 
 Cell = str | float | None
 
@@ -63,7 +63,7 @@ class TensorBoardDashboard:
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int) -> None:
         """See `Dashboard.table`."""
-        self.text(name, markdown.table(columns, rows), step)
+        self.text(name, markdown_table(columns, rows), step)
 
     def settings(self, values: Mapping[str, Any]) -> None:
         """It has no filters: the config is a text alone."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from src.protocol.types import Region
 from src.wings.reporting.inspector.encoding import CODES, Encoder, encode_numbers, names
 from src.wings.reporting.inspector.rollout_records import COLUMNS, RolloutFile
-from src.wings.reporting.page_section import for_script
+from src.wings.reporting.inspector.section import for_script
 from tests.wings.reporting.inspector.samples import HOSTILE, group, run_folder
 
 rounded = st.floats(-50, 50).map(lambda value: round(value, 5))

@@ -7,11 +7,16 @@ from itertools import pairwise
 
 import pytest
 
-from src.wings.reporting.inspector import section
 from src.wings.reporting.inspector.rollout_records import InspectorError, RolloutFile
-from src.wings.reporting.inspector.sampling import chosen, evenly, most_groups, sizes
-from src.wings.reporting.inspector.section import standalone_page
-from src.wings.reporting.page_section import InspectedRun
+from src.wings.reporting.inspector.section import (
+    InspectedRun,
+    chosen,
+    evenly,
+    most_groups,
+    section,
+    sizes,
+    standalone_page,
+)
 from tests.wings.reporting.inspector.samples import CALL, HOSTILE, group, old_record, record, run_folder
 from tests.wings.reporting.inspector.test_encoding import Page
 
