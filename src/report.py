@@ -13,10 +13,17 @@ import rootutils
 
 rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 
-from omegaconf import DictConfig, ListConfig  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
 
 from src.config.command_line import entry_point  # noqa: E402
-from src.wings.comparing.run_folders import ComparisonError, RunRecord, latest_run, methods, read_runs  # noqa: E402  # noqa: E402
+from src.wings.comparing.run_folders import (  # noqa: E402
+    ComparisonError,
+    RunRecord,
+    given_folders,
+    latest_run,
+    methods,
+    read_runs,
+)
 from src.wings.evaluation.answer_records import write_whole  # noqa: E402
 from src.wings.reporting import page  # noqa: E402
 from src.wings.reporting.figures import CHARTS, FORMATS, save_figures  # noqa: E402
@@ -30,10 +37,12 @@ def report(config: DictConfig) -> Path:
     """Write `report.html` and `figures/`, and return the page's file.
 
     Raises:
-        ComparisonError: there is no run, or one cannot be read.
-        ComparisonError: a format is not known.
+        ComparisonError: there is no run, one cannot be read, or a format is not known.
     """
-    folders = _folders(config)
+    if config.runs is None:
+        folders = [latest_run(Path(config.paths.log_dir) / "train" / "runs")]
+    else:
+        folders = given_folders(config.runs, "Leave it out to see the latest run.")
     unknown = sorted(set(config.formats) - set(FORMATS))
     if unknown:
         raise ComparisonError(f"formats: expected some of {list(FORMATS)}, found {unknown}.")
@@ -53,15 +62,6 @@ def report(config: DictConfig) -> Path:
         written.result()
     log.info("%s: %s", title(runs), file)
     return file
-
-
-def _folders(config: DictConfig) -> list[Path]:
-    if config.runs is None:
-        return [latest_run(Path(config.paths.log_dir) / "train" / "runs")]
-    given = config.runs if isinstance(config.runs, ListConfig) else [config.runs]
-    if not given:
-        raise ComparisonError("runs: expected folders, found none. Leave it out to see the latest run.")
-    return [Path(str(folder)).expanduser() for folder in given]
 
 
 def _output(config: DictConfig, folders: Sequence[Path], runs: Sequence[RunRecord]) -> Path:

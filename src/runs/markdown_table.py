@@ -21,4 +21,5 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, number
     | tiny    |    50.00% |
     """
     align = ["left", *["right" if numbers else "left"] * (len(head) - 1)]
-    return tabulate(rows, head, tablefmt="pipe", disable_numparse=True, colalign=align)
+    layout = "pipe" if numbers else "github"  # which has no marks of alignment
+    return tabulate(rows, head, tablefmt=layout, disable_numparse=True, colalign=align)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
+from src.runs.metric_names import VAL_EXACT_MATCH
 from src.wings.comparing.run_folders import ComparisonError, RunRecord
 
 _BUDGET = (
@@ -85,13 +86,13 @@ def _within(key: str, sections: Iterable[str]) -> bool:
     return any(key == section or key.startswith(f"{section}.") for section in sections)
 
 
-def start_gap(runs: Iterable[RunRecord], key: str) -> Mapping[int, float]:
-    """Seed -> how far its methods are apart before the first rollout step: 0 from the same start on one machine.
+def start_gap(runs: Iterable[RunRecord]) -> Mapping[int, float]:
+    """Seed -> how far the exact match of its methods is apart before training: 0 from the same start on one machine.
 
     Runs with `validate_at_start=false` say nothing about it.
     """
     values: dict[int, list[float]] = {}
     for run in runs:
-        if run.seed is not None and key in run.validations.get(0, {}):
-            values.setdefault(run.seed, []).append(run.validations[0][key])
+        if run.seed is not None and VAL_EXACT_MATCH in run.validations.get(0, {}):
+            values.setdefault(run.seed, []).append(run.validations[0][VAL_EXACT_MATCH])
     return {seed: max(found) - min(found) for seed, found in sorted(values.items())}

@@ -181,11 +181,7 @@ class MethodRow:
 
 
 def compare(runs: Sequence[RunRecord], settings: ComparisonSettings) -> list[MethodRow]:
-    """One row a method, the baseline first, the others by name.
-
-    Args:
-        runs: finished ones.
-        settings: what is measured.
+    """One row a method of these finished runs, the baseline first, the others by name.
 
     Raises:
         ComparisonError: no run of the baseline, two runs of one method and seed, a method without a seed of the
@@ -223,12 +219,7 @@ def complete_curve(run: RunRecord, key: str) -> list[float]:
 
 
 def validated(run: RunRecord, when: str, key: str) -> float:
-    """A metric of the validation before the first rollout step or after the last.
-
-    Args:
-        run: a finished one.
-        when: `start` or `final`.
-        key: of the metric.
+    """A metric of the validation before the first rollout step (`start`) or after the last (`final`).
 
     Raises:
         ComparisonError: it was not measured.

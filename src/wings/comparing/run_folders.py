@@ -5,8 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
@@ -126,6 +125,17 @@ def methods(runs: Sequence[RunRecord]) -> list[str]:
     return list(dict.fromkeys(run.method for run in runs))
 
 
+def given_folders(runs: str | Sequence[str] | None, hint: str) -> list[Path]:
+    """The folders that a config's `runs` names, which is one or several.
+
+    Raises:
+        ComparisonError: it names none; ends with the hint.
+    """
+    if not runs:
+        raise ComparisonError(f"runs: expected folders with runs, found none. {hint}")
+    return [Path(str(folder)).expanduser() for folder in ([runs] if isinstance(runs, str) else runs)]
+
+
 def find_runs(folders: Iterable[Path]) -> tuple[list[Path], list[Path]]:
     """(finished, unfinished) run folders in these folders, which may be run folders themselves.
 
@@ -155,10 +165,7 @@ def _is_run(path: Path, folder: Path) -> bool:
 
 
 def latest_run(folder: Path) -> Path:
-    """The run that finished last; if none is finished, the one that started last.
-
-    Args:
-        folder: of runs, e.g. `logs/train/runs`.
+    """The run in a folder of runs that finished last; if none is finished, the one that started last.
 
     Raises:
         ComparisonError: there is no run.
@@ -249,9 +256,7 @@ def read_finished_run(folder: Path) -> RunRecord:
 def read_events(path: Path, *, growing: bool = False) -> list[tuple[str, int, dict[str, Any]]]:
     """(event, rollout step, values) of each line of a `metrics.jsonl`. Values are numbers, those of alarms texts too.
 
-    Args:
-        path: the file.
-        growing: its run may be at work: a last line without its line break is left out.
+    A last line without its line break is left out where the file is `growing`, as its run may be at work.
 
     Raises:
         ComparisonError: a line is no event.
@@ -331,26 +336,20 @@ def _read_config(path: Path) -> DictConfig:
 def _read_summary(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
+    hint = "Remove it to show the run as unfinished."
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ComparisonError(
-            f"{path}: expected JSON, found: {error}. Remove it to show the run as unfinished."
-        ) from error
+        raise ComparisonError(f"{path}: expected JSON, found: {error}. {hint}") from error
     if not isinstance(content, dict):
-        raise ComparisonError(f"{path}: expected a JSON object, found a {type(content).__name__}.")
+        raise ComparisonError(f"{path}: expected a JSON object, found a {type(content).__name__}. {hint}")
     return content
 
 
 def _named(runs: Sequence[RunRecord]) -> list[RunRecord]:
     """The runs with the shortest kind of name that tells them apart: method and seed, folder, or more of its path."""
-
-    def path_parts(count: int) -> Callable[[RunRecord], str]:
-        return lambda run: "/".join(run.folder.parts[-count:]) if run.folder else run.name
-
-    kinds: list[Callable[[RunRecord], str]] = [lambda run: f"{run.method}-{run.seed}", *map(path_parts, range(1, 9))]
-    for kind in kinds:
-        names = [kind(run) for run in runs]
-        if max(Counter(names).values()) == 1:
-            return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
-    return [replace(run, name=f"{run.name} ({number})") for number, run in enumerate(runs, start=1)]
+    kinds = [[f"{run.method}-{run.seed}" for run in runs]]
+    kinds += [["/".join(run.folder.parts[-n:]) if run.folder else run.name for run in runs] for n in range(1, 9)]
+    kinds.append([f"{run.name} ({number})" for number, run in enumerate(runs, start=1)])
+    names = next(kind for kind in kinds if len(set(kind)) == len(runs))
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]

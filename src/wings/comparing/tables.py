@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from src.protocol.types import Region
 from src.runs.markdown_table import markdown_table
 from src.runs.metric_names import ENTROPY, RESPONSE_TOKENS, VAL_CORRECTNESS, VAL_EXACT_MATCH, VAL_REWARD
+from src.wings.comparing.budgets import method_settings, shared_settings, start_gap
 from src.wings.comparing.comparison import (
     ComparisonSettings,
     MethodRow,
@@ -34,34 +35,17 @@ mean over the seeds that got there, with their number. A mean over some of the s
 
 
 def render_comparison(
-    rows: Sequence[MethodRow],
-    runs: Sequence[RunRecord],
-    settings: ComparisonSettings,
-    *,
-    shared: Mapping[str, object],
-    differing: Mapping[str, Mapping[str, object]],
-    start_gap: Mapping[int, float],
-    unfinished: Sequence[str] = (),
+    rows: Sequence[MethodRow], runs: Sequence[RunRecord], settings: ComparisonSettings, unfinished: Sequence[str] = ()
 ) -> str:
-    """The whole report as Markdown.
-
-    Args:
-        rows: of `compare`.
-        runs: that they were computed from.
-        settings: of `compare`.
-        shared: settings of all runs.
-        differing: method -> settings that set it apart.
-        start_gap: seed -> largest difference in exact match at the start.
-        unfinished: names of runs that were left out.
-    """
-    seeds = sorted({run.seed for run in runs})
+    """The whole comparison of these runs as Markdown, with the names of the unfinished ones that were left out."""
+    seeds = sorted({run.seed for run in runs if run.seed is not None})
     notes = _NOTES.format(
         baseline=settings.baseline,
         resamples=settings.resamples,
         bar=settings.bar,
         metric=settings.training_metric,
         window=settings.window,
-        gap=max(start_gap.values(), default=0.0),
+        gap=max(start_gap(runs).values(), default=0.0),
     )
     parts = [
         f"# {len(rows)} methods, seeds {', '.join(map(str, seeds))}",
@@ -81,9 +65,9 @@ def render_comparison(
         "Mean entropy of the policy at a region's tokens in nats; share of prompt groups whose completions all earn "
         "the same and teach nothing; standard deviation of rewards in a group, on each method's own scale.",
         "## What sets the methods apart",
-        "\n".join(f"- {method}: {_listed(values)}" for method, values in sorted(differing.items())),
+        "\n".join(f"- {method}: {_listed(values)}" for method, values in sorted(method_settings(runs).items())),
         "## What all runs share",
-        "\n".join(["```yaml", *(f"{key}: {_plain(value)}" for key, value in shared.items()), "```"]),
+        "\n".join(["```yaml", *(f"{key}: {_plain(value)}" for key, value in shared_settings(runs).items()), "```"]),
     ]
     if unfinished:
         parts.insert(1, f"**Left out, unfinished: {', '.join(unfinished)}.**")
@@ -169,10 +153,6 @@ def _plain(value: object) -> str:
 
 def curves(runs: Sequence[RunRecord], settings: ComparisonSettings) -> Chart:
     """Training metric (trailing mean), entropy and response length after each rollout step, one line a method.
-
-    Args:
-        runs: finished ones.
-        settings: names the training metric, its window and the bar.
 
     Raises:
         ComparisonError: a run has a step without one of the metrics.

@@ -58,19 +58,17 @@ def benchmark_bars(runs: Sequence[RunRecord]) -> Chart:
     return Chart("benchmark_bars", "Scores", caption, tuple(filter(None, panels)), "bars")
 
 
-def benchmark_radar(runs: Sequence[RunRecord], references: bool = True) -> Chart:
+def benchmark_radar(runs: Sequence[RunRecord]) -> Chart:
     """Each benchmark at the end, a spoke a part (Figure 2), for benchmarks of three parts or more.
 
-    Args:
-        runs: of any kind.
-        references: whether the paper's rows of the same base models stand beside.
+    The paper's rows of the same base models stand beside.
     """
     panels = []
     for name in benchmark_names(runs):
         scores = _scores(runs, name)
         known = {key: label for key, label in _AXES.get(name, {}).items() if key in scores}
         axes = known or {score: _label(score) for score in scores if score not in _TOTALS}
-        panels.append(_radar(runs, name, name, axes, _paper_series(runs, name, list(axes)) if references else ()))
+        panels.append(_radar(runs, name, name, axes, _paper_series(runs, name, list(axes))))
     if not panels:
         panels.append(_radar(runs, "Exact match in validation", _BY_KIND, {tag: _label(tag) for tag in _tags(runs)}))
     caption = (

@@ -12,6 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -44,7 +45,6 @@ _SAVED: dict[str, dict[str, Any]] = {
     "png": {"pil_kwargs": {"compress_level": 2}},  # a tenth larger, and half of the time
     "svg": {"metadata": {"Date": None}},
 }
-_TEXT_STAYS_TEXT = {"svg.fonttype": "none", "svg.hashsalt": "rest"}  # and what is drawn twice is the same to the byte
 _COLUMNS = 3
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
@@ -55,12 +55,7 @@ def figure(key: str, runs: Sequence[RunRecord]) -> Figure:
 
 
 def draw(chart: Chart, order: Sequence[str]) -> Figure:
-    """A chart as a figure on white.
-
-    Args:
-        chart: one with panels; without any, the figure says that there are no numbers.
-        order: the methods, which decides their colours.
-    """
+    """A chart as a figure on white, with a note if it has no panels; the order of the methods decides their colours."""
     columns = 1 if chart.kind in ("bars", "events") else min(_COLUMNS, max(1, len(chart.panels)))
     figure, cells = _grid(chart.kind, chart.panels, columns, top=0.7, legend=True)
     figure.text(
@@ -80,11 +75,8 @@ def panels_as_svg(chart: Chart, order: Sequence[str]) -> list[str]:
     """Each panel of a chart as an `<svg>` element without style attributes, which the page's policy forbids.
 
     Colours are attributes with the values of the light palette. What shows a series has `data-group` and a tooltip.
-    Panels have a legend unless their groups are the methods, whose legend is the page's.
-
-    Args:
-        chart: any.
-        order: the methods, which decides their colours.
+    Panels have a legend unless their groups are the methods, whose legend is the page's. The order of the methods
+    decides their colours.
     """
     styles = Styles(chart, order)
     drawn = []
@@ -118,8 +110,13 @@ def save_figures(
             if figure is None:
                 file.unlink(missing_ok=True)
                 continue
-            with rc_context(_TEXT_STAYS_TEXT):
+            with _svg_settings():
                 figure.savefig(file, dpi=dpi, **_SAVED.get(suffix, {}))
+
+
+def _svg_settings() -> AbstractContextManager[None]:
+    """Text stays text, and what is drawn twice is the same to the byte."""
+    return rc_context({"svg.fonttype": "none", "svg.hashsalt": "rest"})
 
 
 def _draw_panel(figure: Figure, cell: SubplotSpec, kind: str, panel: Panel, styles: Styles) -> None:
@@ -174,7 +171,7 @@ def _height(panel: Panel, kind: str) -> float:
 def _inline_svg(figure: Figure, label: str, prefix: str) -> str:
     """A figure as an element of a page, where ids are unique with `prefix` and fonts are the page's."""
     written = io.StringIO()
-    with rc_context(_TEXT_STAYS_TEXT):
+    with _svg_settings():
         nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
         figure.savefig(written, format="svg", transparent=True, metadata=nothing)
     text = _NOT_XML.sub("", written.getvalue())

@@ -67,10 +67,7 @@ def overview(run: RunRecord) -> str:
 
 
 def config(settings: Mapping[str, object]) -> str:
-    """A run's config as YAML, without secrets and paths of the machine.
-
-    Args:
-        settings: keys joined by dots.
+    """A run's config, keys joined by dots, as YAML, without secrets and paths of the machine.
 
     >>> print(config({"seed": 1, "data.path": "/srv/ann/train.json", "logger.wandb.api_key": "x"}))
         data:
@@ -86,7 +83,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> 
     >>> print(table(("a", "b"), [("x|y
     z", 0.5), (None, 2)]))
     | a            | b   |
-    |:-------------|:----|
+    |--------------|-----|
     | x&#124;y ↵ z | 0.5 |
     | –            | 2   |
     """

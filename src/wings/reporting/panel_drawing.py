@@ -26,12 +26,7 @@ _FURTHEST = 0.9
 
 
 class Styles:
-    """What the groups of a chart look like.
-
-    Args:
-        chart: whose groups they are.
-        order: the methods, which decides their colours.
-    """
+    """What the groups of a chart look like; the order of the methods decides their colours."""
 
     def __init__(self, chart: Chart, order: Sequence[str]) -> None:
         self._chart, self._order = chart, order

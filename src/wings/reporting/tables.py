@@ -71,9 +71,7 @@ def headline_metrics(runs: Sequence[RunRecord]) -> list[str]:
 def results(runs: Sequence[RunRecord], baseline: str) -> Table:
     """Each headline metric of each method: before and after training, and against the baseline's same seeds.
 
-    Args:
-        runs: of any methods.
-        baseline: method that differences are taken to, if it is one of several.
+    The baseline counts if it is one of several methods.
     """
     order = methods(runs)
     compared = baseline in order and len(order) > 1
@@ -169,11 +167,8 @@ def versions(runs: Sequence[RunRecord]) -> Table:
 def paper_tables(runs: Sequence[RunRecord], reference_rows: str = "all") -> list[Table]:
     """The tables whose overall score some run has: a row a method, means over seeds, best of ours in bold.
 
-    The paper's rows about the runs' own base models stand below; the others are folded away.
-
-    Args:
-        runs: of any kind.
-        reference_rows: the paper's rows to take: `all`, `none`, or a part of the model's name.
+    The paper's rows about the runs' own base models stand below; the others are folded away. `reference_rows` is `all`,
+    `none`, or a part of a model's name.
     """
     made = (_paper_table(layout, runs, reference_rows) for layout in TABLES)
     return [table for table in made if table is not None]
@@ -187,13 +182,8 @@ def duration(seconds: object) -> str:
     """
     if not isinstance(seconds, int | float):
         return "–"
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 60
-        else f"{seconds / 60:.1f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    minutes = f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{seconds:.0f} s" if seconds < 60 else minutes
 
 
 def _mean(values: Sequence[float], best: bool = False) -> Cell:

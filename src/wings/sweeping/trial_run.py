@@ -62,14 +62,7 @@ class Launch:
 
     @classmethod
     def of(cls, config: DictConfig, given: Sequence[str], program: Path, parallel: int) -> Launch:
-        """What a composed multirun says.
-
-        Args:
-            config: with Hydra's own node.
-            given: overrides that are not Hydra's.
-            program: the Python file that trains.
-            parallel: trials at once, which share the cores.
-        """
+        """What a composed multirun says; trials at once share the cores. `given` are overrides that are not Hydra's."""
         own = [text for text in map(str, config.hydra.overrides.hydra) if not text.lstrip("+~").startswith(_OWN)]
         others = [text for text in own if not text.lstrip("+~").startswith(_LAUNCHERS)]
         options = ["--config-name", str(config.hydra.job.config_name)]
@@ -157,14 +150,7 @@ class Watch:
 
 
 class TrialRun:
-    """A trial's process. Killed with the sweep, however that ends (on Linux).
-
-    Args:
-        folder: the run folder.
-        launch: how to start it.
-        parameters: of the trial.
-        watch: of its metrics.
-    """
+    """A trial's process in its run folder. Killed with the sweep, however that ends (on Linux)."""
 
     def __init__(self, folder: Path, launch: Launch, parameters: Parameters, watch: Watch) -> None:
         self.folder = folder

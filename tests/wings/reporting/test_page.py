@@ -133,7 +133,7 @@ def test_what_can_not_be_asked_for(tmp_path: Path) -> None:
     write_run(tmp_path, "rest", 1)
     for override, message in (
         ("formats=[gif]", r"formats: expected some of \['png', 'svg', 'pdf'\], found \['gif'\]"),
-        ("runs=[]", r"runs: expected folders, found none"),
+        ("runs=[]", r"runs: expected folders with runs, found none. Leave it out"),
         ("runs=[nowhere]", r"runs: expected a folder, 'nowhere' is none"),
     ):
         with pytest.raises(ComparisonError, match=message):

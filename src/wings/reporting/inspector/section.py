@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import json
 import logging
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,12 +101,7 @@ def section(runs: Sequence[InspectedRun], *, max_bytes: int = MAX_BYTES) -> Page
 
 
 def standalone_page(fragment: PageSection, title: str = "Rollouts") -> str:
-    """A page of this one section; it loads nothing.
-
-    Args:
-        fragment: of `section`.
-        title: of the page.
-    """
+    """A page of this one section; it loads nothing."""
     light, dark = (custom_properties(theme) for theme in ("light", "dark"))
     return Template(_asset("page.html")).substitute(
         title=html.escape(title), light=light, dark=dark, css=fragment.css, html=fragment.html, js=fragment.js
@@ -122,64 +118,33 @@ def for_script(content: Any) -> str:
     return text.replace("<", r"\u003c").replace(">", r"\u003e").replace("&", r"\u0026")
 
 
-def evenly(total: int, keep: int) -> list[int]:
-    """`keep` of the indices 0 to total - 1, evenly spread, with the first and the last; all where there are no more.
+def evenly(places: Sequence[GroupPlace], keep: int) -> list[GroupPlace]:
+    """`keep` groups of a run, evenly spread, with the first and the last; all where there are no more.
 
-    >>> evenly(9, 3), evenly(10, 4), evenly(3, 5), evenly(1, 2)
-    ([0, 4, 8], [0, 3, 6, 9], [0, 1, 2], [0])
+    >>> [place.line for place in evenly([GroupPlace(0, "a/0", 0, 1, line) for line in range(10)], 4)]
+    [0, 3, 6, 9]
     """
-    keep = min(total, max(keep, FEWEST))
-    return [round(index * (total - 1) / max(keep - 1, 1)) for index in range(keep)]
-
-
-def most_groups(runs: Sequence[Sequence[GroupPlace]], budget: int, share: float) -> int:
-    """How many groups a run can show if all runs show as many as they have, up to that number.
-
-    Args:
-        runs: the groups of each run, in order.
-        budget: bytes for all of them.
-        share: bytes of a page that a byte of `rollouts.jsonl` is expected to take.
-
-    Returns:
-        At least `FEWEST`, at most the groups of the largest run.
-
-    >>> places = [GroupPlace(step, "a/0", 100 * step, 100 * step + 100, step) for step in range(10)]
-    >>> most_groups([places], 200, 0.5), most_groups([places, places[:3]], 350, 0.5), most_groups([places], 1, 0.5)
-    (4, 4, 2)
-    """
-    low, high = FEWEST, max([FEWEST, *map(len, runs)])
-    while low < high:
-        keep = (low + high + 1) // 2
-        if share * sum(sizes(chosen(places, keep)) for places in runs) <= budget:
-            low = keep
-        else:
-            high = keep - 1
-    return low
-
-
-def chosen(places: Sequence[GroupPlace], keep: int) -> list[GroupPlace]:
-    """`keep` groups of a run, evenly."""
-    return [places[index] for index in evenly(len(places), keep)]
-
-
-def sizes(places: Sequence[GroupPlace]) -> int:
-    """Bytes of these groups in their file."""
-    return sum(place.stop - place.start for place in places)
+    keep = min(len(places), max(keep, FEWEST))
+    return [places[round(index * (len(places) - 1) / max(keep - 1, 1))] for index in range(keep)]
 
 
 def _encoded(
     runs: Sequence[InspectedRun], files: Mapping[int, RolloutFile], max_bytes: int
 ) -> tuple[str, dict[int, int]]:
     """The page's JSON, and how many groups of each run are in it."""
-    places = [file.places for file in files.values()]
-    keep = most_groups(places, max_bytes, _SHARE)
+
+    def expected(keep: int) -> int:
+        picked = (place for file in files.values() for place in evenly(file.places, keep))
+        return round(_SHARE * sum(place.stop - place.start for place in picked))
+
+    most = max(len(file.places) for file in files.values())
+    keep = FEWEST + bisect_right(range(FEWEST + 1, most + 1), max_bytes, key=expected)
     while True:
-        picked = {index: chosen(file.places, keep) for index, file in files.items()}
+        picked = {index: evenly(file.places, keep) for index, file in files.items()}
         data = for_script(_payload(runs, files, picked))
         if len(data) <= max_bytes or keep == FEWEST:
             break
-        most = max(map(len, picked.values()))
-        keep = max(FEWEST, min(most - 1, int(most * _KEPT * max_bytes / len(data))))
+        keep = max(FEWEST, min(keep - 1, int(keep * _KEPT * max_bytes / len(data))))
     if len(data) > max_bytes:
         log.warning(
             "The first and last samples of each run take %d bytes, more than the %d asked for.", len(data), max_bytes
@@ -196,8 +161,8 @@ def _payload(
         "names": names(),
         "runs": [{"name": run.name, "method": run.method} for run in runs],
         "groups": groups,
-        "tokens": encoder.tokens.strings,
-        "lines": encoder.lines.strings,
+        "tokens": list(encoder.tokens),
+        "lines": list(encoder.lines),
     }
 
 
