@@ -80,8 +80,7 @@ def config(settings: Mapping[str, object]) -> str:
 def table(head: Sequence[str], rows: Sequence[Sequence[str | float | None]]) -> str:
     r"""A table; texts are plain, and long ones cut in their middle.
 
-    >>> print(table(("a", "b"), [("x|y
-    z", 0.5), (None, 2)]))
+    >>> print(table(("a", "b"), [("x|y\nz", 0.5), (None, 2)]))
     | a            | b   |
     |--------------|-----|
     | x&#124;y ↵ z | 0.5 |
