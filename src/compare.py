@@ -15,20 +15,16 @@ import rootutils
 rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 
 from hydra.utils import instantiate  # noqa: E402
-from omegaconf import DictConfig, ListConfig, OmegaConf  # noqa: E402
+from omegaconf import DictConfig, OmegaConf  # noqa: E402
 
 from src.runs.line_file import write_whole  # noqa: E402
 from src.runs.summary import command_line, versions  # noqa: E402
-from src.wings.comparing.comparison import ComparisonError, ComparisonSettings, MethodRow, compare  # noqa: E402
-from src.wings.comparing.run_folders import (  # noqa: E402
-    check_budgets,
-    find_runs,
-    method_settings,
-    read_run,
-    shared_settings,
-    start_gap,
-)
-from src.wings.comparing.tables import draw_curves, render_comparison, results_table  # noqa: E402
+from src.wings.comparing.budgets import check_budgets, method_settings, shared_settings, start_gap  # noqa: E402
+from src.wings.comparing.comparison import ComparisonSettings, MethodRow, compare  # noqa: E402
+from src.wings.comparing.run_folders import ComparisonError, find_runs, given_folders, read_finished_run  # noqa: E402
+from src.wings.comparing.tables import render_comparison, results_table  # noqa: E402
+from src.wings.reporting.charts import comparison_curves  # noqa: E402
+from src.wings.reporting.figures import draw  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +35,8 @@ def compare_runs(config: DictConfig) -> list[MethodRow]:
     Raises:
         ComparisonError: no folder was given, or a run is unfinished, cannot be read or has another budget.
     """
-    folders = _folders(config)
+    given = None if OmegaConf.is_missing(config, "runs") else config.runs
+    folders = given_folders(given, "E.g. 'runs=[logs/compare/<time>]'")
     settings: ComparisonSettings = instantiate(config.comparison)
     finished, unfinished = find_runs(folders)
     if unfinished and not config.allow_unfinished:
@@ -51,42 +48,30 @@ def compare_runs(config: DictConfig) -> list[MethodRow]:
         raise ComparisonError(f"runs: expected a finished run, found none in {_listed(folders)}.")
     for folder in unfinished:
         log.warning("Left out, unfinished: '%s'.", folder)
-    runs = [read_run(folder) for folder in finished]
+    runs = [read_finished_run(folder) for folder in finished]
     check_budgets(runs)
     rows = compare(runs, settings)
-    shared, differing = shared_settings(runs), method_settings(runs)
-    gap = start_gap(runs, "val/exact_match")
     names = [folder.name for folder in unfinished]
 
     output = folders[0] if config.output is None else Path(config.output).expanduser()
     output.mkdir(parents=True, exist_ok=True)
-    report = render_comparison(
-        rows, runs, settings, shared=shared, differing=differing, start_gap=gap, unfinished=names
-    )
     content: dict[str, Any] = {
         "settings": asdict(settings),
         "methods": [asdict(row) for row in rows],
         "runs": [{"method": run.method, "seed": run.seed, "folder": run.name} for run in runs],
         "unfinished": names,
-        "start_gap": gap,
-        "shared": shared,
-        "differing": differing,
+        "start_gap": start_gap(runs),
+        "shared": shared_settings(runs),
+        "differing": method_settings(runs),
         "command": command_line(),
         "versions": versions(),
     }
-    write_whole(output / "comparison.md", report)
+    write_whole(output / "comparison.md", render_comparison(rows, runs, settings, names))
     write_whole(output / "comparison.json", json.dumps(content, indent=2, default=str) + "\n")
-    draw_curves(output / "curves.png", runs, [row.method for row in rows], settings)
+    draw(comparison_curves(runs, settings), [row.method for row in rows]).savefig(output / "curves.png", dpi=130)
     log.info("%d runs of %d methods\n\n%s\n", len(runs), len(rows), results_table(rows, settings))
     log.info("Tables and curves: %s", output)
     return rows
-
-
-def _folders(config: DictConfig) -> list[Path]:
-    runs = None if OmegaConf.is_missing(config, "runs") else config.runs
-    if not runs:
-        raise ComparisonError("runs: expected folders with runs, found none. E.g. 'runs=[logs/compare/<time>]'")
-    return [Path(str(folder)).expanduser() for folder in (runs if isinstance(runs, ListConfig) else [runs])]
 
 
 def _listed(paths: Sequence[Path]) -> str:

@@ -19,11 +19,9 @@ from rich.console import Console  # noqa: E402
 
 from src.config.command_line import entry_point  # noqa: E402
 from src.config.keys import check_keys  # noqa: E402
-from src.wings.reporting.html_fragment import InspectedRun  # noqa: E402
-from src.wings.reporting.inspector import section  # noqa: E402
 from src.wings.reporting.inspector.comparing import Failure  # noqa: E402
 from src.wings.reporting.inspector.rollout_records import COLUMNS, GroupPlace, InspectorError, LoggedGroup, RolloutFile  # noqa: E402
-from src.wings.reporting.inspector.section import standalone_page  # noqa: E402
+from src.wings.reporting.inspector.section import InspectedRun, section, standalone_page  # noqa: E402
 from src.wings.reporting.inspector.terminal import show_group  # noqa: E402
 
 log = logging.getLogger(__name__)

@@ -13,18 +13,22 @@ import rootutils
 
 rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 
-from omegaconf import DictConfig, ListConfig  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
 
 from src.config.command_line import entry_point  # noqa: E402
 from src.runs.line_file import write_whole  # noqa: E402
-from src.wings.reporting import inspector, page, tables  # noqa: E402
-from src.wings.reporting.figure_files import FORMATS, save_figures  # noqa: E402
-from src.wings.reporting.figures import CHARTS  # noqa: E402
-from src.wings.reporting.find_runs import ReportError, latest_run, read_runs  # noqa: E402
-from src.wings.reporting.headline import lead, title  # noqa: E402
-from src.wings.reporting.html_fragment import InspectedRun  # noqa: E402
-from src.wings.reporting.paper_tables import paper_tables  # noqa: E402
-from src.wings.reporting.run_record import RunRecord, methods  # noqa: E402
+from src.wings.comparing.run_folders import (  # noqa: E402
+    ComparisonError,
+    RunRecord,
+    given_folders,
+    latest_run,
+    methods,
+    read_runs,
+)
+from src.wings.reporting import page  # noqa: E402
+from src.wings.reporting.figures import CHARTS, FORMATS, save_figures  # noqa: E402
+from src.wings.reporting.inspector.section import InspectedRun, section  # noqa: E402
+from src.wings.reporting.overview import title  # noqa: E402
 
 log = logging.getLogger(__name__)
 
@@ -33,27 +37,17 @@ def report(config: DictConfig) -> Path:
     """Write `report.html` and `figures/`, and return the page's file.
 
     Raises:
-        ComparisonError: there is no run, or one cannot be read.
-        ReportError: a format is not known.
+        ComparisonError: there is no run, one cannot be read, or a format is not known.
     """
-    folders = _folders(config)
+    if config.runs is None:
+        folders = [latest_run(Path(config.paths.log_dir) / "train" / "runs")]
+    else:
+        folders = given_folders(config.runs, "Leave it out to see the latest run.")
     unknown = sorted(set(config.formats) - set(FORMATS))
     if unknown:
-        raise ReportError(f"formats: expected some of {list(FORMATS)}, found {unknown}.")
+        raise ComparisonError(f"formats: expected some of {list(FORMATS)}, found {unknown}.")
     runs = read_runs(folders)
     charts = {key: make(runs) for key, make in CHARTS.items()}
-    contents = page.Contents(
-        title=title(runs),
-        lead=lead(runs),
-        warning=tables.comparable(runs),
-        results=tables.results(runs, config.baseline),
-        paper=paper_tables(runs, config.reference_rows),
-        differences=tables.differences(runs) if len(runs) > 1 else None,
-        events=tables.events(runs),
-        runs=tables.provenance(runs),
-        commands=tables.commands(runs),
-        versions=tables.versions(runs),
-    )
     output = _output(config, folders, runs)
     output.mkdir(parents=True, exist_ok=True)
     file = output / "report.html"
@@ -62,23 +56,12 @@ def report(config: DictConfig) -> Path:
         written = pool.submit(
             save_figures, output / "figures", charts, methods(runs), list(config.formats), dpi=config.dpi
         )
-        write_whole(file, page.render(runs, contents, charts, [inspector.section(_inspected(runs))]))
+        sections = [section([InspectedRun(r.name, r.folder, r.method) for r in runs if r.folder is not None])]
+        how = {"baseline": config.baseline, "reference_rows": config.reference_rows}
+        write_whole(file, page.render(runs, charts, sections, **how))
         written.result()
-    log.info("%s: %s", contents.title, file)
+    log.info("%s: %s", title(runs), file)
     return file
-
-
-def _inspected(runs: Sequence[RunRecord]) -> list[InspectedRun]:
-    return [InspectedRun(run.name, run.folder, run.method) for run in runs if run.folder is not None]
-
-
-def _folders(config: DictConfig) -> list[Path]:
-    if config.runs is None:
-        return [latest_run(Path(config.paths.log_dir) / "train" / "runs")]
-    given = config.runs if isinstance(config.runs, ListConfig) else [config.runs]
-    if not given:
-        raise ReportError("runs: expected folders, found none. Leave it out to see the latest run.")
-    return [Path(str(folder)).expanduser() for folder in given]
 
 
 def _output(config: DictConfig, folders: Sequence[Path], runs: Sequence[RunRecord]) -> Path:

@@ -10,8 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from src.compare import compare_runs
-from src.wings.comparing.comparison import ComparisonError
-from src.wings.comparing.run_folders import find_runs
+from src.wings.comparing.run_folders import ComparisonError, find_runs
 from tests.conftest import ROOT
 
 REGIONS = ("format", "tool_name", "tool_parameters", "reasoning", "response", "other")
@@ -97,7 +96,7 @@ def test_the_report(folder: Path, tmp_path: Path) -> None:
     assert "- grpo: `algorithm.loss.aggregation=sequence`\n- rest: `algorithm.loss.aggregation=published`" in text
     assert "updates.rollout_steps: 3\n" in text and "policy.path: <project>/policy\n" in text
     assert "max_row_tokens" not in text and "seed:" not in text
-    assert "| rest   | 0.875 |     – |" in text  # no seed 2
+    assert "| rest | 0.875 | – |" in " ".join(text.split())  # no seed 2
     assert "0.167 (0.167)" in text and "unfinished" not in text
     content = json.loads((output / "comparison.json").read_text())
     assert content["methods"][1]["differences"]["val/exact_match"] == {

@@ -15,6 +15,7 @@ from src.config.keys import check_keys
 from src.errors import ConfigError
 from src.models.checkpoints.reading import checkpoint_progress
 from src.rollout.engine import SamplingParams
+from src.runs.line_file import read_lines
 from src.runs.summary import command_line, versions
 from src.wings.evaluation.resolving import LoadedModel, ModelSource, load_source, resolve_model, run_config
 from src.wings.exporting.folder import (
@@ -96,8 +97,8 @@ def run_scores(path: Path, rollout_step: int) -> tuple[list[Scores], list[Scores
     """Scores before a run's first rollout step, and the last ones by `rollout_step`, from its `metrics.jsonl`."""
     before: dict[str, Scores] = {}
     after: dict[str, Scores] = {}
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    for record in map(json.loads, lines):
+    lines, _ = read_lines(path, ("event", "rollout_step")) if path.is_file() else ([], 0)
+    for record in lines:
         event, step = record.pop("event"), record.pop("rollout_step")
         if event in ("validation", "benchmark") and step <= rollout_step:
             (after if step else before)[event] = Scores(step, record)

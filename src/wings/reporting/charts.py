@@ -1,7 +1,4 @@
-"""Records → what charts show: the learning curves of Figure F.1, regions as in Figure D.1, the updates. Draws nothing.
-
-A chart is drawn twice from the same numbers: by `figures.py` with matplotlib, and by `assets/charts.js` in the page.
-"""
+"""Records → what charts show: learning curves (Figure F.1), regions (as in Figure D.1), updates. Draws nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +7,18 @@ from dataclasses import dataclass
 from typing import Literal
 
 from src.protocol.types import Region
-from src.wings.reporting.run_record import RunRecord, methods
+from src.runs.metric_names import (
+    CORRECTNESS,
+    ENTROPY,
+    EXACT_MATCH,
+    NLL,
+    RESPONSE_TOKENS,
+    REWARD,
+    UNSEEN_EXACT_MATCH,
+    VAL_EXACT_MATCH,
+)
+from src.wings.comparing.comparison import ComparisonSettings, complete_curve, trailing_mean
+from src.wings.comparing.run_folders import RunRecord, methods
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +52,7 @@ class Panel:
         series: at least one.
         categories: what bars, spokes or rows stand for; empty for lines.
         last: where the axis of rollout steps ends, if that is after the last number.
+        bar: a value to mark, for lines.
     """
 
     title: str
@@ -51,6 +60,7 @@ class Panel:
     series: tuple[Series, ...]
     categories: tuple[str, ...] = ()
     last: int = 0
+    bar: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,18 +85,18 @@ class Chart:
 
 
 _LEARNING = (
-    ("reward/total", "Reward", "mean of the rollouts"),
-    ("reward/exact_match", "Exact match of rollouts", "share"),
-    ("val/exact_match", "Exact match in validation", "share"),
-    ("train/entropy", "Policy entropy", "nats a token"),
-    ("response/tokens", "Response length", "tokens"),
+    (REWARD, "Reward", "mean of the rollouts"),
+    (EXACT_MATCH, "Exact match of rollouts", "share"),
+    (VAL_EXACT_MATCH, "Exact match in validation", "share"),
+    (ENTROPY, "Policy entropy", "nats a token"),
+    (RESPONSE_TOKENS, "Response length", "tokens"),
     ("reward/format", "Format", "component"),
     ("reward/name", "Tool names", "component"),
     ("reward/parameter_names", "Parameter names", "component"),
     ("reward/parameter_values", "Parameter values", "component"),
-    ("reward/correctness", "Correctness", "component"),
-    ("val_unseen/exact_match", "Exact match on unseen tools", "share"),
-    ("train/nll", "Negative log-likelihood", "nats a token"),
+    (CORRECTNESS, "Correctness", "component"),
+    (UNSEEN_EXACT_MATCH, "Exact match on unseen tools", "share"),
+    (NLL, "Negative log-likelihood", "nats a token"),
 )
 _FEWEST_TOKENS = 0.001
 """Share of a region in all tokens of a run, for it to be drawn: the means over fewer are noise."""
@@ -200,3 +210,28 @@ def _appears(runs: Sequence[RunRecord], region: Region) -> bool:
     """Whether enough tokens of some run are in it, or nobody counted."""
     shares = [run.curve(f"token_share/{region.label}")[1] for run in runs]
     return not any(shares) or any(sum(found) > _FEWEST_TOKENS * len(found) for found in shares)
+
+
+_CURVES = (
+    (ENTROPY, "policy entropy", "nats a token"),
+    (RESPONSE_TOKENS, "response length", "tokens"),
+)
+
+
+def comparison_curves(runs: Sequence[RunRecord], settings: ComparisonSettings) -> Chart:
+    """Training metric (trailing mean), entropy and response length after each rollout step, one line a method.
+
+    Raises:
+        ComparisonError: a run has a step without one of the metrics.
+    """
+    panels = []
+    for key, title, unit in ((settings.training_metric, "", ""), *_CURVES):
+        window = 1 if title else settings.window
+        series = tuple(
+            Series(run.name, run.method, tuple(range(window, len(run.steps) + 1)), tuple(values))
+            for run in runs
+            for values in [trailing_mean(complete_curve(run, key), window)]
+        )
+        title, bar = (title, None) if title else (f"{key}, trailing mean of {window}", settings.bar)
+        panels.append(Panel(title, unit, series, bar=bar))
+    return Chart("curves", "Learning curves", "", tuple(panels))

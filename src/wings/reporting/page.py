@@ -10,62 +10,38 @@ import base64
 import hashlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from src.wings.reporting import palette
-from src.wings.reporting.charts import Chart, Panel
-from src.wings.reporting.html_fragment import Fragment, for_script
-from src.wings.reporting.run_record import RunRecord, methods
-from src.wings.reporting.tables import Table
+from src.wings.comparing.run_folders import RunRecord, methods
+from src.wings.reporting import overview, palette, tables
+from src.wings.reporting.charts import Chart, Series
+from src.wings.reporting.figures import panels_as_svg
+from src.wings.reporting.inspector.section import PageSection, for_script
 
 _ASSETS = Path(__file__).parent / "assets"
 _DIGITS = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Contents:
-    """What the page shows besides charts.
-
-    Attributes:
-        title: of the page.
-        lead: sentences that say what happened.
-        warning: why the runs' differences are not the method's alone; may be empty.
-        results: before and after training.
-        paper: tables in the paper's layout; may be empty.
-        differences: settings that differ; None for one run.
-        events: alarms and faults.
-        runs: how the runs were made.
-        commands: run -> command.
-        versions: of Python and packages.
-    """
-
-    title: str
-    lead: Sequence[str]
-    warning: str
-    results: Table
-    paper: Sequence[Table]
-    differences: Table | None
-    events: Table
-    runs: Table
-    commands: Mapping[str, str]
-    versions: Table
-
-
 def render(
-    runs: Sequence[RunRecord], contents: Contents, charts: Mapping[str, Chart], sections: Sequence[Fragment] = ()
+    runs: Sequence[RunRecord],
+    charts: Mapping[str, Chart],
+    sections: Sequence[PageSection] = (),
+    *,
+    baseline: str = "",
+    reference_rows: str = "all",
 ) -> str:
     """The page.
 
     Args:
         runs: in the order of their colours.
-        contents: tables and texts.
         charts: by key; those without panels are left out.
         sections: further sections, below the charts.
+        baseline: method that differences are taken to, if it is one of several.
+        reference_rows: the paper's rows in the tables: `all`, `none`, or a part of the model's name.
     """
     environment = Environment(
         loader=FileSystemLoader(_ASSETS),
@@ -74,19 +50,29 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    template = environment.get_template("report.html")
+    order = methods(runs)
     drawn = {key: chart for key, chart in charts.items() if chart.panels}
     style = "\n".join([_theme(), _asset("report.css"), *(section.css for section in sections)])
-    scripts = [_asset("charts.js"), _asset("report.js"), *(section.js for section in sections)]
-    return template.render(
-        contents=contents,
+    scripts = [_asset("report.js"), *(section.js for section in sections)]
+    return environment.get_template("report.html").render(
+        title=overview.title(runs),
+        sentences=overview.sentences(runs),
+        warning=tables.comparable(runs),
+        results=tables.results(runs, baseline),
+        paper=tables.paper_tables(runs, reference_rows),
+        differences=tables.differences(runs) if len(runs) > 1 else None,
+        events=tables.events(runs),
+        runs=tables.provenance(runs),
+        commands=tables.commands(runs),
+        versions=tables.versions(runs),
         charts=drawn,
+        svgs={key: list(map(Markup, panels_as_svg(chart, order))) for key, chart in drawn.items()},
+        legend=[(method, *palette.method_style(index)) for index, method in enumerate(order)],
         policy=_policy(style, scripts),
         style=Markup(style),
         scripts=list(map(Markup, scripts)),
-        data=Markup(for_script(_data(runs, drawn))),
+        data=Markup(for_script({key: _numbers(chart) for key, chart in drawn.items()})),
         sections=[Markup(section.html) for section in sections],
-        method_legend=[(name, index % len(palette.METHODS)) for index, name in enumerate(methods(runs))],
     )
 
 
@@ -104,11 +90,19 @@ def _policy(style: str, scripts: Sequence[str]) -> str:
 
 
 def _theme() -> str:
+    """The palette of both themes, and rules that give figures, which are drawn in the light one, the page's."""
     light, dark = (palette.custom_properties(theme) for theme in ("light", "dark"))
+    drawn = {f"method-{index}": tone for index, tone in enumerate(palette.METHODS)}
+    drawn |= {name: palette.PAGE[name] for name in ("ink", "muted", "rule")}
+    figures = "\n".join(
+        f'svg [{what}="{tone.light}"] {{ {what}: var(--{name}); }}'
+        for name, tone in drawn.items()
+        for what in ("fill", "stroke")
+    )
     return (
         f":root {{ color-scheme: light; {light} }}\n"
         f"@media (prefers-color-scheme: dark) {{ :root:not([data-theme=light]) {{ color-scheme: dark; {dark} }} }}\n"
-        f":root[data-theme=dark] {{ color-scheme: dark; {dark} }}"
+        f":root[data-theme=dark] {{ color-scheme: dark; {dark} }}\n{figures}"
     )
 
 
@@ -116,41 +110,18 @@ def _asset(name: str) -> str:
     return (_ASSETS / name).read_text(encoding="utf-8")
 
 
-def _data(runs: Sequence[RunRecord], charts: Mapping[str, Chart]) -> dict[str, Any]:
-    """What the charts' script draws from."""
-    order = methods(runs)
-    styles = {}
-    for index, method in enumerate(order):
-        _, dashes = palette.method_style(index)
-        styles[method] = {"colour": f"--method-{index % len(palette.METHODS)}", "dashes": list(dashes)}
-    return {
-        "runs": [{"name": run.name, "method": run.method, "finished": run.finished} for run in runs],
-        "methods": styles,
-        "charts": {
-            key: {"kind": chart.kind, "colours": chart.colours, "panels": list(map(_panel, chart.panels))}
-            for key, chart in charts.items()
-        },
-    }
+def _numbers(chart: Chart) -> dict[str, Any]:
+    """What the tables below a chart's panels hold."""
 
+    def numbers(series: Series) -> dict[str, Any]:
+        y, start = (list(map(_rounded, values)) for values in (series.y, series.start))
+        return {"run": series.run, "group": series.group, "x": list(series.x), "y": y, "start": start}
 
-def _panel(panel: Panel) -> dict[str, Any]:
-    return {
-        "title": panel.title,
-        "unit": panel.unit,
-        "categories": list(panel.categories),
-        "last": panel.last,
-        "series": [
-            {
-                "run": series.run,
-                "group": series.group,
-                "x": list(series.x),
-                "y": list(map(_rounded, series.y)),
-                "start": list(map(_rounded, series.start)),
-                "notes": list(series.notes),
-            }
-            for series in panel.series
-        ],
-    }
+    panels = [
+        {"title": one.title, "categories": list(one.categories), "series": list(map(numbers, one.series))}
+        for one in chart.panels
+    ]
+    return {"regions": chart.colours == "region", "panels": panels}
 
 
 def _rounded(value: float) -> float:

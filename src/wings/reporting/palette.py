@@ -85,10 +85,7 @@ def region_style(label: str) -> Tone:
 
 
 def custom_properties(theme: str) -> str:
-    """The palette as CSS declarations.
-
-    Args:
-        theme: `light` or `dark`.
+    """The palette of the `light` or `dark` theme as CSS declarations.
 
     >>> custom_properties("dark")[:16]
     '--page: #15181c;'

@@ -49,10 +49,7 @@ def shown_value(value: object) -> str:
 
 
 def shown_settings(settings: Mapping[str, object]) -> dict[str, Any]:
-    """A config as others may see it: without secrets and sections of places, paths by their last part.
-
-    Args:
-        settings: keys joined by dots.
+    """A config, keys joined by dots, as others may see it: without secrets and places, paths by their last part.
 
     >>> shown_settings({"paths.root_dir": "/a", "hf_token": "x", "data.path": "/srv/ann/a.json", "data.mix": [1, 2]})
     {'data': {'path': '…/a.json', 'mix': [1, 2]}}

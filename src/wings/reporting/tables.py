@@ -1,4 +1,4 @@
-"""Records → tables: results against the start and each other, where runs differ, events, how they were made. Pure."""
+"""Records → tables: results against the start, each other and the paper, where runs differ, events, origins. Pure."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from src.wings.comparing.comparison import ComparisonError, Run
-from src.wings.comparing.run_folders import check_budgets
-from src.wings.comparing.statistics import bootstrap_interval, estimate
-from src.wings.reporting.benchmark_scores import base_model, benchmark_names, main_score
-from src.wings.reporting.run_record import RunRecord, methods
+from src.runs.metric_names import UNSEEN_EXACT_MATCH, VAL_CORRECTNESS, VAL_EXACT_MATCH, VAL_REWARD
+from src.wings.comparing.budgets import check_budgets
+from src.wings.comparing.comparison import estimate, paired_difference
+from src.wings.comparing.run_folders import ComparisonError, RunRecord, methods
+from src.wings.evaluation.score_table import TABLES, TableLayout, paper_rows, row_label
+from src.wings.reporting.benchmark_charts import base_model, benchmark_names, main_score, same_model
 from src.wings.reporting.shown_settings import (
     HIDDEN_SECTIONS,
     is_place,
@@ -20,7 +21,7 @@ from src.wings.reporting.shown_settings import (
     without_paths,
 )
 
-_HEADLINE = ("val/exact_match", "val_unseen/exact_match", "val/correctness", "val/format", "val/reward")
+_HEADLINE = (VAL_EXACT_MATCH, UNSEEN_EXACT_MATCH, VAL_CORRECTNESS, "val/format", VAL_REWARD)
 _RESAMPLES = 10_000
 
 
@@ -69,9 +70,7 @@ def headline_metrics(runs: Sequence[RunRecord]) -> list[str]:
 def results(runs: Sequence[RunRecord], baseline: str) -> Table:
     """Each headline metric of each method: before and after training, and against the baseline's same seeds.
 
-    Args:
-        runs: of any methods.
-        baseline: method that differences are taken to, if it is one of several.
+    The baseline counts if it is one of several methods.
     """
     order = methods(runs)
     compared = baseline in order and len(order) > 1
@@ -88,7 +87,7 @@ def results(runs: Sequence[RunRecord], baseline: str) -> Table:
             ]
             is_best = bool(end) and len(order) > 1 and sum(end) / len(end) == best
             who = (Cell(method, "name"), Cell(str(len(of_methods[method])), "number")) if len(runs) > 1 else ()
-            what = (Cell(_mean(start), "number"), Cell(_mean(end), "number", is_best), _change(changes))
+            what = (_mean(start), _mean(end, is_best), _change(changes))
             more = (_against(key, method, baseline, runs),) if compared else ()
             rows.append((Cell(key, "name"), *who, *what, *more))
     note = "± is one standard error over seeds." if len(order) < len(runs) else ""
@@ -100,12 +99,8 @@ def results(runs: Sequence[RunRecord], baseline: str) -> Table:
 
 def comparable(runs: Sequence[RunRecord]) -> str:
     """Why differences between the runs are not the method's alone; empty if they are, or there is one run."""
-    plain = [
-        Run(run.method, run.seed or 0, run.name, run.settings, run.start, run.final, tuple(run.steps.values()))
-        for run in runs
-    ]
     try:
-        check_budgets(plain)
+        check_budgets(runs)
     except ComparisonError as error:
         return without_paths(str(error).replace("<project>/", ""))
     return ""
@@ -168,6 +163,16 @@ def versions(runs: Sequence[RunRecord]) -> Table:
     return Table("versions", "Versions", ("Package", *names), rows)
 
 
+def paper_tables(runs: Sequence[RunRecord], reference_rows: str = "all") -> list[Table]:
+    """The tables whose overall score some run has: a row a method, means over seeds, best of ours in bold.
+
+    The paper's rows about the runs' own base models stand below; the others are folded away. `reference_rows` is `all`,
+    `none`, or a part of a model's name.
+    """
+    made = (_paper_table(layout, runs, reference_rows) for layout in TABLES)
+    return [table for table in made if table is not None]
+
+
 def duration(seconds: object) -> str:
     """A time in its unit.
 
@@ -176,20 +181,12 @@ def duration(seconds: object) -> str:
     """
     if not isinstance(seconds, int | float):
         return "–"
-    return (
-        f"{seconds:.0f} s"
-        if seconds < 60
-        else f"{seconds / 60:.1f} min"
-        if seconds < 7200
-        else f"{seconds / 3600:.1f} h"
-    )
+    minutes = f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    return f"{seconds:.0f} s" if seconds < 60 else minutes
 
 
-def _mean(values: Sequence[float]) -> str:
-    if not values:
-        return "–"
-    found = estimate(values)
-    return f"{found.mean:.3f}" + ("" if found.error is None else f" ± {found.error:.3f}")
+def _mean(values: Sequence[float], best: bool = False) -> Cell:
+    return Cell(str(estimate(values)) if values else "–", "number", best)
 
 
 def _change(values: Sequence[float]) -> Cell:
@@ -204,14 +201,11 @@ def _against(key: str, method: str, baseline: str, runs: Sequence[RunRecord]) ->
     for run in runs:
         if run.method in by_seed and run.seed is not None and key in run.final:
             by_seed[run.method][run.seed] = run.final[key]
-    found = [value - by_seed[baseline][seed] for seed, value in by_seed[method].items() if seed in by_seed[baseline]]
-    if method == baseline or not found:
+    found = paired_difference(by_seed[method], by_seed[baseline], _RESAMPLES, seed=0)
+    if method == baseline or found is None:
         return Cell("–", "number")
-    interval = bootstrap_interval(found, _RESAMPLES, seed=0)
-    told = "" if interval is None else f" [{interval[0]:+.3f}, {interval[1]:+.3f}]"
-    clear = interval is not None and (interval[0] > 0 or interval[1] < 0)
-    mean = sum(found) / len(found)
-    return Cell(f"{mean:+.3f}{told}", ("better" if mean > 0 else "worse") if clear else "number")
+    clear = found.interval is not None and (found.interval[0] > 0 or found.interval[1] < 0)
+    return Cell(str(found), ("better" if found.mean > 0 else "worse") if clear else "number")
 
 
 def _together(found: Sequence[RunRecord], runs: Sequence[RunRecord]) -> str:
@@ -252,3 +246,55 @@ def _origin(run: RunRecord) -> tuple[Cell, ...]:
         Cell(duration(summary.get("seconds")), "number"),
         *(Cell(state, "text", not run.finished), Cell(score)),
     )
+
+
+def _paper_table(layout: TableLayout, runs: Sequence[RunRecord], reference_rows: str) -> Table | None:
+    keys = [f"{layout.benchmark}/{score}" for score in layout.columns.values()]
+    ours = [row for method in methods(runs) if (row := _paper_row(method, runs, keys)) is not None]
+    if not ours:
+        return None
+    columns = [[found for row in ours if (found := row[1][index]) is not None] for index in range(len(keys))]
+    best = [max(column, default=None) for column in columns]
+    rows = [
+        (
+            Cell(name, "name", True),
+            *(_percent(value, len(ours) > 1 and value == top) for value, top in zip(values, best, strict=True)),
+        )
+        for name, values in ours
+    ]
+    models = {base_model(run) for run in runs}
+    near: list[tuple[Cell, ...]] = []
+    far: list[tuple[Cell, ...]] = []
+    for paper in paper_rows(layout.tables, reference_rows):
+        cells = (Cell(row_label(paper), "name"), *(_percent(paper.scores.get(s)) for s in layout.columns.values()))
+        (near if any(same_model(paper, model) for model in models) else far).append(cells)
+    notes = [layout.note, "Rows below ours are the paper's." if near or far else ""]
+    if any("†" in cells[0].text for cells in (*near, *far)):
+        notes.append("† In the paper, this row's overall is not the mean of its parts.")
+    return Table(
+        f"paper-{layout.tables[0].lower().replace('.', '-')}",
+        layout.title,
+        ("Model", *layout.columns),
+        tuple([*rows, *near]),
+        " ".join(filter(None, notes)),
+        tuple(far),
+    )
+
+
+def _paper_row(method: str, runs: Sequence[RunRecord], keys: Sequence[str]) -> tuple[str, list[float | None]] | None:
+    """(label, percentages): means over the method's runs that have the scores; None if none has the first one."""
+    scored = [run for run in runs if run.method == method and keys[0] in run.final]
+    if not scored:
+        return None
+    model = ", ".join(dict.fromkeys(base_model(run) for run in scored))
+    seeds = f", {len(scored)} seeds" if len(scored) > 1 else ""
+    return f"{model} ({method}{seeds})", [_score([run.final for run in scored], key) for key in keys]
+
+
+def _score(finals: Sequence[Mapping[str, float]], key: str) -> float | None:
+    values = [final[key] for final in finals if key in final]
+    return 100 * estimate(values).mean if len(values) == len(finals) else None
+
+
+def _percent(value: float | None, strong: bool = False) -> Cell:
+    return Cell("–" if value is None else f"{value:.2f}%", "number", strong)

@@ -14,8 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from src.errors import ConfigError
 from src.wings.evaluation.evaluation_folder import differences
-from src.wings.sweeping.settings import FREE, SECTION, SweepSettings
-from src.wings.sweeping.space import Parameters
+from src.wings.sweeping.search import FREE, SECTION, Parameters, SweepSettings
 
 log = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
 from src.runs.line_file import write_whole
-from src.wings.evaluation.score_table import markdown_table
-from src.wings.sweeping.space import as_override
+from src.runs.markdown_table import markdown_table
+from src.wings.sweeping.search import as_override
 from src.wings.sweeping.study import DEFAULT, ERROR, FOLDER, finished
 
 TABLE, RECORD, FIGURE = "sweep.md", "sweep.json", "importance.png"
@@ -113,14 +113,7 @@ def write_report(
 
 
 def draw(path: Path, trials: Sequence[FrozenTrial], shares: Mapping[str, float], metric: str) -> None:
-    """Importances as bars, and beside them every trial's value over each parameter.
-
-    Args:
-        path: the image to write.
-        trials: as ranked; pruned ones have no value, and stand on the lower border.
-        shares: of each parameter, most important first.
-        metric: the name of the values.
-    """
+    """Importances as bars, and every trial's value over each parameter; pruned trials stand on the lower border."""
     columns = math.ceil(len(shares) / 2)
     figure = Figure(figsize=(4.2 + 2.6 * columns, 5.4), layout="constrained")
     FigureCanvasAgg(figure)

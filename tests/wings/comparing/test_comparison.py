@@ -1,20 +1,29 @@
-"""Rows, pairing and diagnosis of hand-made runs."""
+"""Rows, pairing and diagnosis of hand-made runs; means over seeds, curves and bootstrap intervals, by hand."""
 
 from dataclasses import replace
 
 import pytest
 
-from src.wings.comparing.comparison import ComparisonError, ComparisonSettings, PairedDifference, Run, compare
-from src.wings.comparing.statistics import Estimate
+from src.wings.comparing.comparison import (
+    ComparisonSettings,
+    Estimate,
+    PairedDifference,
+    bootstrap_interval,
+    compare,
+    estimate,
+    steps_to_reach,
+    trailing_mean,
+)
+from src.wings.comparing.run_folders import ComparisonError, RunRecord
 
 SETTINGS = ComparisonSettings(bar=0.5, window=2, resamples=500)
 
 
-def run(method: str, seed: int, final: float, curve: tuple[float, ...] = (0.0, 0.5, 1.0)) -> Run:
+def run(method: str, seed: int, final: float, curve: tuple[float, ...] = (0.0, 0.5, 1.0)) -> RunRecord:
     start = {"val/exact_match": 0.25, "val/correctness": 0.5, "val/reward": -1.0}
     end = {"val/exact_match": final, "val/correctness": final / 2, "val/reward": 2.0}
     steps = [{"reward/exact_match": value, "reward/correctness": 1 - value} for value in curve]
-    return Run(method, seed, f"{method}-{seed}", {}, start, end, steps)
+    return RunRecord(f"{method}-{seed}", method, seed, dict(enumerate(steps)), {0: start, len(curve): end})
 
 
 def test_a_row_holds_means_over_seeds() -> None:
@@ -72,8 +81,8 @@ def test_diagnosis_is_the_mean_over_steps_and_seeds() -> None:
         ({"gradient_share/format": 0.625, "train/loss": 1.0}, {"gradient_share/format": 0.125}),
     )
     runs = [
-        replace(run("grpo", seed, 0.5), steps=[{"reward/exact_match": 0.0, **values} for values in of_seed])
-        for seed, of_seed in enumerate(steps)
+        replace(run("grpo", seed, 0.5, (0.0, 0.0)), steps={i: {"reward/exact_match": 0.0, **values[i]} for i in (0, 1)})
+        for seed, values in enumerate(steps)
     ]
     (row,) = compare(runs, SETTINGS)
     # format: (0.375 + 0.375) / 2; other has tokens in one step of one seed only
@@ -88,15 +97,51 @@ def test_diagnosis_is_the_mean_over_steps_and_seeds() -> None:
         ([run("grpo", 1, 0.5), run("rest", 2, 0.5)], r"rest: no seed in common with grpo: \[2\] and \[1\]"),
         ([run("grpo", 1, 0.5, (1.0,))], r"comparison\.window=2: expected at most the 1 steps of grpo-1"),
         (
-            [replace(run("grpo", 1, 0.5), steps=[{"reward/total": 1.0}] * 2)],
+            [replace(run("grpo", 1, 0.5), steps={0: {"reward/total": 1.0}, 1: {}})],
             r"grpo-1: expected 'reward/exact_match' at rollout step 0, found \['reward/total'\]",
         ),
         (
-            [replace(run("grpo", 1, 0.5), final={"val/format": 1.0})],
+            [replace(run("grpo", 1, 0.5), validations={3: {"val/format": 1.0}})],
             r"grpo-1: expected 'val/exact_match' in its final validation, found \['val/format'\]",
         ),
     ],
 )
-def test_what_can_not_be_compared_is_refused(runs: list[Run], message: str) -> None:
+def test_what_can_not_be_compared_is_refused(runs: list[RunRecord], message: str) -> None:
     with pytest.raises(ComparisonError, match=message):
         compare(runs, SETTINGS)
+
+
+def test_mean_and_standard_error() -> None:
+    # squared deviations 4 + 0 + 4 = 8, variance 8 / 2 = 4, error sqrt(4 / 3)
+    assert estimate([0.0, 2.0, 4.0]) == Estimate(2.0, pytest.approx((4 / 3) ** 0.5, rel=1e-15), 3)
+    assert estimate([0.3]) == Estimate(0.3, None, 1)
+
+
+def test_steps_to_reach_count_rollout_steps_done() -> None:
+    curve = [0.9, 0.0, 0.6, 0.9, 0.9, 0.3]
+    assert trailing_mean(curve, 3) == pytest.approx([0.5, 0.5, 0.8, 0.7])
+    # one good step is not enough: the mean of steps 3 to 5 is the first at 0.7
+    assert steps_to_reach(curve, bar=0.7, window=3) == 5
+    assert steps_to_reach(curve, bar=0.7, window=1) == 1
+    assert steps_to_reach(curve, bar=0.85, window=3) is None
+    assert steps_to_reach(curve, bar=0.5, window=7) is None
+    assert steps_to_reach([0.5, 0.5], bar=0.5, window=2) == 2  # at the bar is there
+
+
+def test_bootstrap_interval_of_a_constant_difference_is_that_difference() -> None:
+    assert bootstrap_interval([0.125] * 5, resamples=1000, seed=3) == (0.125, 0.125)
+    assert bootstrap_interval([0.125], resamples=1000, seed=3) is None
+
+
+def test_bootstrap_interval_of_two_seeds() -> None:
+    # resamples of (0, 1) have means 0, 1/2 and 1 with probability 1/4, 1/2, 1/4: both ends are beyond 2.5 %
+    assert bootstrap_interval([0.0, 1.0], resamples=10_000, seed=0) == (0.0, 1.0)
+
+
+def test_bootstrap_interval_is_seeded_and_approximates_the_normal_one() -> None:
+    values = [float(value) for value in range(100)]
+    low, high = bootstrap_interval(values, resamples=10_000, seed=1) or (0.0, 0.0)
+    # mean 49.5, deviation sqrt((100^2 - 1) / 12) = 28.866, so 49.5 ± 1.96 · 28.866 / 10
+    assert (low, high) == (pytest.approx(49.5 - 5.658, abs=0.25), pytest.approx(49.5 + 5.658, abs=0.25))
+    assert bootstrap_interval(values, resamples=10_000, seed=1) == (low, high)
+    assert bootstrap_interval(values, resamples=10_000, seed=2) != (low, high)

@@ -1,15 +1,9 @@
-"""Charts hold the runs' numbers, whatever the runs have; figures draw all of them."""
+"""Charts hold the runs' numbers, whatever the runs have."""
 
-import io
 from pathlib import Path
 
-import pytest
-from matplotlib.figure import Figure
-
-from src.wings.reporting import benchmark_scores as benchmarks
-from src.wings.reporting import charts, figures
-from src.wings.reporting.find_runs import read_runs
-from src.wings.reporting.run_record import RunRecord, methods
+from src.wings.comparing.run_folders import RunRecord, read_runs
+from src.wings.reporting import benchmark_charts, charts
 from tests.wings.reporting.made_runs import REGIONS, step_metrics, write_run
 
 
@@ -44,21 +38,21 @@ def test_benchmarks_by_step_at_the_end_and_by_part(tmp_path: Path) -> None:
     write_run(tmp_path, "rest", 1)
     write_run(tmp_path, "rest", 2, lift=0.125)
     runs = read_runs([tmp_path])
-    by_step, at_the_end = benchmarks.benchmark_bars(runs).panels
+    by_step, at_the_end = benchmark_charts.benchmark_bars(runs).panels
     assert by_step.categories == ("step 0", "step 4") and by_step.series[1].y == (0.25, 0.875)
     assert at_the_end.categories == ("overall", "follow up", "refusal", "single")  # no seconds
     assert at_the_end.series[0].y == (0.75, 0.375, 1.0, 0.75)
     assert at_the_end.series[0].start == (0.25, 0.125, 1.0, 0.25)
-    (radar,) = benchmarks.benchmark_radar(runs).panels
+    (radar,) = benchmark_charts.benchmark_radar(runs).panels
     assert radar.categories == ("follow up", "refusal", "single") and radar.series[0].y == (0.375, 1.0, 0.75)
 
 
 def test_without_benchmarks_the_bars_are_of_validation(tmp_path: Path) -> None:
     write_run(tmp_path, "rest", 1, benchmarks=False)
     runs = read_runs([tmp_path])
-    (panel,) = benchmarks.benchmark_bars(runs).panels
+    (panel,) = benchmark_charts.benchmark_bars(runs).panels
     assert (panel.categories, panel.series[0].y, panel.series[0].start) == (("ask",), (0.75,), (0.25,))
-    assert benchmarks.benchmark_radar(runs).panels == ()  # one kind makes no radar
+    assert benchmark_charts.benchmark_radar(runs).panels == ()  # one kind makes no radar
 
 
 def test_the_radar_has_the_paper_s_axes_and_rows_of_the_same_model() -> None:
@@ -66,13 +60,13 @@ def test_the_radar_has_the_paper_s_axes_and_rows_of_the_same_model() -> None:
     scores = {f"bfcl/{part}": 0.5 for part in (*parts, "multi_turn_miss_param", "multi_turn", "java")}
     settings = {"policy.hub_id": "Qwen/Qwen3-8B"}
     run = record(settings=settings, benchmarks={4: scores})
-    (panel,) = benchmarks.benchmark_radar([run]).panels
+    (panel,) = benchmark_charts.benchmark_radar([run]).panels
     assert panel.categories == ("NLST", "MTLC", "MTB", "MTMF", "LST", "MTMP")
     ours, *papers = panel.series
     assert ours.y == (0.5,) * 6
     assert [row.group for row in papers] == ["paper: Qwen3-8B (GRPO)", "paper: Qwen3-8B (Ours, ResT)"]
     assert papers[1].y[2] == 0.505  # Table 1, Base
-    assert benchmarks.main_score([run], "bfcl") == "bfcl/multi_turn"
+    assert benchmark_charts.main_score([run], "bfcl") == "bfcl/multi_turn"
 
 
 def test_a_chart_of_events_has_a_row_a_run_that_has_any(tmp_path: Path) -> None:
@@ -82,21 +76,3 @@ def test_a_chart_of_events_has_a_row_a_run_that_has_any(tmp_path: Path) -> None:
     assert panel.categories == ("rest-2",)
     assert panel.series == (charts.Series("rest-2", "truncated", (1,), (0.0,), notes=("found",)),)
     assert panel.last == 4
-
-
-@pytest.mark.parametrize("several", [False, True])
-def test_every_figure_is_drawn(tmp_path: Path, several: bool) -> None:
-    for method, seed in (("rest", 1), ("grpo", 1), ("rest", 2)) if several else (("rest", 1),):
-        write_run(tmp_path, method, seed, alarm="found")
-    runs = read_runs([tmp_path])
-    for make in figures.CHARTS.values():
-        chart = make(runs)
-        figure = figures.draw(chart, methods(runs))
-        assert [axes.get_title(loc="left") for axes in figure.axes] == [panel.title for panel in chart.panels]
-        figure.savefig(io.BytesIO(), format="svg")
-
-
-def test_a_figure_of_a_run_that_has_just_begun(tmp_path: Path) -> None:
-    figure = figures.learning_curves([RunRecord("rest-1", "rest", 1, {0: {"reward/total": 1.0}})])
-    assert isinstance(figure, Figure) and len(figure.axes) == 1
-    assert figures.benchmark_bars([RunRecord("rest-1", "rest", 1, {})]).texts[-1].get_text() == "no numbers"

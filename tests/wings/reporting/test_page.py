@@ -1,5 +1,6 @@
 """The page: whole, escaped, closed to the network."""
 
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -10,8 +11,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from src.report import report
-from src.wings.comparing.comparison import ComparisonError
-from src.wings.reporting.html_fragment import Fragment
+from src.wings.comparing.run_folders import ComparisonError, read_runs
+from src.wings.reporting import page
+from src.wings.reporting.inspector.section import PageSection
 from tests.conftest import ROOT
 from tests.wings.reporting.made_runs import NASTY, write_run
 
@@ -57,10 +59,13 @@ def test_a_page_and_figures_for_each_run_folder(tmp_path: Path) -> None:
         for suffix in ("png", "svg")
     )
     page = file.read_text(encoding="utf-8")
-    panels = data(page)["charts"]["learning_curves"]["panels"]
-    assert panels[0]["series"][0] == {
-        **{"run": "rest-1", "group": "rest", "x": [0, 1, 2, 3], "y": [-1.0, 0.0, 1.0, 2.0], "start": [], "notes": []}
-    }
+    panels = data(page)["learning_curves"]["panels"]
+    assert panels[0]["series"] == [
+        {"run": "rest-1", "group": "rest", "x": [0, 1, 2, 3], "y": [-1.0, 0.0, 1.0, 2.0], "start": []}
+    ]
+    svgs = [found for found in Elements(page).named("svg") if "aria-label" in found]
+    assert [svg["aria-label"] for svg in svgs[:2]] == ["Reward", "Exact match of rollouts"]
+    assert len(svgs) == sum(len(chart["panels"]) for chart in data(page).values())
     assert "val/exact_match rose from 0.250 to 0.750" in page
     assert "geheim" not in page and "/srv/ann" not in page and str(tmp_path) not in page
 
@@ -71,7 +76,7 @@ def test_no_text_of_a_run_can_be_markup(tmp_path: Path) -> None:
     page = make(tmp_path)
     elements = Elements(page)
     assert elements.named("img") == [] and "<script>alert" not in page
-    assert data(page)["charts"]["events"]["panels"][0]["series"][0]["notes"] == [NASTY]
+    assert f"truncated: {html.escape(NASTY, quote=False)}</title>" in page
     assert not any(name.startswith("on") or name == "style" for _, found in elements.found for name in found)
     assert "&lt;/script&gt;&lt;script&gt;alert(1)" in page
 
@@ -94,16 +99,10 @@ def test_the_page_needs_nothing_and_its_policy_allows_nothing(tmp_path: Path) ->
 
 
 def test_sections_stand_in_the_page_with_their_styles_and_scripts(tmp_path: Path) -> None:
-    from src.wings.reporting import page, tables
-    from src.wings.reporting.find_runs import read_runs
-
     write_run(tmp_path, "rest", 1)
-    runs = read_runs([tmp_path])
-    empty = tables.events(runs)
-    contents = page.Contents("t", (), "", tables.results(runs, "grpo"), (), None, empty, empty, {}, empty)
-    fragment = Fragment('<section id="more" aria-labelledby="h-more"></section>', "#more {}", "void 0;")
-    text = page.render(runs, contents, {}, [fragment])
-    assert fragment.html in text and "#more {}</style>" in text and "<script>void 0;</script>" in text
+    section = PageSection('<section id="more" aria-labelledby="h-more"></section>', "#more {}", "void 0;")
+    text = page.render(read_runs([tmp_path]), {}, [section])
+    assert section.html in text and "#more {}</style>" in text and "<script>void 0;</script>" in text
 
 
 @pytest.mark.parametrize(
@@ -134,7 +133,7 @@ def test_what_can_not_be_asked_for(tmp_path: Path) -> None:
     write_run(tmp_path, "rest", 1)
     for override, message in (
         ("formats=[gif]", r"formats: expected some of \['png', 'svg', 'pdf'\], found \['gif'\]"),
-        ("runs=[]", r"runs: expected folders, found none"),
+        ("runs=[]", r"runs: expected folders with runs, found none. Leave it out"),
         ("runs=[nowhere]", r"runs: expected a folder, 'nowhere' is none"),
     ):
         with pytest.raises(ComparisonError, match=message):

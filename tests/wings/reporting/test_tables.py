@@ -2,11 +2,9 @@
 
 from pathlib import Path
 
+from src.wings.comparing.run_folders import RunRecord, read_runs
 from src.wings.reporting import tables
-from src.wings.reporting.find_runs import read_runs
-from src.wings.reporting.headline import lead, title
-from src.wings.reporting.paper_tables import paper_tables
-from src.wings.reporting.run_record import RunRecord
+from src.wings.reporting.overview import sentences, title
 from src.wings.reporting.tables import Table
 from tests.wings.reporting.made_runs import write_run
 
@@ -20,7 +18,7 @@ def test_results_are_means_over_seeds_and_paired_differences(tmp_path: Path) -> 
         write_run(tmp_path, method, seed, lift=lift)
     table = tables.results(read_runs([tmp_path]), baseline="grpo")
     grpo, rest = texts(table)[:2]
-    assert lead(read_runs([tmp_path]))[0] == (
+    assert sentences(read_runs([tmp_path]))[0] == (
         "val/exact_match ends highest with rest, at 1.000, and lowest with grpo, at 0.812."
     )
     # grpo ends at 0.75 and 0.875: 0.8125, error 0.125 / 2; rest at 1.0 twice, 0.25 and 0.125 above
@@ -93,7 +91,7 @@ def test_how_runs_were_made(tmp_path: Path) -> None:
     }
     assert texts(tables.versions(runs)) == [["python", "3.11.7"], ["torch", "2.13.0"]]
     assert title(runs) == "rest, seeds 1, 2, on tiny"
-    assert lead(runs) == [
+    assert sentences(runs) == [
         "val/exact_match rose from 0.250 to 0.750 in 4 rollout steps.",
         "synthetic/overall rose from 0.250 to 0.750 in 4 rollout steps.",
         "rest-2 is unfinished: 3 of 4 rollout steps are there.",
@@ -113,7 +111,7 @@ def test_tables_in_the_paper_s_layout() -> None:
         settings = {"policy.hub_id": "Qwen/Qwen3-8B"}
         return RunRecord(f"{method}-{seed}", method, seed, {}, benchmarks={9: scores}, settings=settings)
 
-    (table,) = paper_tables([run("grpo", 0.5, 1), run("rest", 0.625, 1), run("rest", 0.75, 2)])
+    (table,) = tables.paper_tables([run("grpo", 0.5, 1), run("rest", 0.625, 1), run("rest", 0.75, 2)])
     assert table.caption == "API-Bank (Table 2)" and table.head == ("Model", "Overall", "Level 1", "Level 2", "Level 3")
     assert texts(table)[:2] == [
         ["Qwen3-8B (grpo)", "50.00%", "50.00%", "50.00%", "50.00%"],
@@ -122,6 +120,6 @@ def test_tables_in_the_paper_s_layout() -> None:
     assert table.rows[1][1].strong and not table.rows[0][1].strong
     assert all(row[0].startswith("Qwen3-8B (") for row in texts(table))  # of the paper, those of the same model
     assert len(table.rows) == 2 + 8 and not any(row[0].text.startswith("Qwen3-8B") for row in table.more)
-    (alone,) = paper_tables([run("rest", 0.625, 1)], reference_rows="none")
+    (alone,) = tables.paper_tables([run("rest", 0.625, 1)], reference_rows="none")
     assert len(alone.rows) == 1 and alone.more == ()
-    assert paper_tables([RunRecord("a", "rest", 1, {})]) == []
+    assert tables.paper_tables([RunRecord("a", "rest", 1, {})]) == []

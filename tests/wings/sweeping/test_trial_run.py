@@ -9,10 +9,9 @@ from pathlib import Path
 import optuna
 import pytest
 
-from src.wings.sweeping import launch
-from src.wings.sweeping.launch import Launch, cancel_jobs
+from src.wings.sweeping import trial_run
 from src.wings.sweeping.study import STUDY
-from src.wings.sweeping.trial_run import Watch, final_value
+from src.wings.sweeping.trial_run import Launch, Watch, cancel_jobs, final_value
 from tests.conftest import ROOT, SMALL
 
 CLIP = "algorithm.loss.clip_high"
@@ -39,8 +38,8 @@ def test_jobs_of_a_trial_are_cancelled(tmp_path, monkeypatch):
     for name in ("17_0", "17_1", "%j"):
         (tmp_path / ".submitit" / name).mkdir(parents=True)
     asked: list[list[str]] = []
-    monkeypatch.setattr(launch.shutil, "which", lambda name: f"bin/{name}")
-    monkeypatch.setattr(launch.subprocess, "run", lambda command, check: asked.append(command))
+    monkeypatch.setattr(trial_run.shutil, "which", lambda name: f"bin/{name}")
+    monkeypatch.setattr(trial_run.subprocess, "run", lambda command, check: asked.append(command))
     cancel_jobs(tmp_path)
     assert [sorted(command) for command in asked] == [["17_0", "17_1", "scancel"]]
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from src.protocol.types import Region
@@ -29,33 +28,8 @@ _STATES = list(State)
 _FAILURES = list(Failure)
 
 
-@dataclass
-class Table:
-    """Strings by number, each once.
-
-    >>> table = Table()
-    >>> table.indices(["a", "b", "a"]), table.strings
-    ([0, 1, 0], ['a', 'b'])
-    """
-
-    _index: dict[str, int] = field(default_factory=dict)
-
-    def indices(self, strings: Sequence[str]) -> list[int]:
-        """The number of each string; new ones join the table."""
-        index = self._index
-        for string in dict.fromkeys(strings):
-            if string not in index:
-                index[string] = len(index)
-        return list(map(index.__getitem__, strings))
-
-    @property
-    def strings(self) -> list[str]:
-        """By number."""
-        return list(self._index)
-
-
 class Encoder:
-    """Encodes groups; what they share is in its tables.
+    """Encodes groups; what they share is in its tables, string to number.
 
     Attributes:
         tokens: texts of tokens.
@@ -63,8 +37,8 @@ class Encoder:
     """
 
     def __init__(self) -> None:
-        self.tokens = Table()
-        self.lines = Table()
+        self.tokens: dict[str, int] = {}
+        self.lines: dict[str, int] = {}
 
     def group(self, run: int, group: LoggedGroup) -> JsonObject:
         """A group of run number `run`; equal comparisons with the gold calls are stored once."""
@@ -88,11 +62,9 @@ class Encoder:
         }
 
     def _text(self, text: str) -> list[int]:
-        return self.lines.indices(text.split("\n"))
+        return _numbered(text.split("\n"), self.lines)
 
     def _completion(self, completion: LoggedCompletion, kind: int, comparison: int) -> JsonObject:
-        joined = "".join(completion.tokens)
-        numbers = {name: encode_numbers(completion.columns[name]) for name in COLUMNS}
         encoded: JsonObject = {
             "index": completion.index,
             "kind": kind,
@@ -101,13 +73,18 @@ class Encoder:
             "advantage": _finite(completion.advantage),
             "parts": [_finite(completion.parts[name]) for name in REWARD_PARTS],
             "comparison": comparison,
-            "tokens": self.tokens.indices(completion.tokens),
+            "tokens": _numbered(completion.tokens, self.tokens),
             "regions": "".join(map(_DIGITS.__getitem__, completion.regions)),
-            **{name: column for name, column in numbers.items() if column is not None},
+            **{name: column for name in COLUMNS if (column := encode_numbers(completion.columns[name])) is not None},
         }
-        if not joined.startswith(completion.text):  # a template's prefix, or characters that tokens share
+        if not "".join(completion.tokens).startswith(completion.text):  # it has a prefix, or tokens share characters
             encoded["text"] = self._text(completion.text)
         return encoded
+
+
+def _numbered(strings: Sequence[str], table: dict[str, int]) -> list[int]:
+    """The number of each string; new ones join the table."""
+    return [table.setdefault(string, len(table)) for string in strings]
 
 
 def names() -> JsonObject:

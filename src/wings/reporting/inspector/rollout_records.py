@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from src.protocol.dialogue import ToolCall
 from src.protocol.parsing import parse
 from src.protocol.types import ParsedResponse, Region
+from src.runs.line_file import LineError, parse_line
 from src.wings.reporting.inspector.comparing import Failure, failure_kind
 
 log = logging.getLogger(__name__)
@@ -201,14 +202,9 @@ class RolloutFile:
 def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:
     """A line's object, with at least the keys of its place."""
     try:
-        record = json.loads(line)
-        if {"rollout_step", "example", "completion"} <= record.keys():
-            return dict(record)
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise InspectorError(f"{path}, line {number}: expected a JSON object, found {line[:80]!r}.") from error
-    raise InspectorError(
-        f"{path}, line {number}: expected an object with rollout_step, example and completion, found {line[:80]!r}."
-    )
+        return parse_line(line, path, number, ("rollout_step", "example", "completion"))
+    except LineError as error:
+        raise InspectorError(str(error)) from error
 
 
 def _check(record: dict[str, Any]) -> None:

@@ -5,6 +5,8 @@ Nothing of the training depends on it: it draws between rollout steps, on rank 0
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -15,13 +17,18 @@ from omegaconf import DictConfig, OmegaConf
 from src.callbacks.rollout_log import group_records
 from src.runs.random_states import random_states, restore_random_states
 from src.training.step import RolloutCallback, RolloutStep, Training
-from src.wings.comparing.run_folders import flat_settings, read_events
+from src.wings.comparing.run_folders import RunRecord, flat_settings, read_events, sort_events
+from src.wings.reporting import overview
 from src.wings.reporting.figures import CHARTS, draw
-from src.wings.reporting.inspector.rollout_records import logged_group
-from src.wings.reporting.live import markdown, samples
+from src.wings.reporting.inspector.rollout_records import REWARD_PARTS, LoggedCompletion, LoggedGroup, logged_group
 from src.wings.reporting.live.dashboards import Dashboard, dashboards_of, show_figure
-from src.wings.reporting.run_record import RunRecord
 from src.wings.reporting.shown_settings import shown_settings
+
+COLUMNS = (
+    *("rollout_step", "example", "completion", "prompt", "text", "gold_calls", "failure", "reward", "advantage"),
+    *(*REWARD_PARTS, "regions", "finish_reason"),
+)
+"""Of `sample_rows`."""
 
 
 class LiveFigures(RolloutCallback):
@@ -79,7 +86,7 @@ class LiveFigures(RolloutCallback):
             group_records(step.index, scored, group, entropies, module.sampler.collector.table)
             for scored, group, entropies in logged
         )
-        self._samples = samples.rows([logged_group(found) for found in records])
+        self._samples = sample_rows([logged_group(found) for found in records])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Show the steps so far: by now their validation and benchmarks are there."""
@@ -98,17 +105,17 @@ class LiveFigures(RolloutCallback):
             self._settings = flat_settings(cast(DictConfig, OmegaConf.load(self._config_path)))
             for dashboard in self._dashboards:
                 dashboard.settings(shown_settings(self._settings))
-                dashboard.text("text/config", markdown.config(self._settings), step)
+                dashboard.text("text/config", overview.config(self._settings), step)
         run = self._record(self._settings, ended=ended)
         for name in self._figures:
             chart = CHARTS[name]([run])
             if chart.panels:
                 show_figure(self._dashboards, f"figures/{name}", draw(chart, [run.method]), step, self._dpi)
-        overview = markdown.overview(run)
+        told = overview.overview(run)
         for dashboard in self._dashboards:
-            dashboard.text("text/overview", overview, step)
+            dashboard.text("text/overview", told, step)
             if self._samples:
-                dashboard.table("samples/completions", samples.COLUMNS, self._samples, step)
+                dashboard.table("samples/completions", COLUMNS, self._samples, step)
         self._samples = []
         restore_random_states(states)
 
@@ -116,11 +123,40 @@ class LiveFigures(RolloutCallback):
         """What the run's file says by now. No summary of it is read: there is none yet, or it is of before a resume."""
         events = read_events(self._metrics_path) if self._metrics_path.exists() else []
         method, seed = settings.get("algorithm.name"), settings.get("seed")
-        return RunRecord.from_events(
+        return RunRecord(
             f"{method}-{seed}",
             str(method),
             seed if isinstance(seed, int) else None,
-            events,
+            *sort_events(events),
             settings=settings,
             summary={} if ended else None,
         )
+
+
+def sample_rows(groups: Sequence[LoggedGroup]) -> list[tuple[str | float | None, ...]]:
+    """A row a completion, of `COLUMNS`; what a group shares is in each of its rows."""
+    found = []
+    for group in groups:
+        calls = ({"name": call.name, "parameters": call.parameters} for call in group.gold)
+        gold = "\n".join(json.dumps(call, ensure_ascii=False) for call in calls)
+        for completion in group.completions:
+            failure = group.failure(completion).value
+            told = (group.rollout_step, group.example, completion.index, group.prompt, completion.text, gold, failure)
+            parts = (completion.parts[name] for name in REWARD_PARTS)
+            numbers = (completion.reward, completion.advantage, *parts)
+            found.append((*told, *numbers, by_region(completion), completion.finish_reason))
+    return found
+
+
+def by_region(completion: LoggedCompletion) -> str:
+    r"""A completion's tokens, a line for each stretch of one region; line breaks in it are written as ↵.
+
+    >>> tokens, regions = ["<think>", " hm", "\n", "</think>"], ["format", "reasoning", "reasoning", "format"]
+    >>> print(by_region(LoggedCompletion(0, "", 0.0, 0.0, {}, "stop", tokens, regions, {})))
+    format: <think>
+    reasoning:  hm↵
+    format: </think>
+    """
+    stretches = itertools.groupby(zip(completion.regions, completion.tokens, strict=True), key=lambda pair: pair[0])
+    lines = ((region, "".join(token for _, token in found)) for region, found in stretches)
+    return "\n".join(f"{region}: {text}".replace("\n", "↵") for region, text in lines)

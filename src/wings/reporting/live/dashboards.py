@@ -7,7 +7,7 @@ on the axis that their numbers have, which is `trainer/global_step` in W&B.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from src.wings.reporting.live import markdown
+from src.wings.reporting.overview import table as markdown_table
 
 Cell = str | float | None
 
@@ -28,78 +28,55 @@ _STYLE = (
 )
 
 
-class Dashboard(Protocol):
-    """One logger."""
-
-    def image(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
-        """Show a picture, [height, width, 3]."""
-
-    def text(self, name: str, text: str, step: int) -> None:
-        """Show a text in Markdown."""
-
-    def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int) -> None:
-        """Show a table; texts of cells are plain."""
-
-    def settings(self, values: Mapping[str, Any]) -> None:
-        """Note the run's config, for filters and groups."""
-
-
 class TensorBoardDashboard:
-    """TensorBoard's tabs Images and Text; it has no tables, so these are texts, with long cells cut in their middle.
-
-    Args:
-        logger: whose event file it is.
-    """
+    """TensorBoard's tabs Images and Text; it has no tables, so these are texts, with long cells cut in their middle."""
 
     def __init__(self, logger: TensorBoardLogger) -> None:
         self._logger = logger
 
     def image(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
-        """See `Dashboard.image`."""
+        """Show a picture, [height, width, 3]."""
         self._logger.experiment.add_image(name, pixels, step, dataformats="HWC")
 
     def text(self, name: str, text: str, step: int) -> None:
-        """See `Dashboard.text`."""
+        """Show a text in Markdown."""
         self._logger.experiment.add_text(name, text, step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int) -> None:
-        """See `Dashboard.table`."""
-        self.text(name, markdown.table(columns, rows), step)
+        """Show a table; texts of cells are plain."""
+        self.text(name, markdown_table(columns, rows), step)
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """It has no filters: the config is a text alone."""
+        """Do nothing: it has no filters, and the config is a text alone."""
 
 
 class WandbDashboard:
-    """W&B's media panels and tables; texts are HTML, since it logs no Markdown.
-
-    Args:
-        logger: whose run it is.
-    """
+    """W&B's media panels and tables; texts are HTML, since it logs no Markdown."""
 
     def __init__(self, logger: WandbLogger) -> None:
         self._logger = logger
 
     def image(self, name: str, pixels: NDArray[np.uint8], step: int) -> None:
-        """See `Dashboard.image`."""
+        """Show a picture, [height, width, 3]."""
         self._logger.log_image(name, [pixels], step)
 
     def text(self, name: str, text: str, step: int) -> None:
-        """See `Dashboard.text`."""
+        """Show a text in Markdown."""
         import wandb  # takes a second, which other loggers need not
 
-        page: Any = wandb.Html(
-            _STYLE + _MARKDOWN.render(text)
-        )  # Lightning's type has numbers only; `log_table` does so
+        page: Any = wandb.Html(_STYLE + _MARKDOWN.render(text))  # Lightning's type of metrics has numbers only
         self._logger.log_metrics({name: page}, step)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Cell]], step: int) -> None:
-        """See `Dashboard.table`."""
+        """Show a table; texts of cells are plain."""
         self._logger.log_table(name, list(columns), list(map(list, rows)), step=step)
 
     def settings(self, values: Mapping[str, Any]) -> None:
-        """See `Dashboard.settings`."""
+        """Note the run's config, for filters and groups."""
         self._logger.log_hyperparams(dict(values))
+
+
+Dashboard = TensorBoardDashboard | WandbDashboard
 
 
 def dashboards_of(loggers: Sequence[Logger]) -> list[Dashboard]:
@@ -119,15 +96,7 @@ def dashboards_of(loggers: Sequence[Logger]) -> list[Dashboard]:
 
 
 def show_figure(dashboards: Sequence[Dashboard], name: str, figure: Figure, step: int, dpi: int = 100) -> None:
-    """Draw a figure once for all of them, and let go of what it holds.
-
-    Args:
-        dashboards: any number.
-        name: where it is found, `<group>/<name>`.
-        figure: not pyplot's, which would keep it.
-        step: rollout step.
-        dpi: pixels an inch.
-    """
+    """Draw a figure, which is not pyplot's, once for all of them, and let go of what it holds."""
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()

@@ -25,7 +25,7 @@ class TrialSweeper(Sweeper):
     """A multirun whose jobs are the trials of an Optuna study, each a process of its own (`docs/sweeps.md`).
 
     Args:
-        settings: `hydra.sweeper`, read when it sweeps: see `src.wings.sweeping.settings.SweepSettings`.
+        settings: `hydra.sweeper`, read when it sweeps: see `src.wings.sweeping.search.SweepSettings`.
     """
 
     def __init__(self, **settings: Any) -> None:

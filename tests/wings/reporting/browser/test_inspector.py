@@ -5,9 +5,7 @@ import math
 
 import pytest
 
-from src.wings.reporting.html_fragment import InspectedRun
-from src.wings.reporting.inspector import section
-from src.wings.reporting.inspector.section import standalone_page
+from src.wings.reporting.inspector.section import InspectedRun, section, standalone_page
 from tests.wings.reporting.inspector.samples import CALL, HOSTILE, group, old_record, record, run_folder
 
 pytestmark = pytest.mark.browser

@@ -1,4 +1,4 @@
-"""The page in a headless Chromium: console, widths, themes, pointer and keyboard. `make test-browser`."""
+"""The page in a headless Chromium: console, widths, themes, legend and tables. `make test-browser`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,46 +45,34 @@ def test_it_fits_and_every_chart_is_drawn(page: Any) -> None:
     panels = page.locator("[data-chart] .panel").count()
     assert panels > 20 and page.locator("[data-chart] .panel svg[role=img]").count() == panels
     assert page.locator("nav a").all_text_contents()[:2] == ["Results", "Learning"]
-    colours = page.evaluate("[...document.querySelectorAll('.mean')].map((x) => getComputedStyle(x).stroke)")
-    assert all(colour.startswith("rgb") for colour in colours)
 
 
-def test_hover_shows_the_values_of_the_step(page: Any) -> None:
-    chart = page.locator("[data-chart=learning_curves] svg").nth(1)  # exact match of rollouts
-    chart.scroll_into_view_if_needed()
-    box = chart.bounding_box()
-    chart.hover(position={"x": box["width"] - 12, "y": 60})
-    # step 3: 0.5 and 0.625 of rest; grpo has not got there
-    assert page.locator("#readout").inner_text().split("\n") == [
-        "rollout step 3",
-        "rest",
-        "0.563 (2 runs, 0.500 to 0.625)",
-    ]
-    page.mouse.move(0, 0)
-    assert page.locator("#readout").is_hidden()
+def test_a_method_has_its_colour_of_the_theme(page: Any) -> None:
+    strokes = "[...document.querySelectorAll('.panel [data-group=grpo] path')].map((x) => getComputedStyle(x).stroke)"
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert "rgb(94, 177, 239)" if dark else "rgb(0, 103, 165)" in page.evaluate(strokes)
 
 
-def test_the_keyboard_reads_a_chart_aloud(page: Any) -> None:
-    chart = page.locator("[data-chart=learning_curves] svg").nth(1)
-    chart.focus()
-    for _ in range(2):
-        page.keyboard.press("ArrowRight")
-    assert page.locator("#spoken").inner_text() == ("rollout step 1: rest 0.313 (2 runs, 0.250 to 0.375); grpo 0.250")
-    page.keyboard.press("Escape")
-    assert page.locator("#readout").is_hidden()
+def test_the_pointer_is_told_what_a_line_is(page: Any) -> None:
+    lines = page.locator("[data-chart=learning_curves] svg").nth(1).locator("[data-group] title")  # exact match
+    assert lines.all_text_contents() == ["grpo: from 0.125 to 0.375", "rest-1", "rest-2", "rest: from 0.188 to 0.562"]
 
 
-def test_the_legend_hides_runs(page: Any) -> None:
-    strokes = page.locator("[data-chart=learning_curves] .panel").nth(1).locator("path")
-    assert strokes.count() == 4  # two seeds and their mean, and a run alone
-    page.get_by_role("button", name="Show or hide rest-2").click()
-    assert strokes.count() == 2
-    page.get_by_role("button", name="Show or hide grpo").click()
-    assert strokes.count() == 1
-    assert page.locator("#legend button[aria-pressed=false]").count() == 2
+def test_the_legend_hides_methods(page: Any) -> None:
+    panel = page.locator("[data-chart=learning_curves] .panel").nth(1)
+    panel.locator("summary").click()
+    assert panel.locator("thead th").all_text_contents() == ["Rollout step", "grpo-1", "rest-1", "rest-2"]
+    lines = panel.locator("[data-group]:visible")
+    assert lines.count() == 4  # two seeds and their mean, and a run alone
+    page.get_by_role("button", name="rest").click()
+    assert lines.count() == 1
+    assert panel.locator("thead th").all_text_contents() == ["Rollout step", "grpo-1"]
+    assert page.locator("#legend button[aria-pressed=false]").count() == 1
+    page.get_by_role("button", name="rest").click()
+    assert lines.count() == 4
 
 
-def test_a_table_holds_what_the_chart_shows(page: Any) -> None:
+def test_a_table_has_the_numbers_of_a_chart(page: Any) -> None:
     panel = page.locator("[data-chart=learning_curves] .panel").nth(1)
     panel.locator("summary").click()
     rows = [row.split("\t") for row in panel.locator("tr").all_inner_texts()]
@@ -100,7 +88,5 @@ def test_the_theme_is_the_system_s_until_chosen(page: Any) -> None:
 
 
 def test_alarms_are_shown_as_text(page: Any) -> None:
-    chart = page.locator("[data-chart=events] .panel svg")
-    chart.focus()
-    page.keyboard.press("ArrowRight")
-    assert NASTY.split(" &")[0] in page.locator("#readout").inner_text()
+    titles = page.locator("[data-chart=events] .panel svg title").all_text_contents()
+    assert titles == [f"rest-1, rollout step 1, truncated: {NASTY}"]

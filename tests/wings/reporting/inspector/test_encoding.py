@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from src.protocol.types import Region
-from src.wings.reporting.html_fragment import for_script
 from src.wings.reporting.inspector.encoding import CODES, Encoder, encode_numbers, names
 from src.wings.reporting.inspector.rollout_records import COLUMNS, RolloutFile
+from src.wings.reporting.inspector.section import for_script
 from tests.wings.reporting.inspector.samples import HOSTILE, group, run_folder
 
 rounded = st.floats(-50, 50).map(lambda value: round(value, 5))
@@ -74,7 +74,7 @@ def test_a_group_is_all_there(tmp_path):
     file = RolloutFile(run_folder(tmp_path, records))
     encoder = Encoder()
     (encoded,) = [encoder.group(0, one) for one in file.read(file.places)]
-    lines, tokens = encoder.lines.strings, encoder.tokens.strings
+    lines, tokens = list(encoder.lines), list(encoder.tokens)
     assert encoded["step"] == 3 and encoded["source"] == "doc"
     assert "\n".join(lines[index] for index in encoded["prompt"]) == records[0]["prompt"]
     for one, source in zip(encoded["completions"], records, strict=True):

@@ -7,11 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from src.wings.reporting.html_fragment import InspectedRun
-from src.wings.reporting.inspector import section
-from src.wings.reporting.inspector.rollout_records import InspectorError, RolloutFile
-from src.wings.reporting.inspector.sampling import chosen, evenly, most_groups, sizes
-from src.wings.reporting.inspector.section import standalone_page
+from src.wings.reporting.inspector.rollout_records import GroupPlace, InspectorError
+from src.wings.reporting.inspector.section import InspectedRun, evenly, section, standalone_page
 from tests.wings.reporting.inspector.samples import CALL, HOSTILE, group, old_record, record, run_folder
 from tests.wings.reporting.inspector.test_encoding import Page
 
@@ -61,15 +58,13 @@ def test_the_first_and_last_group_are_there_whatever_they_take(tmp_path, caplog)
     assert "more than the 10 asked for" in caplog.text
 
 
-def test_even_choices(tmp_path):
+def test_even_choices():
     for total in range(1, 40):
+        places = [GroupPlace(0, "doc/0", 0, 1, line) for line in range(total)]
         for keep in range(2, 45):
-            indices = evenly(total, keep)
-            assert indices[0] == 0 and indices[-1] == total - 1
-            assert len(set(indices)) == len(indices) == min(total, keep)
-    places = RolloutFile(run_folder(tmp_path, [one for step in range(30) for one in group(step)])).places
-    keep = most_groups([places], sizes(places) // 2, 1.0)
-    assert sizes(chosen(places, keep)) <= sizes(places) // 2 < sizes(chosen(places, keep + 1))
+            chosen = evenly(places, keep)
+            assert chosen[0] == places[0] and chosen[-1] == places[-1]
+            assert len(set(chosen)) == len(chosen) == min(total, keep)
 
 
 def test_runs_without_samples_are_named(tmp_path, caplog):

@@ -21,10 +21,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugin_util import markdown_to_safe_html
 
 from src.train import train
+from src.wings.comparing.run_folders import read_runs
 from src.wings.reporting.figures import CHARTS, draw
-from src.wings.reporting.find_runs import read_runs
 from src.wings.reporting.live import callback as live_figures
-from src.wings.reporting.live import samples
 from src.wings.reporting.live.callback import LiveFigures
 from src.wings.reporting.live.dashboards import dashboards_of, show_figure
 from tests.conftest import ROOT, SMALL, train_config
@@ -140,7 +139,7 @@ def test_samples_are_in_both(shown, tensorboard, offline):
     logged = [json.loads(line) for line in (shown / "rollouts.jsonl").read_text().splitlines()]
     assert sorted(tables) == [2, 3]
     for done, table in tables.items():
-        assert table["columns"] == list(samples.COLUMNS)
+        assert table["columns"] == list(live_figures.COLUMNS)
         rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
         expected = [record for record in logged if record["rollout_step"] == done - 1]
         for row, record in zip(rows, expected, strict=True):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from src.runs.metric_names import VAL_EXACT_MATCH
+from src.wings.comparing.run_folders import RunRecord
 from src.wings.evaluation.score_table import TABLES, PaperRow, paper_rows
 from src.wings.reporting.charts import Chart, Panel, Series
-from src.wings.reporting.run_record import RunRecord
 
 _NO_SCORES = ("seconds",)
 _TOTALS = ("overall", "multi_turn", "single_turn")
@@ -23,7 +24,7 @@ _AXES = {
 }
 """Axes of Figure 2; other benchmarks have their categories."""
 _SHOWN_PAPER_ROWS = ("(GRPO)", "(Ours, ResT)")
-_BY_KIND = "val/exact_match"
+_BY_KIND = VAL_EXACT_MATCH
 
 
 def benchmark_names(runs: Sequence[RunRecord]) -> list[str]:
@@ -56,19 +57,17 @@ def benchmark_bars(runs: Sequence[RunRecord]) -> Chart:
     return Chart("benchmark_bars", "Scores", caption, tuple(filter(None, panels)), "bars")
 
 
-def benchmark_radar(runs: Sequence[RunRecord], references: bool = True) -> Chart:
+def benchmark_radar(runs: Sequence[RunRecord]) -> Chart:
     """Each benchmark at the end, a spoke a part (Figure 2), for benchmarks of three parts or more.
 
-    Args:
-        runs: of any kind.
-        references: whether the paper's rows of the same base models stand beside.
+    The paper's rows of the same base models stand beside.
     """
     panels = []
     for name in benchmark_names(runs):
         scores = _scores(runs, name)
         known = {key: label for key, label in _AXES.get(name, {}).items() if key in scores}
         axes = known or {score: _label(score) for score in scores if score not in _TOTALS}
-        panels.append(_radar(runs, name, name, axes, _paper_series(runs, name, list(axes)) if references else ()))
+        panels.append(_radar(runs, name, name, axes, _paper_series(runs, name, list(axes))))
     if not panels:
         panels.append(_radar(runs, "Exact match in validation", _BY_KIND, {tag: _label(tag) for tag in _tags(runs)}))
     caption = (

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.wings.comparing.comparison import ComparisonError
-from src.wings.reporting.find_runs import latest_run, read_run, read_runs
+from src.wings.comparing.run_folders import ComparisonError, latest_run, read_run, read_runs
 from tests.wings.reporting.made_runs import benchmark, step_metrics, validation, write_run
 
 

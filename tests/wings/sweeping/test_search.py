@@ -8,8 +8,7 @@ from hydra.core.hydra_config import HydraConfig
 
 from src.config.checks import check_config
 from src.config.keys import CONFIGS
-from src.wings.sweeping.settings import read_settings
-from src.wings.sweeping.space import defaults, read_space
+from src.wings.sweeping.search import defaults, read_settings, read_space
 from tests.conftest import ROOT
 
 SEARCHES = {"tiny": None, "qwen3_8b": "Qwen/Qwen3-8B", "llama3_2_3b": "meta-llama/Llama-3.2-3B-Instruct"}

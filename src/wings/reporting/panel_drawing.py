@@ -1,7 +1,11 @@
-"""One panel of a chart on matplotlib axes. Draws on the axes that it is given, and touches nothing else."""
+"""One panel of a chart on matplotlib axes. Draws on the axes that it is given, and touches nothing else.
+
+An artist that shows a series has the gid `series_id(group, text)`: a page can hide its group and show its text.
+"""
 
 from __future__ import annotations
 
+import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.projections.polar import PolarAxes
 from matplotlib.ticker import MaxNLocator
 
-from src.wings.comparing.statistics import estimate
+from src.wings.comparing.comparison import estimate
 from src.wings.reporting.charts import Chart, Panel, Series
 from src.wings.reporting.palette import METHODS, PAGE, method_style, region_style
 
@@ -22,12 +26,7 @@ _FURTHEST = 0.9
 
 
 class Styles:
-    """What the groups of a chart look like.
-
-    Args:
-        chart: whose groups they are.
-        order: the methods, which decides their colours.
-    """
+    """What the groups of a chart look like; the order of the methods decides their colours."""
 
     def __init__(self, chart: Chart, order: Sequence[str]) -> None:
         self._chart, self._order = chart, order
@@ -44,6 +43,15 @@ class Styles:
         if self._chart.kind == "events":
             return METHODS[self.others.index(group) % len(METHODS)].light, "-"
         return MUTED, (0, (1, 2) if self.others.index(group) % 2 else (5, 2))
+
+
+def series_id(group: str, text: str) -> str:
+    """What an artist's gid says: the group whose series it shows, and a text for the pointer.
+
+    >>> series_id("rest", "rest-1")
+    '["rest", "rest-1"]'
+    """
+    return json.dumps([group, text])
 
 
 def grouped(panel: Panel) -> dict[str, list[Series]]:
@@ -79,9 +87,14 @@ def _lines(axes: Axes, panel: Panel, styles: Styles) -> None:
         colour, style = styles(group)
         if len(found) > 1:
             for series in found:
-                axes.plot(series.x, series.y, color=colour, linewidth=0.7, alpha=0.35)
+                gid = series_id(group, series.run)
+                axes.plot(series.x, series.y, color=colour, linewidth=0.7, alpha=0.35, gid=gid)
         x, y = mean_line(found)
-        axes.plot(x, y, color=colour, linestyle=style, linewidth=1.7, label=group, marker="." if len(x) < 12 else "")
+        gid = series_id(group, f"{group}: from {y[0]:.3g} to {y[-1]:.3g}" if y else group)
+        marker = "." if len(x) < 12 else ""
+        axes.plot(x, y, color=colour, linestyle=style, linewidth=1.7, label=group, marker=marker, gid=gid)
+    if panel.bar is not None:
+        axes.axhline(panel.bar, color=MUTED, linewidth=0.8, linestyle=":")
     axes.set_ylabel(panel.unit, fontsize=8, color=MUTED)
     axes.set_xlabel("rollout step", fontsize=8, color=MUTED)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
@@ -101,11 +114,18 @@ def _bars(axes: Axes, panel: Panel, styles: Styles) -> None:
                 continue
             mean = estimate(values)
             place = category + (number - (len(groups) - 1) / 2) * thickness
-            axes.barh(place, mean.mean, 0.85 * thickness, color=colour, xerr=mean.error, ecolor=INK, label=group)
+            gid = series_id(group, f"{group}, {panel.categories[category]}: {mean.mean:.3g}")
+            bars = axes.barh(place, mean.mean, 0.85 * thickness, color=colour, xerr=mean.error, ecolor=INK, label=group)
+            marks = [*bars, *(bars.errorbar.get_children() if bars.errorbar else ())]
+            if len(groups) < 5:
+                marks += axes.bar_label(bars, [f"{mean.mean:.3g}"], padding=3, fontsize=7, color=MUTED)
             starts = [s.start[s.x.index(category)] for s in found if s.start and category in s.x]
             if starts:
                 before = math.fsum(starts) / len(starts)
-                axes.plot([before] * 2, [place - thickness / 2, place + thickness / 2], color=INK, linewidth=1.4)
+                ends = [place - thickness / 2, place + thickness / 2]
+                marks += axes.plot([before] * 2, ends, color=INK, linewidth=1.4)
+            for mark in marks:
+                mark.set_gid(gid)
     axes.set_yticks(range(len(panel.categories)), panel.categories)
     axes.invert_yaxis()
     axes.set_xlim(0, 1)
@@ -122,7 +142,14 @@ def _radar(axes: Axes, panel: Panel, styles: Styles) -> None:
     for group, found in grouped(panel).items():
         colour, style = styles(group)
         _, y = mean_line(found)
-        axes.plot(np.append(angles, 0.0), [*y, y[0]], color=colour, linestyle=style, linewidth=1.6, label=group)
+        axes.plot(
+            *(np.append(angles, 0.0), [*y, y[0]]),
+            color=colour,
+            linestyle=style,
+            linewidth=1.6,
+            label=group,
+            gid=series_id(group, group),
+        )
     axes.set_xticks(angles, panel.categories)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_locator(MaxNLocator(4))
@@ -131,10 +158,13 @@ def _radar(axes: Axes, panel: Panel, styles: Styles) -> None:
 
 
 def _events(axes: Axes, panel: Panel, styles: Styles) -> None:
-    for group, found in grouped(panel).items():
-        marker = _MARKERS[styles.others.index(group) % len(_MARKERS)]
-        x, y = ([value for series in found for value in getattr(series, name)] for name in ("x", "y"))
-        axes.scatter(x, y, marker=marker, color=styles(group)[0], label=group.replace("_", " "), zorder=3)
+    for series in panel.series:
+        kind = series.group.replace("_", " ")
+        marker = _MARKERS[styles.others.index(series.group) % len(_MARKERS)]
+        colour, _ = styles(series.group)
+        for x, y, note in zip(series.x, series.y, series.notes, strict=True):
+            gid = series_id(series.group, f"{series.run}, rollout step {x}, {kind}: {note}")
+            axes.scatter(x, y, marker=marker, color=colour, label=kind, zorder=3, gid=gid)
     axes.set_yticks(range(len(panel.categories)), panel.categories)
     axes.set_ylim(len(panel.categories) - 0.5, -0.5)
     axes.set_xlim(0, max(panel.last, 1))

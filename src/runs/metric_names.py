@@ -1,0 +1,12 @@
+"""Names of metrics that several rooms read out of `metrics.jsonl`."""
+
+VAL_EXACT_MATCH = "val/exact_match"
+VAL_CORRECTNESS = "val/correctness"
+VAL_REWARD = "val/reward"
+UNSEEN_EXACT_MATCH = "val_unseen/exact_match"
+REWARD = "reward/total"
+EXACT_MATCH = "reward/exact_match"
+CORRECTNESS = "reward/correctness"
+ENTROPY = "train/entropy"
+NLL = "train/nll"
+RESPONSE_TOKENS = "response/tokens"
