@@ -13,11 +13,9 @@ import torch
 from torch import Tensor
 
 from src.rollout.engine import SamplingParams
-from src.rollout.native.admission import Room
-from src.rollout.native.decoding import Step, StepInputs
-from src.rollout.native.prefix_cache import PrefixCache
+from src.rollout.native.decoding import Forward
+from src.rollout.native.prefix_cache import Grid, PrefixCache, Room, StepLayout, grid_of, own_bias
 from src.rollout.native.sampling import prompt_noise, sample_tokens
-from src.rollout.native.step_layout import Grid, grid_of
 
 COMPACT_BELOW = 0.8
 """Finished rows are dropped, and waiting prompts let in, once the live ones are fewer than this share."""
@@ -62,7 +60,7 @@ class ContinuousBatch:
 
     Args:
         prefill: prompts [P_i], cache → logits [B, V].
-        step: a decode step.
+        forward: one token a completion, cache → logits [R, V].
         cache_for: makes the cache.
         room_for: number of prompts, tokens of the longest → room.
         prompts: int64 [P_i] each.
@@ -74,7 +72,7 @@ class ContinuousBatch:
     def __init__(
         self,
         prefill: Callable[[Sequence[Tensor], PrefixCache], Tensor],
-        step: Step,
+        forward: Forward,
         cache_for: Callable[[Room], PrefixCache],
         room_for: Callable[[int, int], Room],
         prompts: Sequence[Tensor],
@@ -82,7 +80,7 @@ class ContinuousBatch:
         seeds: Sequence[int],
         device: torch.device,
     ) -> None:
-        self._prefill, self._step, self._room_for = prefill, step, room_for
+        self._prefill, self._forward, self._room_for = prefill, forward, room_for
         self._prompts, self._params, self._device = prompts, params, device
         self._waiting = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
         self._cache = cache_for(room_for(len(prompts), len(prompts[self._waiting[0]])))
@@ -122,16 +120,10 @@ class ContinuousBatch:
         """Feed every row's last token and sample its next one."""
         rows, columns = self._rows, self._cache.columns
         assert self._grid is not None
-        inputs = StepInputs(
-            tokens=rows.token,
-            positions=rows.position,
-            steps=rows.steps,
-            grid=self._grid,
-            column=self._fed % columns,
-            used=min(self._fed + 1, columns),
-            even=self._even,
-        )
-        logits = self._step(inputs, self._cache)
+        column, used = self._fed % columns, min(self._fed + 1, columns)
+        bias = None if self._even else own_bias(rows.steps, column, used, columns)
+        self._cache.layout = StepLayout(self._grid, len(rows), column, used, bias)
+        logits = self._forward(rows.token, rows.position, self._cache)
         self._fed += 1
         rows.position += 1
         self._sample(rows, logits)

@@ -9,7 +9,7 @@ import torch
 from transformers import PretrainedConfig
 
 from src.rollout.engine import SamplingParams
-from src.rollout.native.admission import Room, room_for
+from src.rollout.native.prefix_cache import Room, room_for
 from src.wings.memory.plan import MemoryPart, Phase
 
 _SCORE_BYTES = 16  # of a query-key pair in decoding: scores, exponentials, shares and their conversion
