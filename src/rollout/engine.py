@@ -148,7 +148,7 @@ class RolloutEngine(Protocol):
         """
         ...
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """Sampling is over until the next `update_weights`: the trainer may have what memory the engine can spare."""
         ...
 

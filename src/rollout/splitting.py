@@ -98,9 +98,9 @@ class GuardedEngine:
         """See `RolloutEngine.update_weights`."""
         self.engine.update_weights(named_tensors, version)
 
-    def rest(self) -> None:
-        """See `RolloutEngine.rest`."""
-        self.engine.rest()
+    def release_memory(self) -> None:
+        """See `RolloutEngine.release_memory`."""
+        self.engine.release_memory()
 
     def close(self) -> None:
         """See `RolloutEngine.close`."""

@@ -85,7 +85,7 @@ class PolicyModule(UpdateModule, ResumableModule):
             step.entropies = [s.entropies for s in scores]
         for callback in self._rollout_callbacks():
             callback.on_rollout(self.trainer, self, step)
-        self.engine.rest()
+        self.engine.release_memory()
         step.groups = self._weigh(step.groups)
         scored_at = time.monotonic()
         metrics, missing = self._update(step.groups, step.minibatches, len(scores))

@@ -175,7 +175,7 @@ class NativeEngine:
             copy_weights(self.model, named_tensors)
         self._weights_version = version
 
-    def rest(self) -> None:
+    def release_memory(self) -> None:
         """Nothing to spare: the cache lives as long as `generate`."""
 
     def close(self) -> None:

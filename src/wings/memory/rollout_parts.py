@@ -10,10 +10,11 @@ from transformers import PretrainedConfig
 
 from src.rollout.engine import SamplingParams
 from src.rollout.native.prefix_cache import Room, room_for
+from src.runs.folder import GIB
 from src.wings.memory.plan import MemoryPart, Phase
 
 _SCORE_BYTES = 16  # of a query-key pair in decoding: scores, exponentials, shares and their conversion
-_AT_REST = 1 << 30
+_AT_REST = GIB
 
 
 @dataclass(frozen=True, slots=True)
