@@ -96,7 +96,7 @@ class EngineSource:
             precision: of Lightning's Trainer; under `bf16-mixed` forwards run in bfloat16 whatever the weights are.
             shared: whether an engine may call `model` itself.
         """
-        from src.models.loading.loading import locate  # imports the model's code, which the checks do without
+        from src.models.loading.files import locate  # the hub's library, which the checks of a config do without
 
         dtype = torch.bfloat16 if precision.startswith("bf16") else model.dtype
         return cls(model, locate(config), dtype, shared, config.trust_remote_code)

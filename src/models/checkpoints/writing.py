@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
-from src.models.checkpoints.shards import METADATA, BrokenShardsError, Shards
+from src.models.checkpoints.reading import METADATA, BrokenShardsError, Shards
 
 PARTIAL = ".partial"
 REPLACED = ".replaced"
@@ -85,8 +85,8 @@ def seal(partial: Path, sums: Iterable[dict[str, FileSum]]) -> None:
 def publish(partial: Path, path: Path, previous: Path | None = None) -> None:
     """Give a sealed checkpoint its name.
 
-    A kill at any point leaves the old or the new one whole, under one of the names that `finding` looks at: a folder
-    cannot take the place of another in one step, so the old one is moved out of the way first.
+    A kill at any point leaves the old or the new one whole, under a name that `resume_from` looks at: a folder cannot
+    take the place of another in one step, so the old one is moved out of the way first.
 
     Args:
         partial: sealed.

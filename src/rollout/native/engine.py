@@ -16,9 +16,10 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-from src.models.loading.weight_source import fill_empty, on_meta
+from src.models.loading.architecture import empty_model
+from src.models.loading.weight_source import fill_empty
 from src.rollout.engine import Completion, EngineSource, SamplingParams
 from src.rollout.native.batching import ContinuousBatch
 from src.rollout.native.decoding import PREFIX_ATTENTION, Forward, forward_for, prefill
@@ -249,14 +250,11 @@ def _sampling_mode(model: PreTrainedModel) -> Iterator[None]:
 def empty_copy(source: EngineSource, device: str | torch.device | None) -> PreTrainedModel:
     """The architecture on a device, its weights still to come; buffers (rotary frequencies) are computed."""
     architecture = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
-    with on_meta():
-        model = AutoModelForCausalLM.from_config(
-            architecture, dtype=source.dtype, trust_remote_code=source.trust_remote_code
-        )
+    model = empty_model(architecture, source.dtype, trust=source.trust_remote_code)
     where = device or torch.accelerator.current_accelerator() or "cpu"
     with torch.inference_mode(False):  # validation, where the first use may be, makes tensors that take no updates
         fill_empty(model, torch.device(where))
-    return cast(PreTrainedModel, model.eval().requires_grad_(False))
+    return model.eval().requires_grad_(False)
 
 
 def copy_weights(model: PreTrainedModel, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
