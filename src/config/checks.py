@@ -9,7 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.config.keys import check_keys
-from src.config.types import Accepted
+from src.config.signatures import Accepted
 from src.errors import ConfigError
 
 _ACTIONS = ("error", "warn", "off")

@@ -16,8 +16,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from src.config.result_cache import ResultCache
-from src.config.signatures import signature_of
-from src.config.types import Accepted
+from src.config.signatures import Accepted, signature_of
 from src.errors import ConfigError, advice
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

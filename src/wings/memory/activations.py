@@ -25,8 +25,7 @@ from src.models.head.head import token_logprobs_and_entropies, token_loss
 from src.models.head.logits import block_tokens
 from src.models.loading.architecture import empty_model
 from src.models.policy import Policy
-from src.wings.memory.row_shape import RowShape
-from src.wings.memory.training_parts import ModelTraits, RowMemory
+from src.wings.memory.training_parts import ModelTraits, RowMemory, RowShape
 
 _LAYERS = 2  # enough to see what one more adds
 

@@ -20,18 +20,25 @@ from src.models.loading.architecture import ParameterCounts, load_architecture
 from src.models.loading.policy_config import PolicyConfig
 from src.rollout.engine import SamplingParams
 from src.runs.folder import GIB, check_room
-from src.wings.memory.capacity import device_capacity, host_capacity, resident_bytes
-from src.wings.memory.plan import Capacity, MemoryPart, MemoryPlan
+from src.wings.memory.plan import (
+    Capacity,
+    MemoryPart,
+    MemoryPlan,
+    device_capacity,
+    host_capacity,
+    resident_bytes,
+    show_plan,
+)
 from src.wings.memory.rollout_parts import GenerationBatch, NativeDemand, native_parts, vllm_parts
-from src.wings.memory.row_shape import RowShape, longest_rows
-from src.wings.memory.table import show_plan
 from src.wings.memory.traces import MemoryTraces
 from src.wings.memory.training_parts import (
     ModelTraits,
     RowDemand,
     RowMemory,
+    RowShape,
     TrainingDemand,
     heap_holes,
+    longest_rows,
     model_traits,
     policy_parts,
 )

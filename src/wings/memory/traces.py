@@ -19,8 +19,7 @@ from src.config.result_cache import ResultCache
 from src.models.loading.architecture import ParameterCounts
 from src.models.loading.lora import LoraSettings
 from src.rollout.engine import SamplingParams
-from src.wings.memory.row_shape import RowShape
-from src.wings.memory.training_parts import ModelTraits, RowMemory
+from src.wings.memory.training_parts import ModelTraits, RowMemory, RowShape
 
 
 class MemoryTraces:

@@ -22,8 +22,8 @@ from src.runs.config_file import without_home
 from src.runs.folder import held, hide_home, open_run_folder
 from src.runs.summary import command_line
 from src.wings.evaluation.answer_records import write_whole
+from src.wings.memory.plan import show_plan
 from src.wings.memory.preflight import plan_memory
-from src.wings.memory.table import show_plan
 from src.wings.sweeping.launch import Launch, cancel_jobs
 from src.wings.sweeping.scheduler import SweepError, TrialScheduler
 from src.wings.sweeping.settings import FREE, SECTION, read_settings
