@@ -155,3 +155,22 @@ class RolloutEngine(Protocol):
     def close(self) -> None:
         """Give back processes, memory and connections; the engine is not used after."""
         ...
+
+
+def check_prompts(prompts: Sequence[Tensor], seeds: Sequence[int]) -> None:
+    """Refuse what no engine samples from.
+
+    Args:
+        prompts: int64 [P_i] each.
+        seeds: one a prompt.
+
+    Raises:
+        ValueError: an empty prompt, or a wrong number of seeds.
+    """
+    if len(seeds) != len(prompts):
+        raise ValueError(f"generate: expected one seed for each of {len(prompts)} prompts, found {len(seeds)}.")
+    for index, prompt in enumerate(prompts):
+        if prompt.ndim != 1 or len(prompt) == 0:
+            raise ValueError(
+                f"generate: expected prompt {index} to be a non-empty vector of ids, found shape {tuple(prompt.shape)}."
+            )

@@ -20,10 +20,10 @@ from transformers import AutoConfig, PreTrainedModel
 
 from src.models.loading.architecture import empty_model
 from src.models.loading.weight_source import fill_empty
-from src.rollout.engine import Completion, EngineSource, SamplingParams
+from src.rollout.engine import Completion, EngineSource, SamplingParams, check_prompts
 from src.rollout.native.batching import ContinuousBatch
-from src.rollout.native.decoding import PREFIX_ATTENTION, Forward, forward_for, prefill
-from src.rollout.native.prefix_cache import PrefixCache, room_for
+from src.rollout.native.decoding import PREFIX_ATTENTION, Forward, forward_for
+from src.rollout.native.prefix_cache import PrefixCache
 
 
 def native_engine(
@@ -139,24 +139,16 @@ class NativeEngine:
         if not prompts:
             return []
         decoded = replace(params, n=1) if params.temperature == 0 else params
-        room = partial(
-            room_for,
-            n=decoded.n,
-            max_new_tokens=decoded.max_new_tokens,
-            max_sequences=self._max_sequences,
-            max_batch_tokens=self._max_batch_tokens,
-        )
         with torch.no_grad(), _sampling_mode(model):
             forward = forward_for(model, max(map(len, prompts)) + decoded.max_new_tokens)
             batch = ContinuousBatch(
-                prefill=partial(prefill, model),
-                forward=self._watched(forward),
-                cache_for=lambda size: PrefixCache(size, decoded.max_new_tokens),
-                room_for=room,
-                prompts=prompts,
-                params=decoded,
-                seeds=seeds,
-                device=model.device,
+                model,
+                self._watched(forward),
+                prompts,
+                decoded,
+                seeds,
+                max_sequences=self._max_sequences,
+                max_batch_tokens=self._max_batch_tokens,
             )
             groups = self._collect(*batch.run(), decoded)
         return [group * (params.n // decoded.n) for group in groups]
@@ -212,14 +204,9 @@ class NativeEngine:
 
 
 def _check(model: PreTrainedModel, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]) -> None:
-    if len(seeds) != len(prompts):
-        raise ValueError(f"generate: expected one seed for each of {len(prompts)} prompts, found {len(seeds)}.")
+    check_prompts(prompts, seeds)
     limit = getattr(model.config, "max_position_embeddings", None)
     for i, prompt in enumerate(prompts):
-        if prompt.ndim != 1 or len(prompt) == 0:
-            raise ValueError(
-                f"generate: expected prompt {i} to be a non-empty vector of ids, found shape {tuple(prompt.shape)}."
-            )
         if limit is not None and len(prompt) + params.max_new_tokens > limit:
             raise ValueError(
                 f"generate: prompt {i} has {len(prompt)} tokens; with max_new_tokens={params.max_new_tokens} it may "

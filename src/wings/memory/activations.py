@@ -114,7 +114,7 @@ def _without_data(architecture: PretrainedConfig, traits: ModelTraits) -> Iterat
 
 
 def head_memory(
-    vocabulary: int, width: int, dtype: torch.dtype, chunk: int, *, trained: bool, cuda: bool = False
+    vocabulary: int, width: int, dtype: torch.dtype, chunk: int, trained: bool, cuda: bool = False
 ) -> tuple[int, int]:
     """Bytes that the head takes above its inputs: (scoring, update).
 

@@ -7,8 +7,9 @@ each time. Nothing that is kept imports the model's code.
 from __future__ import annotations
 
 import hashlib
+import pkgutil
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import astuple, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,50 +47,35 @@ class MemoryTraces:
 
     def row(self, architecture: PretrainedConfig, traits: ModelTraits, shape: RowShape) -> RowMemory:
         """See `row_memory`."""
-
-        def trace() -> Any:
-            from src.wings.memory.activations import row_memory
-
-            return astuple(row_memory(architecture, traits, shape))
-
-        return RowMemory(*self._kept(trace, "row", architecture, traits, shape))
+        return RowMemory(*self._traced("activations:row_memory", architecture, traits, shape))
 
     def forward(self, architecture: PretrainedConfig, traits: ModelTraits, shape: RowShape) -> int:
         """See `forward_memory`."""
-
-        def trace() -> Any:
-            from src.wings.memory.activations import forward_memory
-
-            return forward_memory(architecture, traits, shape)
-
-        return int(self._kept(trace, "forward", architecture, traits, shape))
+        return int(self._traced("activations:forward_memory", architecture, traits, shape))
 
     def head(
         self, vocabulary: int, width: int, dtype: torch.dtype, chunk: int, *, trained: bool, cuda: bool
     ) -> tuple[int, int]:
         """See `head_memory`."""
-
-        def trace() -> Any:
-            from src.wings.memory.activations import head_memory
-
-            return head_memory(vocabulary, width, dtype, chunk, trained=trained, cuda=cuda)
-
-        scoring, update = self._kept(trace, "head", vocabulary, width, dtype, chunk, trained, cuda)
+        scoring, update = self._traced("activations:head_memory", vocabulary, width, dtype, chunk, trained, cuda)
         return scoring, update
 
     def sampling(self, rows: int, vocabulary: int, dtype: torch.dtype, params: SamplingParams) -> int:
         """See `sampling_bytes`."""
-
-        def trace() -> Any:
-            from src.wings.memory.rollout_parts import sampling_bytes
-
-            return sampling_bytes(rows, vocabulary, dtype, params)
-
-        return int(self._kept(trace, "sampling", rows, vocabulary, dtype, params))
+        return int(self._traced("rollout_parts:sampling_bytes", rows, vocabulary, dtype, params))
 
     def save(self) -> None:
         """Keep them for the next start."""
         self._cache.save()
+
+    def _traced(self, function: str, *arguments: Any) -> Any:
+        """What a function of this package returns, whose module is imported only where nothing is kept."""
+
+        def trace() -> Any:
+            result = pkgutil.resolve_name(f"src.wings.memory.{function}")(*arguments)
+            return astuple(result) if is_dataclass(result) and not isinstance(result, type) else result
+
+        return self._kept(trace, function, *arguments)
 
     def _kept(self, trace: Callable[[], Any], *arguments: Any) -> Any:
         texts = [one.to_json_string() if isinstance(one, PretrainedConfig) else repr(one) for one in arguments]

@@ -13,7 +13,7 @@ from src.wings.memory.rollout_parts import GenerationBatch, NativeDemand, native
 def test_the_cache_is_as_large_as_predicted(random_policy, monkeypatch):
     caches: list[PrefixCache] = []
     monkeypatch.setattr(
-        "src.rollout.native.engine.PrefixCache",
+        "src.rollout.native.batching.PrefixCache",
         lambda *args, **kw: caches.append(PrefixCache(*args, **kw)) or caches[-1],
     )
     settings = PolicyConfig(path=random_policy, dtype="float32")
