@@ -5,7 +5,7 @@ Integers only; `attention.packed` picks the form that the device can run, `atten
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
@@ -70,11 +70,6 @@ class AttentionPlan:
     def group_masks(self) -> tuple[tuple[int, int, Tensor], ...]:
         """(first position, tokens, bool [1, 1, tokens, tokens] mask) of each group, for SDPA."""
         return tuple((m.offset, m.num_tokens, dense_mask([m], self.device)) for m in self.layouts)
-
-
-def plan_attention(layouts: Sequence[GroupLayout], device: torch.device) -> AttentionPlan:
-    """The plan of a row whose tensors are on `device`."""
-    return AttentionPlan(tuple(layouts), device)
 
 
 def group_tiles(layout: GroupLayout) -> Iterator[Tile]:

@@ -47,6 +47,10 @@ _KNOWN = {
 }  # fmt: skip
 
 
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that is not what was saved; says what is wrong with it."""
+
+
 class Progress(NamedTuple):
     """How far a checkpoint's run was.
 
@@ -98,7 +102,7 @@ def load_checkpoint(model: PreTrainedModel, path: Path) -> None:
         )
     try:
         state.copy_into({_STATE_PREFIX + name: wanted[name] for name in given})
-    except BrokenShardsError as error:
+    except DamagedCheckpointError as error:
         raise ValueError(f"checkpoint '{path}' cannot be read: {error}") from error
 
 
@@ -131,7 +135,7 @@ def checkpoint_digest(path: Path) -> str:
         entries = list(Shards(path).checksums()) if is_sharded(path) else _directory(path)
     except zipfile.BadZipFile as error:
         raise ConfigError(f"checkpoint '{path}': expected a whole file of torch.save, found no such file.") from error
-    except BrokenShardsError as error:
+    except DamagedCheckpointError as error:
         raise ConfigError(f"checkpoint '{path}': expected a whole folder of shards: {error}") from error
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
@@ -157,7 +161,7 @@ def _state(path: Path) -> _File | Shards:
         return _File(path)
     try:
         return Shards(path)
-    except BrokenShardsError as error:
+    except DamagedCheckpointError as error:
         raise ValueError(f"checkpoint '{path}' is not whole: {error}") from error
 
 
@@ -173,24 +177,6 @@ def _directory(path: Path) -> list[tuple[str, int, int]]:
     """Name, size and checksum of what a file of `torch.save` holds."""
     with zipfile.ZipFile(path) as archive:
         return [(e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist()]
-
-
-class BrokenShardsError(ValueError):
-    """A folder that is no whole checkpoint; says what is wrong with it."""
-
-
-class Part(NamedTuple):
-    """A stored part of a tensor.
-
-    Attributes:
-        file: that holds it.
-        offset: of its first byte there.
-        length: in bytes.
-    """
-
-    file: Path
-    offset: int
-    length: int
 
 
 class _MetadataUnpickler(pickle.Unpickler):
@@ -225,7 +211,7 @@ class Shards:
         found: for messages.
 
     Raises:
-        BrokenShardsError: no metadata, metadata that cannot be read, or files that are missing or too short.
+        DamagedCheckpointError: no metadata, metadata that cannot be read, or files that are missing or too short.
     """
 
     found = "no tensors"
@@ -234,11 +220,11 @@ class Shards:
         self._folder, self._key = folder, f"{key}."
         self._reader = _Reader(folder)
         if not (folder / METADATA).is_file():
-            raise BrokenShardsError(f"no {METADATA}, which is written last: was saving it cut off?")
+            raise DamagedCheckpointError(f"no {METADATA}, which is written last: was saving it cut off?")
         try:
             self._metadata = self._reader.read_metadata()
         except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, KeyError, IndexError) as error:
-            raise BrokenShardsError(f"its {METADATA} cannot be read: {error}") from error
+            raise DamagedCheckpointError(f"its {METADATA} cannot be read: {error}") from error
         self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
         self.shapes: dict[str, torch.Size] = {
             name.removeprefix(self._key): entry.size
@@ -254,7 +240,7 @@ class Shards:
             tensors: name -> CPU tensor of the stored shape; its dtype may be another one.
 
         Raises:
-            BrokenShardsError: a part cannot be read.
+            DamagedCheckpointError: a part cannot be read.
         """
         planner = DefaultLoadPlanner(flatten_state_dict=False)
         planner.set_up_planner({self._key + name: tensor for name, tensor in tensors.items()}, self._metadata, True)
@@ -262,7 +248,7 @@ class Shards:
             self._reader.read_data(planner.create_local_plan(), planner).wait()
         except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, AssertionError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0]
-            raise BrokenShardsError(f"a shard cannot be read: {reason}") from error
+            raise DamagedCheckpointError(f"a shard cannot be read: {reason}") from error
 
     def checksums(self) -> Iterator[tuple[str, int, int]]:
         """Place, size and CRC-32 of everything stored below the key, from the files' directories, in a fixed order.
@@ -270,12 +256,13 @@ class Shards:
         Every part is a zip archive whose directory, at its end, has a checksum of each entry.
 
         Raises:
-            BrokenShardsError: a part is no such archive.
+            DamagedCheckpointError: a part is no such archive.
         """
-        for index, part in sorted(self._parts(), key=lambda item: (item[0].fqn, tuple(item[0].offset or ()))):
-            with part.file.open("rb") as file:
-                size = min(part.length, _DIRECTORY_BYTES)
-                file.seek(part.offset + part.length - size)
+        parts = sorted(self._parts(), key=lambda part: (part[0].fqn, tuple(part[0].offset or ())))
+        for index, path, end, length in parts:
+            with path.open("rb") as file:
+                size = min(length, _DIRECTORY_BYTES)
+                file.seek(end - size)
                 directory = io.BytesIO(file.read(size))
             try:
                 with zipfile.ZipFile(directory) as archive:
@@ -283,30 +270,31 @@ class Shards:
                         place = f"{index.fqn}{tuple(index.offset or ())}:{entry.filename}"
                         yield place, entry.file_size, entry.CRC
             except zipfile.BadZipFile as error:
-                raise BrokenShardsError(f"'{part.file.name}' is damaged at {index.fqn}.") from error
+                raise DamagedCheckpointError(f"'{path.name}' is damaged at {index.fqn}.") from error
 
-    def _parts(self) -> Iterator[tuple[MetadataIndex, Part]]:
+    def _parts(self) -> Iterator[tuple[MetadataIndex, Path, int, int]]:
+        """Which part of a tensor lies in which file, the byte where it ends there, and its length in bytes."""
         stored: dict[MetadataIndex, Any] = self._metadata.storage_data
         for index, info in stored.items():
             if index.fqn.startswith(self._key):
-                yield index, Part(self._folder / info.relative_path, info.offset, info.length)
+                yield index, self._folder / info.relative_path, info.offset + info.length, info.length
 
     def _check_files(self) -> None:
         """All parts that the metadata names are there."""
         ends: dict[Path, int] = defaultdict(int)
         found: dict[str, int] = defaultdict(int)
-        for index, part in self._parts():
-            ends[part.file] = max(ends[part.file], part.offset + part.length)
+        for index, path, end, _ in self._parts():
+            ends[path] = max(ends[path], end)
             found[index.fqn] += 1
         for file, end in ends.items():
             size = file.stat().st_size if file.is_file() else 0
             if size < end:
                 wrong = f"has {size} bytes" if file.is_file() else "is missing"
-                raise BrokenShardsError(f"'{file.name}' {wrong}, expected at least {end} bytes.")
+                raise DamagedCheckpointError(f"'{file.name}' {wrong}, expected at least {end} bytes.")
         for name in self.shapes:
             entry = self._metadata.state_dict_metadata[self._key + name]
             if isinstance(entry, TensorStorageMetadata) and found[self._key + name] < len(entry.chunks):
-                raise BrokenShardsError(
+                raise DamagedCheckpointError(
                     f"{name} has {found[self._key + name]} of its {len(entry.chunks)} parts; were all ranks' files "
                     "copied?"
                 )

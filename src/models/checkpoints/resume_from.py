@@ -9,8 +9,8 @@ from typing import NamedTuple
 from omegaconf import DictConfig
 
 from src.errors import ConfigError
-from src.models.checkpoints.reading import Progress, checkpoint_progress, is_sharded
-from src.models.checkpoints.writing import PARTIAL, REPLACED, DamagedCheckpointError, check_whole
+from src.models.checkpoints.reading import DamagedCheckpointError, Progress, checkpoint_progress, is_sharded
+from src.models.checkpoints.writing import PARTIAL, REPLACED, check_whole
 
 log = logging.getLogger(__name__)
 

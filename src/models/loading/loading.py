@@ -58,7 +58,7 @@ def load_policy(config: PolicyConfig, *, deferred: bool = False) -> LoadedPolicy
             token, or a model that cannot run on packed rows.
     """
     tokenizer = load_tokenizer(config)
-    model = _meta_model(config) if deferred else load_model(config)
+    model = load_model(config, on_meta=deferred)
     policy = Policy(
         model,
         attention=config.attention,
@@ -91,23 +91,33 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def load_model(config: PolicyConfig) -> PreTrainedModel:
-    """Load the model, with adapters if the config has any. Raises as `load_policy`."""
-    dtype: torch.dtype | str = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
-    trust = config.trust_remote_code
-    source = locate(config)
-    if config.weights == "pretrained":
+def load_model(config: PolicyConfig, *, on_meta: bool = False) -> PreTrainedModel:
+    """Load the model, with adapters if the config has any. Raises as `load_policy`.
+
+    Args:
+        config: where from.
+        on_meta: leave its parameters on the meta device.
+    """
+    source, trust = locate(config), config.trust_remote_code
+    pretrained = config.weights == "pretrained"
+    if pretrained:
         check_weight_files(Path(source))
     with hub_errors(config):
-        if config.weights == "random":
-            architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
-            dtype = architecture.dtype or torch.float32 if dtype == "auto" else dtype
-            model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, trust_remote_code=trust)
+        if pretrained and not on_meta:
+            model = _pretrained(source, "auto" if config.dtype == "auto" else getattr(torch, config.dtype), trust)
         else:
-            model = _pretrained(source, dtype, trust)
+            architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+            found = architecture.dtype or torch.float32
+            dtype = found if config.dtype == "auto" else getattr(torch, config.dtype)
+            if on_meta:
+                model = empty_model(architecture, dtype, config.lora, trust=trust)
+                with suppress(OSError):  # a model folder need not have one
+                    model.generation_config = GenerationConfig.from_pretrained(source)
+                return model
+            model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, trust_remote_code=trust)
     if config.lora is not None:
         add_lora(model, config.lora)
-    return cast(PreTrainedModel, model)
+    return model
 
 
 def _pretrained(source: str, dtype: torch.dtype | str, trust: bool) -> PreTrainedModel:
@@ -126,21 +136,6 @@ def _pretrained(source: str, dtype: torch.dtype | str, trust: bool) -> PreTraine
             f"{', …' if len(missing) > 4 else ''}. Is config.json that of these weights, and is every file there?"
         )
     return cast(PreTrainedModel, model)
-
-
-def _meta_model(config: PolicyConfig) -> PreTrainedModel:
-    """The model with its parameters on the meta device, adapters included; raises as `load_policy`."""
-    source, trust = locate(config), config.trust_remote_code
-    if config.weights == "pretrained":
-        check_weight_files(Path(source))
-    with hub_errors(config):
-        architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
-        found = architecture.dtype or torch.float32
-        dtype = found if config.dtype == "auto" else getattr(torch, config.dtype)
-        model = empty_model(architecture, dtype, config.lora, trust=trust)
-        with suppress(OSError):  # a model folder need not have one
-            model.generation_config = GenerationConfig.from_pretrained(source)
-    return model
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -28,25 +28,13 @@ PREFIX_ATTENTION = "rollout_prefix"
 
 _SHARED = {nn.Linear, nn.Embedding, nn.ModuleList, nn.SiLU, SiLUActivation}
 _PARTS: dict[type[nn.Module], set[type[nn.Module]]] = {
-    llama.LlamaForCausalLM: {
-        llama.LlamaForCausalLM,
-        llama.LlamaModel,
-        llama.LlamaDecoderLayer,
-        llama.LlamaAttention,
-        llama.LlamaMLP,
-        llama.LlamaRMSNorm,
-        llama.LlamaRotaryEmbedding,
-    },
-    qwen3.Qwen3ForCausalLM: {
-        qwen3.Qwen3ForCausalLM,
-        qwen3.Qwen3Model,
-        qwen3.Qwen3DecoderLayer,
-        qwen3.Qwen3Attention,
-        qwen3.Qwen3MLP,
-        qwen3.Qwen3RMSNorm,
-        qwen3.Qwen3RotaryEmbedding,
-    },
+    getattr(code, f"{name}ForCausalLM"): {
+        getattr(code, name + part)
+        for part in "ForCausalLM Model DecoderLayer Attention MLP RMSNorm RotaryEmbedding".split()
+    }
+    for code, name in ((llama, "Llama"), (qwen3, "Qwen3"))
 }
+"""By model, the modules of transformers whose forwards `LeanDecoder` knows."""
 
 
 class Forward(Protocol):

@@ -171,7 +171,7 @@ class VllmServerEngine:
                         f"{rounds} attempts all came from others. Does another run use this server?"
                     )
 
-        self._patiently(ask)
+        self._client.patiently(ask)
         copies = params.n if params.temperature == 0 else 1
         return [answers[index] * copies for index in range(len(prompts))]
 
@@ -187,7 +187,7 @@ class VllmServerEngine:
         weights = self._folder.path(version)
         if not dist.is_initialized() or dist.get_rank() == 0:
             self._folder.write(named_tensors, version)
-            self._patiently(lambda: self._hand_over(weights))
+            self._client.patiently(lambda: self._hand_over(weights))
             self._folder.keep_only(version)
         else:
             for _ in named_tensors:  # each tensor is gathered by all ranks together
@@ -203,22 +203,10 @@ class VllmServerEngine:
         """Close the connections; the server runs on, and keeps the last weights."""
         self._client.close()
 
-    def _patiently(self, attempt: Callable[[], None]) -> None:
-        """Repeat what fails because the server is gone, until it comes back or the time is over."""
-        patience = Patience(self._client)
-        while True:
-            try:
-                attempt()
-                return
-            except ServerLostError as error:
-                if patience.attempts == 0:
-                    log.warning("%s Waiting for it to come back.", error)
-                patience.wait(error)
-
     def _context(self) -> int:
         """Most tokens of prompt and completion that the server takes."""
         if self._max_model_len is None:
-            self._patiently(self._check_server)
+            self._client.patiently(self._check_server)
         assert self._max_model_len is not None
         return self._max_model_len
 
@@ -352,6 +340,31 @@ class ServerClient:
         """
         return self._send("POST", path, json=body, params=query)
 
+    def patiently(self, attempt: Callable[[], None]) -> None:
+        """Repeat what fails because the server is gone until it comes back, with longer and longer pauses.
+
+        Raises:
+            ServerLostError: it has not answered anything for `timeout_s`.
+        """
+        started, pause, attempts = time.monotonic(), _FIRST_PAUSE_S, 0
+        while True:
+            try:
+                attempt()
+                return
+            except ServerLostError as error:
+                if attempts == 0:
+                    log.warning("%s Waiting for it to come back.", error)
+                attempts += 1
+                silent = time.monotonic() - max(self.last_answer, started)
+                if silent + pause > self.timeout_s:
+                    raise ServerLostError(
+                        f"{error} Tried {attempts} times, the last answer was {silent:.0f} s ago "
+                        f"(rollout.timeout_s={self.timeout_s:g}). Is the server running, and can this machine reach "
+                        f"it? Start it with: {self.start_command}"
+                    ) from error
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
     def close(self) -> None:
         """Close all connections."""
         self._http.close()
@@ -389,39 +402,6 @@ class ServerClient:
             return self._health.get("/health").is_success
         except httpx.TransportError:
             return False
-
-
-class Patience:
-    """How long a server that is gone may take to come back: `timeout_s` since its last answer.
-
-    Args:
-        client: of the server.
-    """
-
-    def __init__(self, client: ServerClient) -> None:
-        self._client = client
-        self._started = time.monotonic()
-        self._pause = _FIRST_PAUSE_S
-        self.attempts = 0
-        """How often `wait` was called."""
-
-    def wait(self, error: ServerLostError) -> None:
-        """Pause before the next attempt, longer each time.
-
-        Raises:
-            ServerLostError: the time is over.
-        """
-        client = self._client
-        self.attempts += 1
-        silent = time.monotonic() - max(client.last_answer, self._started)
-        if silent + self._pause > client.timeout_s:
-            raise ServerLostError(
-                f"{error} Tried {self.attempts} times, the last answer was {silent:.0f} s ago "
-                f"(rollout.timeout_s={client.timeout_s:g}). Is the server running, and can this machine reach it? "
-                f"Start it with: {client.start_command}"
-            ) from error
-        time.sleep(self._pause)
-        self._pause = min(2 * self._pause, _LONGEST_PAUSE_S)
 
 
 class WeightsFolder:

@@ -21,8 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 
-from src.models.head.head import token_logprobs_and_entropies, token_loss
-from src.models.head.logits import block_tokens
+from src.models.head.head import block_tokens, token_logprobs_and_entropies, token_loss
 from src.models.loading.architecture import empty_model
 from src.models.policy import Policy
 from src.wings.memory.training_parts import ModelTraits, RowMemory, RowShape

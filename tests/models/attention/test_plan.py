@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from src.models.attention.mask import dense_mask
-from src.models.attention.plan import Tile, backward_tiles, plan_attention
+from src.models.attention.plan import AttentionPlan, Tile, backward_tiles
 from tests.models.rows import CPU, layouts_of, random_layouts
 
 
@@ -27,14 +27,14 @@ def test_tiles_cover_the_dense_mask_once(piece: int) -> None:
     generator = torch.Generator().manual_seed(piece)
     for _ in range(15):
         layouts = random_layouts(generator)
-        tiles, mask = plan_attention(layouts, CPU).tiles, dense_mask(layouts, CPU)[0, 0].long()
+        tiles, mask = AttentionPlan(layouts, CPU).tiles, dense_mask(layouts, CPU)[0, 0].long()
         assert torch.equal(pairs(tiles, len(mask)), mask)
         for key_heads, threads in ((1, 2), (3, 2), (4, 1), (2, 5)):
             assert torch.equal(pairs(backward_tiles(tiles, key_heads, threads, piece), len(mask)), mask)
 
 
 def test_long_runs_are_cut_into_pieces() -> None:
-    tiles = plan_attention(layouts_of([(600, (1, 1))]), CPU).tiles  # 600 = 2 * 256 + 88
+    tiles = AttentionPlan(layouts_of([(600, (1, 1))]), CPU).tiles  # 600 = 2 * 256 + 88
     assert backward_tiles(tiles, key_heads=2, threads=2) == (
         Tile(0, 256, 0, 256, causal=True, runs=2, query_step=256, key_step=256),
         Tile(512, 88, 512, 88, causal=True),
@@ -44,7 +44,7 @@ def test_long_runs_are_cut_into_pieces() -> None:
 
 
 def test_threads_get_equally_many_runs_of_aligned_keys() -> None:
-    tiles = plan_attention(layouts_of([(71, (3, 6))]), CPU).tiles
+    tiles = AttentionPlan(layouts_of([(71, (3, 6))]), CPU).tiles
     *_, halves, rest = backward_tiles(tiles, key_heads=3, threads=2)
     assert (halves, rest) == (Tile(71, 7, 0, 32, runs=2, key_step=32), Tile(71, 7, 64, 7))
     assert torch.equal(pairs(backward_tiles(tiles, 3, 2), 78), pairs(tiles, 78))
@@ -54,7 +54,7 @@ def test_threads_get_equally_many_runs_of_aligned_keys() -> None:
 
 def test_each_position_is_in_one_causal_tile_and_those_come_first() -> None:
     layouts = layouts_of([(700, (3, 3, 900, 1)), (5, (6,)), (1, (2, 2))])
-    forward = plan_attention(layouts, CPU).tiles
+    forward = AttentionPlan(layouts, CPU).tiles
     for tiles in (forward, backward_tiles(forward, 3, 2)):
         kinds = [tile.causal for tile in tiles]
         assert kinds == sorted(kinds, reverse=True)
