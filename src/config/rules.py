@@ -11,7 +11,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from src.config.keys import names_in, target_of
+from src.config.checks import names_in, target_of
 from src.config.placement import placement
 from src.data.sources.base import CorpusSource, check_limits, validation_splits
 from src.data.sources.reading import corpus_files

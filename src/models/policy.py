@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.algorithm.packing import PackedRow
-from src.models.attention.mask import dense_mask
 from src.models.attention.packed import PACKED_ATTENTION, check_attention_support, sliding_window
-from src.models.attention.plan import AttentionPlan
+from src.models.attention.plan import AttentionPlan, dense_mask
 from src.models.fused_norm import fuse_norms
 from src.models.head.gradients import LastLayerGradients, last_layer_gradients
 from src.models.head.head import TokenLoss, token_logprobs_and_entropies, token_loss

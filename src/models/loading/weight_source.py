@@ -70,16 +70,12 @@ class WeightSource:
     def start_of(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         """The model's state dict as it will be once filled, a tensor at a time; what no file holds is left out."""
         for name, parameter in sorted(model.named_parameters(remove_duplicate=False)):
-            for candidate in (name, name.replace(".base_layer.", "."), *_ties(model, parameter)):
+            ties = [other for other, one in model.named_parameters(remove_duplicate=False) if one is parameter]
+            for candidate in (name, name.replace(".base_layer.", "."), *ties):
                 tensor = self.read(candidate)
                 if tensor is not None:
                     yield name, tensor.to(parameter.dtype)
                     break
-
-
-def _ties(model: PreTrainedModel, parameter: nn.Parameter) -> list[str]:
-    """All names of a parameter."""
-    return [name for name, other in model.named_parameters(remove_duplicate=False) if other is parameter]
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
-from src.config.keys import cache_file
+from src.config.checks import cache_file
 from src.config.placement import Placement, placement, stored_dtype
 from src.errors import ConfigError
 from src.models.head.head import chunk_tokens

@@ -10,6 +10,7 @@ import hashlib
 import pkgutil
 from collections.abc import Callable
 from dataclasses import astuple, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from transformers import PretrainedConfig
 
 from src.config.result_cache import ResultCache
-from src.models.loading.architecture import ParameterCounts
+from src.models.loading.architecture import ParameterCounts, count_parameters, empty_model
 from src.models.loading.lora import LoraSettings
 from src.rollout.engine import SamplingParams
 from src.wings.memory.training_parts import ModelTraits, RowMemory, RowShape
@@ -37,13 +38,9 @@ class MemoryTraces:
 
     def counts(self, architecture: PretrainedConfig, stored: torch.dtype, lora: LoraSettings | None) -> ParameterCounts:
         """See `count_parameters`, of a model of this architecture."""
-
-        def count() -> Any:
-            from src.models.loading.architecture import count_parameters, empty_model
-
-            return astuple(count_parameters(empty_model(architecture, stored, lora, trust=self._trust)))
-
-        return ParameterCounts(*self._kept(count, "counts", architecture, stored, lora))
+        model = partial(empty_model, architecture, stored, lora, trust=self._trust)
+        kept = self._kept(lambda: astuple(count_parameters(model())), "counts", architecture, stored, lora)
+        return ParameterCounts(*kept)
 
     def row(self, architecture: PretrainedConfig, traits: ModelTraits, shape: RowShape) -> RowMemory:
         """See `row_memory`."""

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 
-from src.config.keys import check_nodes
+from src.config.checks import check_nodes
 from src.errors import ConfigError, check_fields
 
 SECTION = "hydra.sweeper"

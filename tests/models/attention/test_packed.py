@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from src.algorithm.packing import GroupLayout
 from src.models.attention import tiles as attention_tiles
-from src.models.attention.mask import block_mask, dense_mask
 from src.models.attention.packed import _attend_by_group, flex_attend, packed_attention_forward
-from src.models.attention.plan import AttentionPlan, backward_tiles
+from src.models.attention.plan import AttentionPlan, backward_tiles, block_mask, dense_mask
 from tests.models.reference import LargestTensor
 from tests.models.rows import CPU, layouts_of, random_layouts
 

@@ -6,8 +6,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from src.config.checks import check_config
-from src.config.keys import CONFIGS
+from src.config.checks import CONFIGS, check_config
 from src.wings.sweeping.settings import read_settings
 from src.wings.sweeping.space import defaults, read_space
 from tests.conftest import ROOT
