@@ -9,8 +9,8 @@ rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 
 from omegaconf import DictConfig  # noqa: E402
 
+from src.config.checks import check_keys  # noqa: E402
 from src.config.command_line import entry_point, quick_imports  # noqa: E402
-from src.config.keys import check_keys  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="../configs", config_name="export.yaml")

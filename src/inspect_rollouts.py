@@ -17,8 +17,8 @@ rootutils.setup_root(__file__, indicator="pyproject.toml", pythonpath=True)
 from omegaconf import DictConfig, OmegaConf  # noqa: E402
 from rich.console import Console  # noqa: E402
 
+from src.config.checks import check_keys  # noqa: E402
 from src.config.command_line import entry_point  # noqa: E402
-from src.config.keys import check_keys  # noqa: E402
 from src.wings.reporting.inspector.comparing import Failure  # noqa: E402
 from src.wings.reporting.inspector.rollout_records import COLUMNS, GroupPlace, InspectorError, LoggedGroup, RolloutFile  # noqa: E402
 from src.wings.reporting.inspector.section import InspectedRun, section, standalone_page  # noqa: E402

@@ -33,8 +33,8 @@ def train(config: DictConfig) -> dict[str, float]:
         DataError: a record of the corpus cannot be used.
     """
     with quick_imports():
-        from src.config.checks import check_config
         from src.config.policy_checks import check_architecture
+        from src.config.rules import check_config
         from src.wings.memory.preflight import preflight
     check_config(config)
     check_architecture(config)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from docs.tools.config_comments import ConfigFile, Setting
-from src.config.keys import CONFIGS
+from src.config.checks import CONFIGS
 
 PAGE = CONFIGS.parent / "docs" / "configuration.md"
 

@@ -16,7 +16,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from src.config.keys import CONFIGS, names_in
+from src.config.checks import CONFIGS, names_in
 from src.errors import advice, nearest
 from src.runs.folder import keep_to_owner
 

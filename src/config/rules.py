@@ -11,8 +11,9 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 
-from src.config.keys import names_in, target_of
+from src.config.checks import check_composed, names_in, target_of
 from src.config.placement import placement
+from src.config.signatures import Accepted
 from src.data.sources.base import CorpusSource, check_limits, validation_splits
 from src.data.sources.reading import corpus_files
 from src.data.sources.rlla import RllaSource
@@ -25,9 +26,24 @@ VALIDATION_METRICS = tuple(
 )
 _SETTINGS = ("sampling", "updates", "optimizer", "algorithm", "reward", "policy")
 """Made of plain values: their own checks cost nothing."""
+_ACTIONS = ("error", "warn", "off")
 _HALF = ("16-mixed", "16-true", "16")
 _OF_ROLLOUT_STEPS = ("reward", "train", "response", "entropy", "group")
 """Metrics of rollouts and updates, which a checkpoint may watch too."""
+
+
+def check_config(config: DictConfig) -> None:
+    """Check a composed training config.
+
+    Raises:
+        ConfigError: a value is missing, a key is unknown, or a rule does not hold.
+    """
+    check_composed(config, "train.yaml")
+    if config.preflight.action not in _ACTIONS:
+        raise ConfigError(f"preflight.action: expected one of {_ACTIONS}, found '{config.preflight.action}'.")
+    if not Accepted.of(float | None).fits(config.preflight.device_gib):
+        raise ConfigError(f"preflight.device_gib: expected a number or null, found {config.preflight.device_gib!r}.")
+    check_rules(config)
 
 
 def check_rules(config: DictConfig) -> None:

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.algorithm.packing import PackedRow
-from src.models.attention.mask import dense_mask
 from src.models.attention.packed import PACKED_ATTENTION, check_attention_support, sliding_window
-from src.models.attention.plan import plan_attention
+from src.models.attention.plan import AttentionPlan, dense_mask
 from src.models.fused_norm import fuse_norms
 from src.models.head.gradients import LastLayerGradients, last_layer_gradients
 from src.models.head.head import TokenLoss, token_logprobs_and_entropies, token_loss
@@ -48,7 +47,7 @@ class Policy(nn.Module):
             models that refuse custom functions).
         gradient_checkpointing: recompute each decoder layer in backward.
         fused_norms: RMSNorm layers in fewer passes where they run in float32 on a CPU (`models.fused_norm`).
-        head_chunk: tokens whose logits exist at once; None: as many as `models.head.logits.chunk_tokens` says.
+        head_chunk: tokens whose logits exist at once; None: as many as `models.head.head.chunk_tokens` says.
 
     Raises:
         ValueError: the model cannot run on packed rows, or scales its logits in a way that the head does not know.
@@ -154,7 +153,7 @@ class Policy(nn.Module):
         if self.attention == "packed":
             # A mask of four dimensions is passed on untouched, so transformers builds none; our function ignores it.
             inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
-            inputs["packed_plan"] = plan_attention(row.layouts, device)
+            inputs["packed_plan"] = AttentionPlan(row.layouts, device)
         else:
             inputs["attention_mask"] = dense_mask(row.layouts, device)
         output = self._base(

@@ -96,7 +96,7 @@ class EngineSource:
             precision: of Lightning's Trainer; under `bf16-mixed` forwards run in bfloat16 whatever the weights are.
             shared: whether an engine may call `model` itself.
         """
-        from src.models.loading.loading import locate  # imports the model's code, which the checks do without
+        from src.models.loading.files import locate  # the hub's library, which the checks of a config do without
 
         dtype = torch.bfloat16 if precision.startswith("bf16") else model.dtype
         return cls(model, locate(config), dtype, shared, config.trust_remote_code)
@@ -155,3 +155,22 @@ class RolloutEngine(Protocol):
     def close(self) -> None:
         """Give back processes, memory and connections; the engine is not used after."""
         ...
+
+
+def check_prompts(prompts: Sequence[Tensor], seeds: Sequence[int]) -> None:
+    """Refuse what no engine samples from.
+
+    Args:
+        prompts: int64 [P_i] each.
+        seeds: one a prompt.
+
+    Raises:
+        ValueError: an empty prompt, or a wrong number of seeds.
+    """
+    if len(seeds) != len(prompts):
+        raise ValueError(f"generate: expected one seed for each of {len(prompts)} prompts, found {len(seeds)}.")
+    for index, prompt in enumerate(prompts):
+        if prompt.ndim != 1 or len(prompt) == 0:
+            raise ValueError(
+                f"generate: expected prompt {index} to be a non-empty vector of ids, found shape {tuple(prompt.shape)}."
+            )

@@ -31,9 +31,7 @@ after its own clock. Give them one, hydra.run.dir=FOLDER, as docs/launch does.
     }
     given = {override.lstrip("+") for override in overrides}
     named = any(override.startswith(("hydra.run.dir=", "hydra.sweep.dir=")) for override in given)
-    submitted = (
-        "hydra.mode=MULTIRUN" in given
-    )  # all tasks of a submitit job get the config of the one that submitted it
+    submitted = "hydra.mode=MULTIRUN" in given  # by submitit, whose tasks all get the config of the one that did
     for launcher, count in started.items():
         if int(count) > 1 and not named and not (launcher == "srun" and submitted):
             raise ConfigError(

@@ -30,12 +30,12 @@ from src.models.loading.loading import load_model
 from src.models.policy import Policy
 from src.rollout.engine import SamplingParams
 from src.rollout.native.engine import NativeEngine
+from src.runs.folder import GIB
 from src.training.optimizers import build_optimizer
 from src.wings.memory.preflight import plan_memory
-from src.wings.memory.row_shape import RowShape, longest_rows
+from src.wings.memory.training_parts import RowShape, longest_rows
 from tests.conftest import ROOT, train_config
 
-GIB = 1 << 30
 PHASES = ("rollout", "scoring", "update", "step")
 SMOLLM2 = ("experiment=smollm2_135m", f"paths.cache_dir={ROOT}/logs/cache")
 SETTINGS = {

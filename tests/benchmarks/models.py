@@ -13,7 +13,8 @@ import torch
 from tokenizers import AddedToken
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from src.models.loading.loading import PolicyConfig, locate
+from src.models.loading.files import locate
+from src.models.loading.policy_config import PolicyConfig
 from src.wings.tiny.make import build_tokenizer
 from tests.conftest import ROOT
 

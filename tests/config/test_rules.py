@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from src.config.checks import check_composed, check_config
+from src.config.checks import check_composed
 from src.config.policy_checks import check_lengths, check_rate
-from src.config.rules import VALIDATION_METRICS
+from src.config.rules import VALIDATION_METRICS, check_config
 from src.errors import ConfigError
 from src.rewards.tool_call import RewardParts
 from tests.conftest import ROOT, eval_config, train_config

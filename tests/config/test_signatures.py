@@ -11,8 +11,7 @@ import torch
 
 from src.config import signatures
 from src.config.result_cache import ResultCache
-from src.config.signatures import Signature, signature_of
-from src.config.types import Accepted
+from src.config.signatures import Accepted, Signature, signature_of
 from tests.conftest import ROOT
 
 OPTIMIZER = "src.training.optimizers.OptimizerSettings"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from src.config.keys import CONFIGS
+from src.config.checks import CONFIGS
 from src.config.signatures import Signature, type_hints
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, inline

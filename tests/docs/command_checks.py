@@ -20,7 +20,8 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-from src.config.checks import check_composed, check_config
+from src.config.checks import check_composed
+from src.config.rules import check_config
 from src.errors import ConfigError
 from src.wings.evaluation.resolving import resolve_model
 from tests.conftest import ROOT

@@ -25,10 +25,10 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from src.config.checks import check_config
 from src.config.command_line import unknown_keys
 from src.config.instantiating import instantiate_loggers
 from src.config.policy_checks import check_policy
+from src.config.rules import check_config
 from src.data.sources.rlla import RllaSource
 from src.data.sources.xlam import XlamSource
 from src.models.checkpoints.resume_from import resume_from

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from src.models.checkpoints.shards import Shards
+from src.models.checkpoints.reading import Shards
 
 LAST, BEST = "checkpoints/last.ckpt", "checkpoints/best.ckpt"
 KEPT = ("rollout_step", "global_step", "lr_schedulers", "scores", "random_states")

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel
 
 from src.models.loading.lora import merged_named_tensors
 from src.rollout.engine import EngineSource, SamplingParams
-from src.rollout.vllm.server import VllmServerEngine, vllm_server_engine
-from src.rollout.vllm.server_client import ServerError, ServerLostError
+from src.rollout.vllm.server import ServerError, ServerLostError, VllmServerEngine, vllm_server_engine
 from tests.vllm.scoring import gap, ids, load, nudge, parted, prompts
 from tests.vllm.server import VllmServer
 

@@ -5,26 +5,31 @@ No attention layer is patched by this. `models.fused_norm` does replace the forw
 `AttentionPlan` says how a row is cut up. It is made once a forward and reaches the attention function as the forward
 keyword `packed_plan`, which gradient checkpointing replays. Without that keyword (generation, ordinary batches) the
 function is transformers' own SDPA. On the CPU the row is computed tile by tile (`models.attention.tiles`), on CUDA by
-FlexAttention (`models.attention.flex`): nothing of size [L, L] is built and no key is copied. What neither can do
-(dropout, head sizes and precisions that the kernels lack, other devices) goes group by group through SDPA with a mask.
+FlexAttention, which never loads a block that no query sees (not measured yet). Nothing of size [L, L] is built and no
+key is copied. What neither can do (dropout, head sizes and precisions that the kernels lack, other devices) goes group
+by group through SDPA with a mask.
 """
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from src.models.attention.flex import flex_attend, flex_supports
 from src.models.attention.plan import AttentionPlan
 from src.models.attention.tiles import tiled_attend
 
 PACKED_ATTENTION = "packed_rows"
 """Name under which transformers finds the attention function of packed rows."""
+
+_MAX_HEAD_DIM = 128  # larger heads run out of shared memory on some cards (head_dim 192 on an A10G)
 
 
 def packed_attention_forward(
@@ -129,6 +134,53 @@ def _attend_by_group(
         q, k, v = (x.narrow(2, start, length) for x in (query, key, value))
         outputs.append(sdpa_attention_forward(module, q, k, v, mask, dropout=dropout, scaling=scale)[0])
     return torch.cat(outputs, dim=1)
+
+
+def flex_supports(query: Tensor, value: Tensor) -> bool:
+    """Whether FlexAttention's CUDA kernels take these heads.
+
+    Left out are head sizes below 16 (the kernels' least), above 128 or no power of two, float32, whose tiles exceed
+    shared memory on some cards, and float64.
+
+    Args:
+        query: [B, H, L, D].
+        value: [B, H_kv, L, D].
+    """
+    sizes = (query.shape[-1], value.shape[-1])
+    return (
+        query.is_cuda
+        and query.dtype in (torch.bfloat16, torch.float16)
+        and all(16 <= size <= _MAX_HEAD_DIM and size & (size - 1) == 0 for size in sizes)
+    )
+
+
+def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float | None) -> Tensor:
+    """Attention [1, H, L, D] of query [1, H, L, D] over key and value [1, H_kv, L, D].
+
+    Args:
+        query: any number of heads that is a multiple of the key heads.
+        key: not repeated for the query heads that share it.
+        value: likewise.
+        mask: of the row, padded to its blocks.
+        scale: factor on the scores; 1/sqrt(D) when None.
+    """
+    length = query.shape[2]
+    padding = mask.seq_lengths[0] - length
+    if padding:
+        query, key, value = (F.pad(x, (0, 0, 0, padding)) for x in (query, key, value))
+    attend = _compiled() if query.is_cuda else flex_attention
+    out: Tensor = attend(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
+    return out[:, :, :length]
+
+
+@cache
+def _compiled() -> Any:
+    """Compiled once for rows of all lengths.
+
+    `fullgraph` because a function that has been recompiled too often otherwise falls back, with a warning only, to an
+    uncompiled form that holds all scores.
+    """
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention_forward)

@@ -1,24 +1,54 @@
-"""Checkpoints of training runs, files and folders of shards alike: the model's weights out of them. Reads only."""
+"""Checkpoints of training runs, files and folders of shards alike: the model's weights out of them. Reads only.
+
+Sharded training writes a `*.ckpt/` folder (`torch.distributed.checkpoint`) in which every rank has put its part of
+every tensor: `.metadata` says which bytes of which `*.distcp` file are which part of what, `meta.pt` holds what is no
+tensor.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import pickle
 import zipfile
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from torch.distributed.checkpoint import DefaultLoadPlanner, FileSystemReader, Metadata
+from torch.distributed.checkpoint.metadata import MetadataIndex, StorageMeta, TensorStorageMetadata
 
 from src.errors import ConfigError
-from src.models.checkpoints.shards import EXTRAS, METADATA, BrokenShardsError, Shards
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _STATE_PREFIX = "policy.model."
 _REFERENCE_PREFIX = "reference."  # the frozen start of a KL penalty: of use to training only
+METADATA = ".metadata"
+EXTRAS = "meta.pt"
+_DIRECTORY_BYTES = 16384  # more than the zip directory of a file of torch.save with one tensor in it
+
+_FORMAT = "torch.distributed.checkpoint."
+_KNOWN = {
+    *((_FORMAT + "metadata", name) for name in (
+        "Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "BytesStorageMetadata",
+        "ChunkStorageMetadata", "TensorProperties", "_MEM_FORMAT_ENCODING",
+    )),
+    (_FORMAT + "filesystem", "_StorageInfo"),
+    ("torch", "Size"),
+    ("torch.serialization", "_get_layout"),
+    ("pathlib", "PosixPath"),
+    ("pathlib", "WindowsPath"),
+}  # fmt: skip
+
+
+class DamagedCheckpointError(ValueError):
+    """A checkpoint that is not what was saved; says what is wrong with it."""
 
 
 class Progress(NamedTuple):
@@ -72,7 +102,7 @@ def load_checkpoint(model: PreTrainedModel, path: Path) -> None:
         )
     try:
         state.copy_into({_STATE_PREFIX + name: wanted[name] for name in given})
-    except BrokenShardsError as error:
+    except DamagedCheckpointError as error:
         raise ValueError(f"checkpoint '{path}' cannot be read: {error}") from error
 
 
@@ -105,21 +135,9 @@ def checkpoint_digest(path: Path) -> str:
         entries = list(Shards(path).checksums()) if is_sharded(path) else _directory(path)
     except zipfile.BadZipFile as error:
         raise ConfigError(f"checkpoint '{path}': expected a whole file of torch.save, found no such file.") from error
-    except BrokenShardsError as error:
+    except DamagedCheckpointError as error:
         raise ConfigError(f"checkpoint '{path}': expected a whole folder of shards: {error}") from error
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
-
-
-class _State(Protocol):
-    """The tensors of a checkpoint's `state_dict`."""
-
-    @property
-    def shapes(self) -> Mapping[str, torch.Size]: ...
-
-    @property
-    def found(self) -> str: ...
-
-    def copy_into(self, tensors: Mapping[str, Tensor]) -> None: ...
 
 
 class _File:
@@ -138,18 +156,12 @@ class _File:
             tensor.copy_(self._tensors[name])
 
 
-class _Folder(Shards):
-    """A checkpoint that is a folder of shards."""
-
-    found = "no tensors"
-
-
-def _state(path: Path) -> _State:
+def _state(path: Path) -> _File | Shards:
     if not is_sharded(path):
         return _File(path)
     try:
-        return _Folder(path)
-    except BrokenShardsError as error:
+        return Shards(path)
+    except DamagedCheckpointError as error:
         raise ValueError(f"checkpoint '{path}' is not whole: {error}") from error
 
 
@@ -165,3 +177,124 @@ def _directory(path: Path) -> list[tuple[str, int, int]]:
     """Name, size and checksum of what a file of `torch.save` holds."""
     with zipfile.ZipFile(path) as archive:
         return [(e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist()]
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Unpickles what a checkpoint's metadata is made of and refuses the rest, which could be any code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in _KNOWN or (module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} is no part of a checkpoint's metadata")
+
+
+class _Reader(FileSystemReader):
+    """PyTorch's reader, but metadata cannot run code (shards are read with `weights_only` by it too)."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with Path(self.path, METADATA).open("rb") as file:
+            metadata: Metadata = _MetadataUnpickler(file).load()
+        if metadata.storage_meta is None:
+            metadata.storage_meta = StorageMeta()
+        return metadata
+
+
+class Shards:
+    """The tensors of a folder of shards below one key.
+
+    Args:
+        folder: the checkpoint.
+        key: of the saved state; the optimizer's tensors, for one, are below others.
+
+    Attributes:
+        shapes: shape of each tensor by its name below the key.
+        found: for messages.
+
+    Raises:
+        DamagedCheckpointError: no metadata, metadata that cannot be read, or files that are missing or too short.
+    """
+
+    found = "no tensors"
+
+    def __init__(self, folder: Path, key: str = "state_dict") -> None:
+        self._folder, self._key = folder, f"{key}."
+        self._reader = _Reader(folder)
+        if not (folder / METADATA).is_file():
+            raise DamagedCheckpointError(f"no {METADATA}, which is written last: was saving it cut off?")
+        try:
+            self._metadata = self._reader.read_metadata()
+        except (pickle.UnpicklingError, EOFError, AttributeError, ValueError, KeyError, IndexError) as error:
+            raise DamagedCheckpointError(f"its {METADATA} cannot be read: {error}") from error
+        self._reader.set_up_storage_reader(self._metadata, is_coordinator=True)
+        self.shapes: dict[str, torch.Size] = {
+            name.removeprefix(self._key): entry.size
+            for name, entry in self._metadata.state_dict_metadata.items()
+            if name.startswith(self._key) and isinstance(entry, TensorStorageMetadata)
+        }
+        self._check_files()
+
+    def copy_into(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill tensors in place, one stored part after another; nothing else of the checkpoint is read.
+
+        Args:
+            tensors: name -> CPU tensor of the stored shape; its dtype may be another one.
+
+        Raises:
+            DamagedCheckpointError: a part cannot be read.
+        """
+        planner = DefaultLoadPlanner(flatten_state_dict=False)
+        planner.set_up_planner({self._key + name: tensor for name, tensor in tensors.items()}, self._metadata, True)
+        try:
+            self._reader.read_data(planner.create_local_plan(), planner).wait()
+        except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, AssertionError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise DamagedCheckpointError(f"a shard cannot be read: {reason}") from error
+
+    def checksums(self) -> Iterator[tuple[str, int, int]]:
+        """Place, size and CRC-32 of everything stored below the key, from the files' directories, in a fixed order.
+
+        Every part is a zip archive whose directory, at its end, has a checksum of each entry.
+
+        Raises:
+            DamagedCheckpointError: a part is no such archive.
+        """
+        parts = sorted(self._parts(), key=lambda part: (part[0].fqn, tuple(part[0].offset or ())))
+        for index, path, end, length in parts:
+            with path.open("rb") as file:
+                size = min(length, _DIRECTORY_BYTES)
+                file.seek(end - size)
+                directory = io.BytesIO(file.read(size))
+            try:
+                with zipfile.ZipFile(directory) as archive:
+                    for entry in archive.infolist():
+                        place = f"{index.fqn}{tuple(index.offset or ())}:{entry.filename}"
+                        yield place, entry.file_size, entry.CRC
+            except zipfile.BadZipFile as error:
+                raise DamagedCheckpointError(f"'{path.name}' is damaged at {index.fqn}.") from error
+
+    def _parts(self) -> Iterator[tuple[MetadataIndex, Path, int, int]]:
+        """Which part of a tensor lies in which file, the byte where it ends there, and its length in bytes."""
+        stored: dict[MetadataIndex, Any] = self._metadata.storage_data
+        for index, info in stored.items():
+            if index.fqn.startswith(self._key):
+                yield index, self._folder / info.relative_path, info.offset + info.length, info.length
+
+    def _check_files(self) -> None:
+        """All parts that the metadata names are there."""
+        ends: dict[Path, int] = defaultdict(int)
+        found: dict[str, int] = defaultdict(int)
+        for index, path, end, _ in self._parts():
+            ends[path] = max(ends[path], end)
+            found[index.fqn] += 1
+        for file, end in ends.items():
+            size = file.stat().st_size if file.is_file() else 0
+            if size < end:
+                wrong = f"has {size} bytes" if file.is_file() else "is missing"
+                raise DamagedCheckpointError(f"'{file.name}' {wrong}, expected at least {end} bytes.")
+        for name in self.shapes:
+            entry = self._metadata.state_dict_metadata[self._key + name]
+            if isinstance(entry, TensorStorageMetadata) and found[self._key + name] < len(entry.chunks):
+                raise DamagedCheckpointError(
+                    f"{name} has {found[self._key + name]} of its {len(entry.chunks)} parts; were all ranks' files "
+                    "copied?"
+                )

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from src.errors import ConfigError
-from src.models.checkpoints.reading import Progress, checkpoint_progress, is_sharded
-from src.models.checkpoints.writing import PARTIAL, REPLACED, DamagedCheckpointError, check_whole
-from src.runs.config_file import load_config
+from src.models.checkpoints.reading import DamagedCheckpointError, Progress, checkpoint_progress, is_sharded
+from src.models.checkpoints.writing import PARTIAL, REPLACED, check_whole
 
 log = logging.getLogger(__name__)
 
 AUTO = "auto"
 _ENDINGS = (".ckpt", f".ckpt{PARTIAL}", f".ckpt{REPLACED}")
-_SAME_RUN = ("ckpt_path", "paths", "hydra", "dry_run", "preflight")
-"""Keys in which the configs of a run and of its continuation may differ."""
 
 
 class Found(NamedTuple):
@@ -38,9 +34,8 @@ class _Candidate(NamedTuple):
 def resume_from(config: DictConfig) -> Found | None:
     """What `ckpt_path` stands for: a checkpoint or run folder, `auto`, or null for a new run.
 
-    `auto` is the newest checkpoint that is whole, by rollout step, in `checkpoints/` of this run folder; or if this
-    has none, of a run folder beside it with the same config that has rollout steps left to do. Without one it is a
-    new run.
+    `auto` is the newest checkpoint that is whole, by rollout step, in `checkpoints/` of this run folder; without one it
+    is a new run.
 
     Raises:
         ConfigError: no such checkpoint, or one that is damaged; or for `auto`, checkpoints none of which is whole.
@@ -51,9 +46,9 @@ def resume_from(config: DictConfig) -> Found | None:
         return None
     if wanted != AUTO:
         return _named(Path(wanted).expanduser())
-    found = newest_whole(folder / "checkpoints") or _of_same_experiment(config, folder)
+    found = newest_whole(folder / "checkpoints")
     if found is None:
-        log.info("ckpt_path=auto: no checkpoint in '%s' nor in a run of the same config beside it: a new run.", folder)
+        log.info("ckpt_path=auto: no checkpoint in '%s': a new run.", folder)
     else:
         log.info("ckpt_path=auto: going on from '%s', %d rollout steps done.", found.path, found.progress.rollout_steps)
     return found
@@ -132,38 +127,3 @@ def _problem(path: Path) -> str:
 
 def _told(damaged: list[_Candidate]) -> str:
     return "; ".join(f"checkpoint '{one.path}' is damaged: {one.problem}" for one in damaged)
-
-
-def _of_same_experiment(config: DictConfig, folder: Path) -> Found | None:
-    """The newest checkpoint of the run beside this one that has its config, is not finished, and is most advanced."""
-    if not folder.parent.is_dir():
-        return None
-    own = _comparable(config, folder)
-    found = []
-    for run in sorted(folder.parent.iterdir()):
-        file = run / "config.yaml"
-        if run == folder or not file.is_file() or not (run / "checkpoints").is_dir():
-            continue
-        try:
-            saved = load_config(file)
-            same = isinstance(saved, DictConfig) and _comparable(saved, run) == own
-        except (OSError, ValueError, OmegaConfBaseException):
-            continue
-        newest = newest_whole(run / "checkpoints") if same else None
-        if newest is not None and newest.progress.rollout_steps < config.updates.rollout_steps:
-            found.append(newest)
-    return max(found, key=lambda one: one.progress.rollout_steps, default=None)
-
-
-def _comparable(config: DictConfig, folder: Path) -> Any:
-    plain = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(plain, dict)
-    return _without_folder({key: value for key, value in plain.items() if key not in _SAME_RUN}, str(folder))
-
-
-def _without_folder(value: Any, folder: str) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_folder(entry, folder) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [_without_folder(entry, folder) for entry in value]
-    return value.replace(folder, "<run>") if isinstance(value, str) else value

@@ -19,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TypedDict
 
-from src.models.checkpoints.shards import METADATA, BrokenShardsError, Shards
+from src.models.checkpoints.reading import METADATA, DamagedCheckpointError, Shards
 
 PARTIAL = ".partial"
 REPLACED = ".replaced"
@@ -27,10 +27,6 @@ MANIFEST = "checksums.json"
 
 _OF_RANK = re.compile(r"__(\d+)_")
 _NOT_A_ZIP = (zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError, struct.error, zlib.error)
-
-
-class DamagedCheckpointError(ValueError):
-    """A checkpoint that is not what was saved; says what is wrong with it."""
 
 
 class FileSum(TypedDict):
@@ -85,8 +81,8 @@ def seal(partial: Path, sums: Iterable[dict[str, FileSum]]) -> None:
 def publish(partial: Path, path: Path, previous: Path | None = None) -> None:
     """Give a sealed checkpoint its name.
 
-    A kill at any point leaves the old or the new one whole, under one of the names that `finding` looks at: a folder
-    cannot take the place of another in one step, so the old one is moved out of the way first.
+    A kill at any point leaves the old or the new one whole, under a name that `resume_from` looks at: a folder cannot
+    take the place of another in one step, so the old one is moved out of the way first.
 
     Args:
         partial: sealed.
@@ -158,10 +154,7 @@ def _check_folder(folder: Path) -> None:
     if not manifest.is_file():
         if folder.name.endswith(PARTIAL) or not (folder / METADATA).is_file():
             raise DamagedCheckpointError(f"no {MANIFEST}, which is written last: was saving it cut off?")
-        try:
-            Shards(folder)  # of a version without checksums: what its metadata names is there
-        except BrokenShardsError as error:
-            raise DamagedCheckpointError(str(error)) from error
+        Shards(folder)  # of a version without checksums: what its metadata names is there
         return
     try:
         sums: dict[str, FileSum] = json.loads(manifest.read_text(encoding="utf-8"))

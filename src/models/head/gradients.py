@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.models.head.logits import checked_chunk, logit_chunks, matmul, precise, softmax_
+from src.models.head.head import checked_chunk, logit_chunks, matmul, precise, softmax_
 
 
 class LastLayerGradients(NamedTuple):

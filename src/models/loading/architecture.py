@@ -9,7 +9,6 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -18,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from src.models.loading.files import model_folder
 from src.models.loading.lora import LoraSettings, add_lora
 from src.models.loading.policy_config import PolicyConfig
 
@@ -79,7 +79,7 @@ def load_architecture(config: PolicyConfig) -> PretrainedConfig:
         OSError: a hub id that is neither cached, nor known here, nor reachable.
     """
     trust = config.trust_remote_code
-    folder = _folder(config)
+    folder = model_folder(config)
     if folder is not None:
         if (folder / "config.json").is_file():
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
@@ -111,17 +111,24 @@ def load_architecture(config: PolicyConfig) -> PretrainedConfig:
 def empty_model(
     architecture: PretrainedConfig, dtype: torch.dtype, lora: LoraSettings | None = None, *, trust: bool = False
 ) -> PreTrainedModel:
-    """The model on the meta device, tied as it will be, with adapters; takes no memory."""
-    from transformers import AutoModelForCausalLM  # seconds, which the check of an architecture need not wait for
+    """A model whose parameters are on the meta device, tied, with adapters.
 
-    from src.models.loading.weight_source import on_meta
+    Its buffers (rotary frequencies), which no checkpoint may hold, are computed.
 
-    with on_meta():
+    Args:
+        architecture: stays as it is.
+        dtype: of the weights.
+        lora: adapters, whose weights are float32.
+        trust: run Python code that comes with the model.
+    """
+    from accelerate import init_empty_weights  # these two take seconds, which no check of an architecture waits for
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights(include_buffers=False):
         model = AutoModelForCausalLM.from_config(copy.deepcopy(architecture), dtype=dtype, trust_remote_code=trust)
-    model.tie_weights()
-    if lora is not None:
-        with on_meta():
+        if lora is not None:
             add_lora(model, lora)
+    model.tie_weights()  # parameters were replaced as they were registered, which unties them
     return cast("PreTrainedModel", model)
 
 
@@ -153,21 +160,6 @@ def count_parameters(model: PreTrainedModel) -> ParameterCounts:
         largest=max(p.numel() for p in parameters),
         largest_trained=max((p.numel() for p in trained), default=0),
     )
-
-
-def _folder(config: PolicyConfig) -> Path | None:
-    """Where config.json or the GGUF file lies on this machine; None for a hub id."""
-    if config.path is not None:
-        folder = Path(config.path)
-        if not folder.is_dir():
-            raise FileNotFoundError(f"policy.path: the folder '{folder}' does not exist.")
-        return folder
-    if config.package is None:
-        return None
-    spec = find_spec(config.package)
-    if spec is None or spec.origin is None:
-        raise FileNotFoundError(f"policy.package: the Python package '{config.package}' is not installed.")
-    return Path(spec.origin).parent
 
 
 @contextmanager

@@ -6,15 +6,11 @@ only where `policy.trust_remote_code` says so.
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from importlib.util import find_spec
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -24,15 +20,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from src.models.loading.folder_checks import check_tokenizer_files, check_weight_files
-from src.models.loading.gguf import converted_gguf
+from src.models.loading.architecture import empty_model
+from src.models.loading.files import check_tokenizer_files, check_weight_files, hub_errors, locate
 from src.models.loading.lora import add_lora
 from src.models.loading.policy_config import PolicyConfig
-from src.models.loading.weight_source import WeightSource, on_meta
+from src.models.loading.weight_source import WeightSource
 from src.models.policy import Policy
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
-_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
 
 
 class LoadedPolicy(NamedTuple):
@@ -65,7 +58,7 @@ def load_policy(config: PolicyConfig, *, deferred: bool = False) -> LoadedPolicy
             token, or a model that cannot run on packed rows.
     """
     tokenizer = load_tokenizer(config)
-    model = meta_model(config) if deferred else load_model(config)
+    model = load_model(config, on_meta=deferred)
     policy = Policy(
         model,
         attention=config.attention,
@@ -74,7 +67,7 @@ def load_policy(config: PolicyConfig, *, deferred: bool = False) -> LoadedPolicy
     )
     weights = None
     if deferred:
-        with _hub_errors(config):
+        with hub_errors(config):
             weights = WeightSource.of(locate(config)) if config.weights == "pretrained" else WeightSource.random()
     return LoadedPolicy(policy, tokenizer, stop_token_ids(model, tokenizer), weights)
 
@@ -83,7 +76,7 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     """Load the tokenizer; without a padding token it pads with its end-of-sequence token. Raises as `load_policy`."""
     source = locate(config)
     check_tokenizer_files(Path(source))
-    with _hub_errors(config):
+    with hub_errors(config):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     if tokenizer.chat_template is None:
         raise ValueError(
@@ -98,23 +91,33 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     return cast(PreTrainedTokenizerBase, tokenizer)
 
 
-def load_model(config: PolicyConfig) -> PreTrainedModel:
-    """Load the model, with adapters if the config has any. Raises as `load_policy`."""
-    dtype: torch.dtype | str = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
-    trust = config.trust_remote_code
-    source = locate(config)
-    if config.weights == "pretrained":
+def load_model(config: PolicyConfig, *, on_meta: bool = False) -> PreTrainedModel:
+    """Load the model, with adapters if the config has any. Raises as `load_policy`.
+
+    Args:
+        config: where from.
+        on_meta: leave its parameters on the meta device.
+    """
+    source, trust = locate(config), config.trust_remote_code
+    pretrained = config.weights == "pretrained"
+    if pretrained:
         check_weight_files(Path(source))
-    with _hub_errors(config):
-        if config.weights == "random":
-            architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
-            dtype = architecture.dtype or torch.float32 if dtype == "auto" else dtype
-            model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, trust_remote_code=trust)
+    with hub_errors(config):
+        if pretrained and not on_meta:
+            model = _pretrained(source, "auto" if config.dtype == "auto" else getattr(torch, config.dtype), trust)
         else:
-            model = _pretrained(source, dtype, trust)
+            architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+            found = architecture.dtype or torch.float32
+            dtype = found if config.dtype == "auto" else getattr(torch, config.dtype)
+            if on_meta:
+                model = empty_model(architecture, dtype, config.lora, trust=trust)
+                with suppress(OSError):  # a model folder need not have one
+                    model.generation_config = GenerationConfig.from_pretrained(source)
+                return model
+            model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, trust_remote_code=trust)
     if config.lora is not None:
         add_lora(model, config.lora)
-    return cast(PreTrainedModel, model)
+    return model
 
 
 def _pretrained(source: str, dtype: torch.dtype | str, trust: bool) -> PreTrainedModel:
@@ -135,94 +138,8 @@ def _pretrained(source: str, dtype: torch.dtype | str, trust: bool) -> PreTraine
     return cast(PreTrainedModel, model)
 
 
-def meta_model(config: PolicyConfig) -> PreTrainedModel:
-    """The model with its parameters on the meta device, adapters included; raises as `load_policy`."""
-    source, trust = locate(config), config.trust_remote_code
-    if config.weights == "pretrained":
-        check_weight_files(Path(source))
-    with _hub_errors(config):
-        architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
-        found = architecture.dtype or torch.float32
-        dtype = found if config.dtype == "auto" else getattr(torch, config.dtype)
-        with on_meta():
-            model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, trust_remote_code=trust)
-            if config.lora is not None:
-                add_lora(model, config.lora)
-        model.tie_weights()
-        with suppress(OSError):  # a model folder need not have one
-            model.generation_config = GenerationConfig.from_pretrained(source)
-    return cast(PreTrainedModel, model)
-
-
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     """Ids that end a completion: the tokenizer's end-of-sequence token, then the generation config's."""
     found = getattr(model.generation_config, "eos_token_id", None)
     ids = [tokenizer.eos_token_id, *(found if isinstance(found, list) else [found])]
     return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
-
-
-def locate(config: PolicyConfig) -> str:
-    """Folder or hub id to load from, after a check that local files are there and a conversion of GGUF files."""
-    if config.path is not None:
-        return _local(Path(config.path), config)
-    if config.package is not None:
-        spec = find_spec(config.package)
-        if spec is None or spec.origin is None:
-            raise FileNotFoundError(
-                f"policy.package: the Python package '{config.package}' is not installed. Install it, or set "
-                f"policy.path to a folder that holds {config.gguf_file}."
-            )
-        folder = Path(spec.origin).parent
-        if not (folder / str(config.gguf_file)).is_file():
-            raise FileNotFoundError(
-                f"policy.gguf_file: '{config.gguf_file}' is not in the package '{config.package}'; "
-                f"found {sorted(file.name for file in folder.glob('*.gguf'))}."
-            )
-        return _converted(str(folder), config)
-    hub_id = str(config.hub_id)
-    return hub_id if config.gguf_file is None else _converted(hub_id, config)
-
-
-def _converted(source: str, config: PolicyConfig) -> str:
-    """Folder of the converted GGUF file in a folder or hub repository."""
-    cache = None if config.cache_dir is None else Path(config.cache_dir)
-    with _hub_errors(config):
-        return str(converted_gguf(source, str(config.gguf_file), cache=cache))
-
-
-def _local(folder: Path, config: PolicyConfig) -> str:
-    """A local folder, checked file by file."""
-    if not folder.is_dir():
-        raise FileNotFoundError(
-            f"policy.path: the folder '{folder}' does not exist. Set policy.path to a model folder."
-        )
-    if config.gguf_file is not None and not (folder / "config.json").is_file():
-        if not (folder / config.gguf_file).is_file():
-            raise FileNotFoundError(f"policy.path: '{folder}' has neither config.json nor {config.gguf_file}.")
-        return _converted(str(folder), config)
-    missing = []
-    if not (folder / "config.json").is_file():
-        missing.append("config.json")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        missing.append(f"tokenizer files (one of {', '.join(_TOKENIZER_FILES)})")
-    if config.weights == "pretrained" and not any(any(folder.glob(pattern)) for pattern in _WEIGHT_FILES):
-        missing.append(f"weights ({' or '.join(_WEIGHT_FILES)})")
-    if missing:
-        raise FileNotFoundError(
-            f"policy.path: '{folder}' is not a complete model folder; missing: {'; '.join(missing)}. "
-            f"Found: {sorted(file.name for file in folder.iterdir())}."
-        )
-    return str(folder)
-
-
-@contextmanager
-def _hub_errors(config: PolicyConfig) -> Iterator[None]:
-    """One line in place of the hub's several."""
-    try:
-        yield
-    except (OSError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OSError(
-            f"policy: could not load {config.path or config.package or config.hub_id}: {reason} "
-            "Check the name and the connection (gated models need a token), or set policy.path to a local folder."
-        ) from error

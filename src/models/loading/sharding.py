@@ -69,18 +69,6 @@ class ShardedStrategy(ModelParallelStrategy):
             return "cpu:gloo,cuda:nccl"  # the gradient norm is reduced where the shards are
         return str(super()._get_process_group_backend())
 
-    def shard(self, policy: Policy, precision: str, weights: WeightSource | None) -> None:
-        """Load and shard a policy over this strategy's ranks; see `shard_policy`."""
-        shard_policy(
-            policy,
-            self.device_mesh["data_parallel"],
-            self.root_device,
-            weights=weights,
-            mixed_precision=precision.startswith("bf16"),
-            cpu_offload=self.cpu_offload,
-            reshard_after_forward=self.reshard_after_forward,
-        )
-
 
 def place_policy(module: LightningModule, trainer: Trainer, policy: Policy, weights: WeightSource | None) -> None:
     """What a module's `configure_model` does: under a `ShardedStrategy` load and shard the policy, once.
@@ -90,7 +78,15 @@ def place_policy(module: LightningModule, trainer: Trainer, policy: Policy, weig
     """
     strategy = trainer.strategy
     if isinstance(strategy, ShardedStrategy) and not isinstance(policy, FSDPModule):
-        strategy.shard(policy, str(trainer.precision), weights)
+        shard_policy(
+            policy,
+            strategy.device_mesh["data_parallel"],
+            strategy.root_device,
+            weights=weights,
+            mixed_precision=str(trainer.precision).startswith("bf16"),
+            cpu_offload=strategy.cpu_offload,
+            reshard_after_forward=strategy.reshard_after_forward,
+        )
     elif any(parameter.is_meta for parameter in policy.parameters()):
         raise ValueError(
             f"{type(module).__name__}: the policy's weights were left for a sharded strategy to load, found "

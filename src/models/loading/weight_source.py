@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import init_empty_weights
 from huggingface_hub import snapshot_download
 from safetensors import safe_open
 from torch import Tensor, nn
@@ -18,15 +16,6 @@ from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
 from src.models.loading.lora import has_adapter
-
-
-def on_meta() -> AbstractContextManager[None]:
-    """Within this context new parameters take no memory; buffers, which no checkpoint may hold, are computed.
-
-    Parameters are replaced as they are registered, which unties them: call `tie_weights` after.
-    """
-    context: AbstractContextManager[None] = init_empty_weights(include_buffers=False)
-    return context
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +70,12 @@ class WeightSource:
     def start_of(self, model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
         """The model's state dict as it will be once filled, a tensor at a time; what no file holds is left out."""
         for name, parameter in sorted(model.named_parameters(remove_duplicate=False)):
-            for candidate in (name, name.replace(".base_layer.", "."), *_ties(model, parameter)):
+            ties = [other for other, one in model.named_parameters(remove_duplicate=False) if one is parameter]
+            for candidate in (name, name.replace(".base_layer.", "."), *ties):
                 tensor = self.read(candidate)
                 if tensor is not None:
                     yield name, tensor.to(parameter.dtype)
                     break
-
-
-def _ties(model: PreTrainedModel, parameter: nn.Parameter) -> list[str]:
-    """All names of a parameter."""
-    return [name for name, other in model.named_parameters(remove_duplicate=False) if other is parameter]
 
 
 @torch.no_grad()

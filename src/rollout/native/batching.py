@@ -6,18 +6,17 @@ completion samples depends on its prompt's own noise alone, so entering early or
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from src.rollout.engine import SamplingParams
-from src.rollout.native.admission import Room
-from src.rollout.native.decoding import Step, StepInputs
-from src.rollout.native.prefix_cache import PrefixCache
+from src.rollout.native.decoding import Forward, prefill
+from src.rollout.native.prefix_cache import Grid, PrefixCache, Room, StepLayout, grid_of, own_bias, room_for
 from src.rollout.native.sampling import prompt_noise, sample_tokens
-from src.rollout.native.step_layout import Grid, grid_of
 
 COMPACT_BELOW = 0.8
 """Finished rows are dropped, and waiting prompts let in, once the live ones are fewer than this share."""
@@ -61,31 +60,32 @@ class ContinuousBatch:
     """One call of `generate`.
 
     Args:
-        prefill: prompts [P_i], cache → logits [B, V].
-        step: a decode step.
-        cache_for: makes the cache.
-        room_for: number of prompts, tokens of the longest → room.
+        model: in the rollout's attention.
+        forward: its decode step.
         prompts: int64 [P_i] each.
         params: how to sample.
         seeds: one a prompt.
-        device: of the model.
+        max_sequences: see `NativeEngine`.
+        max_batch_tokens: see `NativeEngine`.
     """
 
     def __init__(
         self,
-        prefill: Callable[[Sequence[Tensor], PrefixCache], Tensor],
-        step: Step,
-        cache_for: Callable[[Room], PrefixCache],
-        room_for: Callable[[int, int], Room],
+        model: PreTrainedModel,
+        forward: Forward,
         prompts: Sequence[Tensor],
         params: SamplingParams,
         seeds: Sequence[int],
-        device: torch.device,
+        *,
+        max_sequences: int,
+        max_batch_tokens: int,
     ) -> None:
-        self._prefill, self._step, self._room_for = prefill, step, room_for
-        self._prompts, self._params, self._device = prompts, params, device
+        self._model, self._forward, self._device = model, forward, (device := model.device)
+        self._prompts, self._params = prompts, params
+        self._max_sequences, self._max_batch_tokens = max_sequences, max_batch_tokens
         self._waiting = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))
-        self._cache = cache_for(room_for(len(prompts), len(prompts[self._waiting[0]])))
+        room = self._room(len(prompts), len(prompts[self._waiting[0]]))
+        self._cache = PrefixCache(room, params.max_new_tokens)
         self._stop_ids = torch.tensor(params.stop_token_ids, dtype=torch.long, device=device)
 
         # [S + 1, T]: all completions, S = prompts x n, and one row for what is computed after an end
@@ -122,16 +122,10 @@ class ContinuousBatch:
         """Feed every row's last token and sample its next one."""
         rows, columns = self._rows, self._cache.columns
         assert self._grid is not None
-        inputs = StepInputs(
-            tokens=rows.token,
-            positions=rows.position,
-            steps=rows.steps,
-            grid=self._grid,
-            column=self._fed % columns,
-            used=min(self._fed + 1, columns),
-            even=self._even,
-        )
-        logits = self._step(inputs, self._cache)
+        column, used = self._fed % columns, min(self._fed + 1, columns)
+        bias = None if self._even else own_bias(rows.steps, column, used, columns)
+        self._cache.layout = StepLayout(self._grid, len(rows), column, used, bias)
+        logits = self._forward(rows.token, rows.position, self._cache)
         self._fed += 1
         rows.position += 1
         self._sample(rows, logits)
@@ -177,7 +171,7 @@ class ContinuousBatch:
             return False
         first = len(cache.lengths)
         prompts = [self._prompts[i] for i in entering]
-        logits = self._prefill(prompts, cache)
+        logits = prefill(self._model, prompts, cache)
 
         def each(values: list[int]) -> Tensor:  # a value a prompt -> a value a completion
             return torch.tensor(values, device=self._device).repeat_interleave(n)
@@ -198,11 +192,22 @@ class ContinuousBatch:
         self._rows = self._rows.followed_by(arrived)
         return True
 
+    def _room(self, prompts: int, longest: int) -> Room:
+        """What to make place for, of so many prompts of up to `longest` tokens."""
+        return room_for(
+            prompts,
+            longest,
+            self._params.n,
+            self._params.max_new_tokens,
+            max_sequences=self._max_sequences,
+            max_batch_tokens=self._max_batch_tokens,
+        )
+
     def _widen(self) -> None:
         """Lay the cache out anew where prompts that wait are so much shorter that many more fit."""
         cache = self._cache
         longest = max(max(cache.lengths, default=0), len(self._prompts[self._waiting[0]]))
-        room = self._room_for(len(self._waiting) + len(cache.lengths), longest)
+        room = self._room(len(self._waiting) + len(cache.lengths), longest)
         if room.rows >= WIDEN_ABOVE * cache.room.rows and room.slots >= len(cache.lengths):
             cache.resize(room, len(self._rows), min(self._fed, cache.columns))
 

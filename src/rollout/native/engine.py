@@ -16,15 +16,14 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
-from src.rollout.engine import Completion, EngineSource, SamplingParams
-from src.rollout.native.admission import room_for
+from src.models.loading.architecture import empty_model
+from src.models.loading.weight_source import fill_empty
+from src.rollout.engine import Completion, EngineSource, SamplingParams, check_prompts
 from src.rollout.native.batching import ContinuousBatch
-from src.rollout.native.decoding import ExactStep, Step, StepInputs, forward_for, prefill
-from src.rollout.native.own_model import copy_weights, empty_model
-from src.rollout.native.prefix_cache import PREFIX_ATTENTION, PrefixCache
-from src.rollout.native.static_step import StaticStep, uses_graphs
+from src.rollout.native.decoding import PREFIX_ATTENTION, Forward, forward_for
+from src.rollout.native.prefix_cache import PrefixCache
 
 
 def native_engine(
@@ -34,7 +33,6 @@ def native_engine(
     device: str | torch.device | None = None,
     max_sequences: int = 256,
     max_batch_tokens: int = 131_072,
-    cuda_graphs: bool | None = None,
 ) -> NativeEngine:
     """The engine for a policy: with the training module itself, or with a whole copy where that is sharded.
 
@@ -44,7 +42,6 @@ def native_engine(
         device: of the copy; null: the process's accelerator, or the CPU.
         max_sequences: see `NativeEngine`.
         max_batch_tokens: see `NativeEngine`.
-        cuda_graphs: see `NativeEngine`.
 
     Raises:
         ValueError: the training module is wanted, and it is sharded.
@@ -55,14 +52,8 @@ def native_engine(
             "other at every token. Set rollout.owns_model=null."
         )
     owns = not source.shared if owns_model is None else owns_model
-    model = partial(empty_model, source, device) if owns else source.model
-    return NativeEngine(
-        model,
-        owns_model=owns,
-        max_sequences=max_sequences,
-        max_batch_tokens=max_batch_tokens,
-        cuda_graphs=cuda_graphs,
-    )
+    model = partial(empty_copy, source, device) if owns else source.model
+    return NativeEngine(model, owns_model=owns, max_sequences=max_sequences, max_batch_tokens=max_batch_tokens)
 
 
 class NativeEngine:
@@ -76,7 +67,6 @@ class NativeEngine:
         max_sequences: most completions that decode together.
         max_batch_tokens: most tokens that the cache may hold, counted with every completion at its longest. One prompt
             with its completions is always let in.
-        cuda_graphs: replay decode steps as CUDA graphs; None: on CUDA, for the architectures of `lean_decoder`.
 
     Attributes:
         watch: None, or called with the tokens int64 [R] that decode steps take, as soon as they are sampled: all of a
@@ -90,7 +80,6 @@ class NativeEngine:
         owns_model: bool = False,
         max_sequences: int = 256,
         max_batch_tokens: int = 131_072,
-        cuda_graphs: bool | None = None,
     ) -> None:
         for name, value in (("max_sequences", max_sequences), ("max_batch_tokens", max_batch_tokens)):
             if value < 1:
@@ -100,7 +89,6 @@ class NativeEngine:
         self._owns_model = owns_model
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
-        self._cuda_graphs = cuda_graphs
         self._weights_version = -1 if owns_model else 0
         self.watch: Callable[[Tensor], None] | None = None
 
@@ -151,25 +139,16 @@ class NativeEngine:
         if not prompts:
             return []
         decoded = replace(params, n=1) if params.temperature == 0 else params
-        room = partial(
-            room_for,
-            n=decoded.n,
-            max_new_tokens=decoded.max_new_tokens,
-            max_sequences=self._max_sequences,
-            max_batch_tokens=self._max_batch_tokens,
-        )
-        graphs = uses_graphs(model, self._cuda_graphs)
         with torch.no_grad(), _sampling_mode(model):
             forward = forward_for(model, max(map(len, prompts)) + decoded.max_new_tokens)
             batch = ContinuousBatch(
-                prefill=partial(prefill, model),
-                step=self._watched(StaticStep(forward, decoded.n, capture=True) if graphs else ExactStep(forward)),
-                cache_for=lambda size: PrefixCache(size, decoded.max_new_tokens, zeroed=graphs),
-                room_for=room,
-                prompts=prompts,
-                params=decoded,
-                seeds=seeds,
-                device=model.device,
+                model,
+                self._watched(forward),
+                prompts,
+                decoded,
+                seeds,
+                max_sequences=self._max_sequences,
+                max_batch_tokens=self._max_batch_tokens,
             )
             groups = self._collect(*batch.run(), decoded)
         return [group * (params.n // decoded.n) for group in groups]
@@ -196,14 +175,14 @@ class NativeEngine:
         """Let go of the model."""
         self._model = None
 
-    def _watched(self, step: Step) -> Step:
+    def _watched(self, forward: Forward) -> Forward:
         watch = self.watch
         if watch is None:
-            return step
+            return forward
 
-        def watched(inputs: StepInputs, cache: PrefixCache) -> Tensor:
-            watch(inputs.tokens)
-            return step(inputs, cache)
+        def watched(tokens: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor:
+            watch(tokens)
+            return forward(tokens, positions, cache)
 
         return watched
 
@@ -225,14 +204,9 @@ class NativeEngine:
 
 
 def _check(model: PreTrainedModel, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]) -> None:
-    if len(seeds) != len(prompts):
-        raise ValueError(f"generate: expected one seed for each of {len(prompts)} prompts, found {len(seeds)}.")
+    check_prompts(prompts, seeds)
     limit = getattr(model.config, "max_position_embeddings", None)
     for i, prompt in enumerate(prompts):
-        if prompt.ndim != 1 or len(prompt) == 0:
-            raise ValueError(
-                f"generate: expected prompt {i} to be a non-empty vector of ids, found shape {tuple(prompt.shape)}."
-            )
         if limit is not None and len(prompt) + params.max_new_tokens > limit:
             raise ValueError(
                 f"generate: prompt {i} has {len(prompt)} tokens; with max_new_tokens={params.max_new_tokens} it may "
@@ -258,3 +232,51 @@ def _sampling_mode(model: PreTrainedModel) -> Iterator[None]:
         model.set_attn_implementation(attention)
         for module in training:
             module.training = True
+
+
+def empty_copy(source: EngineSource, device: str | torch.device | None) -> PreTrainedModel:
+    """The architecture on a device, its weights still to come; buffers (rotary frequencies) are computed."""
+    architecture = AutoConfig.from_pretrained(source.folder, trust_remote_code=source.trust_remote_code)
+    model = empty_model(architecture, source.dtype, trust=source.trust_remote_code)
+    where = device or torch.accelerator.current_accelerator() or "cpu"
+    with torch.inference_mode(False):  # validation, where the first use may be, makes tensors that take no updates
+        fill_empty(model, torch.device(where))
+    return model.eval().requires_grad_(False)
+
+
+def copy_weights(model: PreTrainedModel, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Write weights in place, one tensor at a time, cast to the model's type and device.
+
+    Args:
+        model: takes them.
+        named_tensors: all of its state dict; a tied head under either of its names or both.
+
+    Raises:
+        ValueError: a name that the model lacks, a wrong shape, two values for tied weights, or weights that were not
+            given.
+    """
+    state = model.state_dict()
+    written: dict[int, str] = {}
+    with torch.no_grad():
+        for name, tensor in named_tensors:
+            target = state.get(name)
+            if target is None:
+                raise ValueError(
+                    f"update_weights: unexpected name '{name}'; {type(model).__name__} has no such weight."
+                )
+            if target.shape != tensor.shape:
+                raise ValueError(
+                    f"update_weights: '{name}': expected shape {tuple(target.shape)}, found {tuple(tensor.shape)}."
+                )
+            tied = written.get(target.data_ptr())
+            if tied is None:
+                target.copy_(tensor)
+                written[target.data_ptr()] = name
+            elif not torch.equal(target, tensor.to(target)):
+                raise ValueError(f"update_weights: '{name}' and '{tied}' are tied in the engine, but differ here.")
+    missing = [name for name, target in state.items() if target.data_ptr() not in written]
+    if missing:
+        raise ValueError(
+            f"update_weights: expected all {len(state)} weights, {len(missing)} were missing: "
+            f"{', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}."
+        )

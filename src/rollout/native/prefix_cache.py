@@ -1,8 +1,7 @@
 """Key/value cache of prompt groups: a prompt's keys are stored once and shared by all its completions.
 
-Storage is allocated once: prompts [slots, H_kv, width, D] and completions [rows, H_kv, columns, D], a layer. It plugs
-into any transformers model that looks its attention function up by name; the model builds no mask, concatenates nothing
-and repeats no key head:
+Storage is allocated once: prompts [slots, H_kv, width, D] and completions [rows, H_kv, columns, D], a layer. A model
+reaches it through an attention function (`decoding`), builds no mask, concatenates nothing and repeats no key head:
 
 - prefill: the prompts lie end to end in one row [1, sum P_i], and each attends to itself only. No padding.
 - decode: one row a completion, [R, 1]. A group's queries meet the prompt's keys in one product, each completion's query
@@ -16,19 +15,154 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from transformers import AttentionInterface
 
-from src.rollout.native.admission import Room
-from src.rollout.native.partial_attention import merge, partial_attention
-from src.rollout.native.step_layout import Grid, StepLayout
-
-PREFIX_ATTENTION = "rollout_prefix"
 Pair = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """What a batch has place for at once. Pure numbers: memory is planned with it too.
+
+    Attributes:
+        slots: prompts.
+        rows: completions.
+        width: tokens of a prompt.
+    """
+
+    slots: int
+    rows: int
+    width: int
+
+
+def room_for(
+    prompts: int, longest: int, n: int, max_new_tokens: int, *, max_sequences: int, max_batch_tokens: int
+) -> Room:
+    """The largest batch within the budgets; one prompt with its completions always fits.
+
+    A prompt keeps its slot until its last completion is done, so what the budget of tokens leaves goes to further
+    slots, for prompts that enter as soon as n completions of any others have left.
+
+    Example:
+        >>> room_for(100, 500, 8, 200, max_sequences=64, max_batch_tokens=20_000)
+        Room(slots=14, rows=64, width=500)
+
+        64 completions are 8 prompts; they take 64 x 200 tokens and leave 7,200, which is 14 prompts of 500.
+
+    Args:
+        prompts: all there are.
+        longest: tokens of the longest.
+        n: completions a prompt.
+        max_new_tokens: longest completion.
+        max_sequences: most completions.
+        max_batch_tokens: most tokens, every prompt and completion counted at its longest.
+    """
+    groups = max(1, min(prompts, max_sequences // n, max_batch_tokens // (longest + n * max_new_tokens)))
+    rows = groups * n
+    spare = (max_batch_tokens - rows * max_new_tokens) // longest
+    return Room(slots=max(groups, min(prompts, 2 * groups, spare)), rows=rows, width=longest)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """Completions sorted by their prompts; changes only when completions enter or leave.
+
+    Attributes:
+        slots: prompts B.
+        width: most completions of one prompt, W.
+        prompt_width: tokens of the longest prompt.
+        places: int64 [R], where each row stands in the grid [B x W]; None: row i at place i.
+        members: int64 [B x W], the row at each place, any where there is none; None likewise.
+        prompt_bias: float32 [B, 1, 1, prompt_width], -inf beyond a prompt's end; None: all are equally long.
+    """
+
+    slots: int
+    width: int
+    prompt_width: int
+    places: Tensor | None
+    members: Tensor | None
+    prompt_bias: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class StepLayout:
+    """What the cache needs to know in a step.
+
+    Attributes:
+        grid: completions by prompt.
+        rows: completions R.
+        column: where the step's keys are written.
+        width: columns that are read.
+        own_bias: float32 [R, 1, 1, width], -inf where a column is not the row's; None: all are.
+    """
+
+    grid: Grid
+    rows: int
+    column: int
+    width: int
+    own_bias: Tensor | None
+
+
+def grid_of(slot: Tensor, lengths: Sequence[int]) -> Grid:
+    """Sort rows by prompt.
+
+    Example:
+        Rows 0 and 2 are of prompt 0, row 1 is of prompt 1: the grid is [[0, 2], [1, -]].
+
+        >>> grid_of(torch.tensor([0, 1, 0]), [5, 5]).places
+        tensor([0, 2, 1])
+
+    Args:
+        slot: int64 [R], the prompt of each row.
+        lengths: tokens of each prompt; each has at least one row.
+    """
+    device, count = slot.device, len(lengths)
+    order = torch.argsort(slot, stable=True)
+    ordered = slot[order]
+    starts = torch.searchsorted(ordered, torch.arange(count, device=device))
+    rank = torch.arange(len(slot), device=device) - starts[ordered]
+    width = int(rank.max()) + 1
+    taken = ordered * width + rank
+    places, members = torch.empty_like(slot), slot.new_zeros(count * width)
+    places[order], members[taken] = taken, order
+    longest = max(lengths)
+    bias = None
+    if min(lengths) < longest:
+        ends = torch.tensor(lengths, device=device)[:, None]
+        bias = _bias(torch.arange(longest, device=device) >= ends)
+    if len(slot) == count * width and bool((taken == order).all()):
+        return Grid(count, width, longest, None, None, bias)
+    return Grid(count, width, longest, places, members, bias)
+
+
+def own_bias(steps: Tensor, column: int, width: int, columns: int) -> Tensor:
+    """float32 [R, 1, 1, width]: -inf where a column is older than the row.
+
+    Example:
+        Columns are used in turn. Of 4, the newest is column 0, then come 3, 2 and 1; of two rows that fed 3 tokens and
+        1, the first owns columns 0, 3 and 2, the second column 0.
+
+        >>> own_bias(torch.tensor([3, 1]), 0, 4, 4)[:, 0, 0]
+        tensor([[0., -inf, 0., 0.],
+                [0., -inf, -inf, -inf]])
+
+    Args:
+        steps: int64 [R], tokens fed so far, this one included.
+        column: of this step, below `columns`.
+        width: columns that are read.
+        columns: that there are.
+    """
+    age = (column - torch.arange(width, device=steps.device)) % columns
+    return _bias(age >= steps[:, None])
+
+
+def _bias(masked: Tensor) -> Tensor:
+    """float32 [B, 1, 1, width]: -inf where a bool [B, width] is set."""
+    return torch.zeros(masked.shape, device=masked.device).masked_fill_(masked, -torch.inf)[:, None, None]
 
 
 class PrefixCache:
@@ -37,28 +171,20 @@ class PrefixCache:
     Args:
         room: how many prompts and completions it holds.
         max_new_tokens: longest completion; its last token is never fed back.
-        zeroed: fill new storage with zeros, for steps that read what was never written (it is masked, but must be
-            finite).
     """
 
-    def __init__(self, room: Room, max_new_tokens: int, *, zeroed: bool = False) -> None:
+    def __init__(self, room: Room, max_new_tokens: int) -> None:
         self.room = room
         self.columns = max(max_new_tokens - 1, 1)
         self.lengths: list[int] = []
         """Tokens of the prompt in each used slot."""
         self.layout: StepLayout | None = None
         """Of the step that runs."""
-        self._zeroed = zeroed
         self._arriving: list[int] = []
         self._prompt: dict[int, Pair] = {}
         self._own: dict[int, Pair] = {}
         self._views: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         self._viewed: Grid | None = None
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the storage."""
-        return sum(x.nbytes for stored in (self._prompt, self._own) for pair in stored.values() for x in pair)
 
     @contextmanager
     def prefilling(self, lengths: Sequence[int]) -> Iterator[None]:
@@ -130,11 +256,10 @@ class PrefixCache:
 
     def _allocate(self, layer: int, key: Tensor, value: Tensor) -> None:
         """Storage for a layer with heads and types of key and value [..., H_kv, ..., D]."""
-        make = torch.zeros if self._zeroed else torch.empty
 
         def pair(count: int, width: int) -> Pair:
             shapes = ((count, x.shape[1], width, x.shape[3]) for x in (key, value))
-            made = [make(s, dtype=x.dtype, device=x.device) for s, x in zip(shapes, (key, value), strict=True)]
+            made = [torch.empty(s, dtype=x.dtype, device=x.device) for s, x in zip(shapes, (key, value), strict=True)]
             return made[0], made[1]
 
         self._prompt[layer] = pair(self.room.slots, self.room.width)
@@ -183,10 +308,7 @@ class PrefixCache:
         grid, repeat = layout.grid, heads // kv_heads
         own_key, own_value, prompt_key, prompt_value = self._present(layer, layout)
         for stored, new in ((own_key, key), (own_value, value)):
-            if isinstance(layout.column, int):
-                stored.select(2, layout.column).copy_(new)
-            else:
-                stored.index_copy_(2, layout.column, new.unsqueeze(2))
+            stored.select(2, layout.column).copy_(new)
         own_key, own_value = own_key[:, :, : layout.width], own_value[:, :, : layout.width]
         queries = query.view(rows, kv_heads, repeat, dim)
         own = partial_attention(queries, own_key, own_value, layout.own_bias, scale)
@@ -220,44 +342,56 @@ def _tensors(stored: dict[int, Pair]) -> Iterator[Tensor]:
     return (x for pair in stored.values() for x in pair)
 
 
-def prefix_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float | None = None,
-    prefix_cache: PrefixCache | None = None,
-    **unsupported: Any,
-) -> tuple[Tensor, None]:
-    """Attention function in transformers' interface; the cache travels as a keyword of the model's forward.
+def partial_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention over some of the keys, with the log of its mass, by which parts are merged.
 
     Args:
-        module: the layer, which has a `layer_idx`.
-        query: as in `PrefixCache.attend`, and so are key, value and the result.
-        key: see query.
-        value: see query.
-        attention_mask: not read; the cache knows who sees what.
-        scaling: of the scores; None: D^-1/2.
-        prefix_cache: of this forward pass.
-        **unsupported: refused where it would change the result.
+        query: [B, H, Q, D].
+        key: [B, H, K, D].
+        value: [B, H, K, D_v].
+        bias: float32, broadcast to [B, H, Q, K], or None.
+        scale: factor of the scores.
 
     Returns:
-        The attended values, and no weights.
-
-    Raises:
-        ValueError: without a cache, or where the layer wants what this function does not do (window, sinks, capping).
+        Output [B, H, Q, D_v] and float32 log-sum-exp of the scores [B, H, Q].
     """
-    if prefix_cache is None:
-        raise ValueError(f"attention '{PREFIX_ATTENTION}': expected the keyword prefix_cache, found none.")
-    for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
-        if unsupported.get(name) is not None:
-            raise ValueError(
-                f"{type(module).__name__}: the native rollout engine expects full attention, "
-                f"found {name}={unsupported[name]}. Use another engine for this model."
-            )
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return prefix_cache.attend(int(module.layer_idx), query, key, value, scale), None  # type: ignore[arg-type]
+    if _one_kernel(query, key, value):
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            query, key, value, 0.0, False, attn_mask=bias, scale=scale
+        )
+    scores = ((query * scale) @ key.transpose(-1, -2)).float()
+    if bias is not None:
+        scores = scores + bias
+    peak = scores.amax(dim=-1, keepdim=True)
+    weights = (scores - peak).exp()
+    mass = weights.sum(dim=-1, keepdim=True)
+    return (weights / mass).to(value.dtype) @ value, (peak + mass.log()).squeeze(-1)
 
 
-AttentionInterface.register(PREFIX_ATTENTION, prefix_attention)
+def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:
+    """Attention over both parts' keys: each part's output weighted by its share of the mass.
+
+    Example:
+        >>> one, two = (torch.tensor([[1.0]]), torch.tensor([0.0])), (torch.tensor([[4.0]]), torch.tensor([2.0]).log())
+        >>> merge(one, two)  # masses 1 and 2: 1/3 of 1 and 2/3 of 4
+        tensor([[3.]])
+
+    Args:
+        first: output [..., D] and log-sum-exp [...], as of `partial_attention`.
+        second: likewise, over other keys.
+
+    Returns:
+        [..., D], in the outputs' type.
+    """
+    share = torch.sigmoid(second[1] - first[1]).unsqueeze(-1)
+    if first[0].dtype == torch.float32:
+        return torch.lerp(first[0], second[0], share)
+    return torch.lerp(first[0].float(), second[0].float(), share).to(first[0].dtype)
+
+
+def _one_kernel(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether PyTorch's fused CPU kernel, which also returns the log-sum-exp, takes these."""
+    same = query.dtype == key.dtype == value.dtype and query.shape[-1] == value.shape[-1]
+    return same and query.device.type == "cpu"

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import nullcontext
+import random
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from src.rollout.engine import Completion, EngineSource, SamplingParams
-from src.rollout.vllm.process_state import launcher_variables, process_state_kept
 from src.rollout.vllm.requests import (
     LogprobsMode,
     check_mode,
@@ -26,8 +27,7 @@ from src.rollout.vllm.requests import (
     require_vllm,
     sampling_fields,
 )
-
-_GIB = 2**30
+from src.runs.folder import GIB
 
 
 def vllm_engine(
@@ -56,7 +56,7 @@ def vllm_engine(
         tensor_parallel_size: consecutive ranks that are one engine.
         enforce_eager: no CUDA graphs: less memory and a faster start, slower decoding.
         enable_prefix_caching: a prompt's completions share its keys and values.
-        sleep: give weights and cache back from `rest` to `update_weights`; null: on a GPU.
+        sleep: give weights and cache back from `release_memory` to `update_weights`; null: on a GPU.
         logprobs_mode: see `check_request`.
         load_format: of the weights before the first update; `dummy` reads none.
         engine_args: further arguments of `vllm.LLM`, unchanged.
@@ -83,7 +83,7 @@ def vllm_engine(
         "dtype": str(source.dtype).removeprefix("torch."),
         "trust_remote_code": source.trust_remote_code,
         "gpu_memory_utilization": gpu_memory_utilization,
-        "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * _GIB),
+        "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * GIB),
         "max_model_len": max_model_len,
         "max_num_seqs": max_num_seqs,
         "tensor_parallel_size": tensor_parallel_size,
@@ -145,7 +145,7 @@ class VllmEngine:
             seeds: one a prompt.
 
         Raises:
-            RuntimeError: there are no weights: none were given, the last update failed, or the engine rests.
+            RuntimeError: there are no weights: none were given, the last update failed, or the engine is asleep.
             ValueError: see `check_request`.
         """
         if not self._has_weights:
@@ -297,3 +297,46 @@ def _shut_down_within_group(client: Any) -> None:
     client.engine_core.scheduler.shutdown()
     gc.unfreeze()
     destroy_model_parallel()
+
+
+@contextmanager
+def process_state_kept() -> Iterator[None]:
+    """Put back the random states and the number of threads, and torch's way to set it.
+
+    vLLM seeds all generators when it starts, draws from them at every step, and leaves torch with one thread (on a CPU
+    also without `torch.set_num_threads`): the trainer would draw other numbers than with another engine, and compute
+    slowly.
+    """
+    python, numpy = random.getstate(), np.random.get_state()
+    set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
+    try:
+        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_num_threads = set_num_threads
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
+
+
+@contextmanager
+def launcher_variables() -> Iterator[None]:
+    """`RANK` and `LOCAL_RANK` in the environment as torchrun sets them, the latter the trainer's device.
+
+    vLLM reads its place from them. Lightning's own launcher sets one, SLURM neither, and a task that sees one device
+    only has another local rank than device.
+    """
+    on_device = torch.accelerator.is_available()
+    local = torch.accelerator.current_device_index() if on_device else os.environ.get("LOCAL_RANK", "0")
+    names = {"RANK": str(dist.get_rank()), "LOCAL_RANK": str(local)}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

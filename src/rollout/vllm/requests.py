@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from src.rollout.engine import Completion, SamplingParams
+from src.rollout.engine import Completion, SamplingParams, check_prompts
 
 LogprobsMode = Literal["processed_logprobs", "raw_logprobs"]
 
@@ -50,13 +50,8 @@ def check_request(
     Raises:
         ValueError: an empty prompt, one too long, a wrong number of seeds, or sampling that the mode does not fit.
     """
-    if len(seeds) != len(prompts):
-        raise ValueError(f"generate: expected one seed for each of {len(prompts)} prompts, found {len(seeds)}.")
+    check_prompts(prompts, seeds)
     for index, prompt in enumerate(prompts):
-        if prompt.ndim != 1 or len(prompt) == 0:
-            raise ValueError(
-                f"generate: expected prompt {index} to be a non-empty vector of ids, found shape {tuple(prompt.shape)}."
-            )
         if len(prompt) + params.max_new_tokens > max_model_len:
             raise ValueError(
                 f"generate: prompt {index} has {len(prompt)} tokens, and sampling.max_new_tokens is "

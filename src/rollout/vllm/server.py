@@ -8,23 +8,42 @@ the last weights again, and the prompts are asked once more with the same seeds.
 from __future__ import annotations
 
 import logging
+import shutil
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
+import httpx
+import torch
 import torch.distributed as dist
+from safetensors.torch import save_file
 from torch import Tensor
 
 from src.rollout.engine import Completion, EngineSource, SamplingParams
 from src.rollout.vllm.requests import LogprobsMode, check_mode, check_request, completion, sampling_fields
-from src.rollout.vllm.server_client import Patience, ServerClient, ServerError, ServerLostError
-from src.rollout.vllm.weights_folder import WeightsFolder
+from src.runs.folder import GIB
 
 log = logging.getLogger(__name__)
 
 _STALE_ROUNDS = 3
 _INCOMPLETE = "incomplete"
+_FIRST_PAUSE_S = 0.5
+_LONGEST_PAUSE_S = 10.0
+_CONNECT_S = 10.0
+_ATTEMPTS = 3
+_IDLE_S = 2.0
+"""Connections are not kept longer; the server closes them after 5 s."""
+
+
+class ServerError(RuntimeError):
+    """The server answers, but not with what was asked for: a refused request, or not the server that this run needs."""
+
+
+class ServerLostError(RuntimeError):
+    """The server does not answer."""
 
 
 def vllm_server_engine(
@@ -65,7 +84,7 @@ def vllm_server_engine(
         start_command=f"VLLM_SERVER_DEV_MODE=1 vllm serve {source.folder} --tokens-only --dtype {dtype} "
         f"--logprobs-mode {logprobs_mode} --load-format dummy",
     )
-    folder = WeightsFolder(Path(weights_dir).resolve(), source.dtype, shard_bytes=int(shard_gib * 2**30))
+    folder = WeightsFolder(Path(weights_dir).resolve(), source.dtype, shard_bytes=int(shard_gib * GIB))
     return VllmServerEngine(source, client, folder, logprobs_mode=logprobs_mode, max_connections=max_connections)
 
 
@@ -152,7 +171,7 @@ class VllmServerEngine:
                         f"{rounds} attempts all came from others. Does another run use this server?"
                     )
 
-        self._patiently(ask)
+        self._client.patiently(ask)
         copies = params.n if params.temperature == 0 else 1
         return [answers[index] * copies for index in range(len(prompts))]
 
@@ -168,7 +187,7 @@ class VllmServerEngine:
         weights = self._folder.path(version)
         if not dist.is_initialized() or dist.get_rank() == 0:
             self._folder.write(named_tensors, version)
-            self._patiently(lambda: self._hand_over(weights))
+            self._client.patiently(lambda: self._hand_over(weights))
             self._folder.keep_only(version)
         else:
             for _ in named_tensors:  # each tensor is gathered by all ranks together
@@ -184,22 +203,10 @@ class VllmServerEngine:
         """Close the connections; the server runs on, and keeps the last weights."""
         self._client.close()
 
-    def _patiently(self, attempt: Callable[[], None]) -> None:
-        """Repeat what fails because the server is gone, until it comes back or the time is over."""
-        patience = Patience(self._client)
-        while True:
-            try:
-                attempt()
-                return
-            except ServerLostError as error:
-                if patience.attempts == 0:
-                    log.warning("%s Waiting for it to come back.", error)
-                patience.wait(error)
-
     def _context(self) -> int:
         """Most tokens of prompt and completion that the server takes."""
         if self._max_model_len is None:
-            self._patiently(self._check_server)
+            self._client.patiently(self._check_server)
         assert self._max_model_len is not None
         return self._max_model_len
 
@@ -288,3 +295,162 @@ def _body(prompt: Tensor, params: SamplingParams, seed: int, weights: Path) -> d
         "cache_salt": weights.name,
         "stream": False,
     }
+
+
+class ServerClient:
+    """Requests to one server, from any thread.
+
+    Args:
+        url: of the server.
+        timeout_s: seconds to wait for one answer.
+        max_connections: requests under way at once.
+        start_command: starts such a server; errors name it.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float, max_connections: int, start_command: str) -> None:
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+        self.start_command = start_command
+        self.last_answer = time.monotonic()
+        """`time.monotonic()` of the last answer of any kind."""
+        self._http = httpx.Client(
+            base_url=self.url,
+            timeout=httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
+            limits=httpx.Limits(max_connections=max_connections, keepalive_expiry=_IDLE_S),
+            trust_env=False,  # a proxy for the outside world does not know the cluster's hosts
+        )
+        # vLLM answers a failure and then closes the connection: whether it lives is asked on one of its own
+        self._health = httpx.Client(
+            base_url=self.url,
+            timeout=self._http.timeout,
+            limits=httpx.Limits(max_keepalive_connections=0),
+            trust_env=False,
+        )
+
+    def get(self, path: str, **query: str) -> Any:
+        """JSON of a GET; raises as `post`."""
+        return self._send("GET", path, params=query)
+
+    def post(self, path: str, body: dict[str, Any] | None = None, **query: str) -> Any:
+        """JSON of a POST.
+
+        Raises:
+            ServerError: the server answers with an error, and lives.
+            ServerLostError: it does not answer, or its engine has died.
+        """
+        return self._send("POST", path, json=body, params=query)
+
+    def patiently(self, attempt: Callable[[], None]) -> None:
+        """Repeat what fails because the server is gone until it comes back, with longer and longer pauses.
+
+        Raises:
+            ServerLostError: it has not answered anything for `timeout_s`.
+        """
+        started, pause, attempts = time.monotonic(), _FIRST_PAUSE_S, 0
+        while True:
+            try:
+                attempt()
+                return
+            except ServerLostError as error:
+                if attempts == 0:
+                    log.warning("%s Waiting for it to come back.", error)
+                attempts += 1
+                silent = time.monotonic() - max(self.last_answer, started)
+                if silent + pause > self.timeout_s:
+                    raise ServerLostError(
+                        f"{error} Tried {attempts} times, the last answer was {silent:.0f} s ago "
+                        f"(rollout.timeout_s={self.timeout_s:g}). Is the server running, and can this machine reach "
+                        f"it? Start it with: {self.start_command}"
+                    ) from error
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._http.close()
+        self._health.close()
+
+    def _send(self, method: str, path: str, **content: Any) -> Any:
+        what = f"rollout.url {self.url}: {method} {path}"
+        response = self._response(what, method, path, content)
+        if response.status_code >= HTTPStatus.INTERNAL_SERVER_ERROR and not self._healthy():
+            raise ServerLostError(f"{what} was answered with {response.status_code}, and the server's engine is dead.")
+        self.last_answer = time.monotonic()
+        if response.is_success:
+            return response.json() if response.content else None
+        reason = response.text.strip()[:1000]
+        raise ServerError(
+            f"{what} was answered with {response.status_code}: {reason} Start the server with: {self.start_command}"
+        )
+
+    def _response(self, what: str, method: str, path: str, content: dict[str, Any]) -> httpx.Response:
+        """An answer of any status. vLLM may break a connection off where it fails, and live on."""
+        broken: httpx.TransportError | None = None
+        for _ in range(_ATTEMPTS):
+            try:
+                return self._http.request(method, path, **content)
+            except httpx.TransportError as error:
+                broken = error
+                if isinstance(error, httpx.TimeoutException | httpx.ConnectError) or not self._healthy():
+                    raise ServerLostError(f"{what} got no answer ({type(error).__name__}: {error}).") from error
+        raise ServerError(
+            f"{what} was broken off {_ATTEMPTS} times ({broken}), but the server lives; its own log says why."
+        ) from broken
+
+    def _healthy(self) -> bool:
+        try:
+            return self._health.get("/health").is_success
+        except httpx.TransportError:
+            return False
+
+
+class WeightsFolder:
+    """A folder that one process writes and a server reads.
+
+    Args:
+        folder: made if missing; `version_*` in it belong to this object.
+        dtype: of the tensors as written.
+        shard_bytes: size of a file; a larger tensor has one of its own.
+    """
+
+    def __init__(self, folder: Path, dtype: torch.dtype, *, shard_bytes: int) -> None:
+        self.folder = folder
+        self._dtype = dtype
+        self._shard_bytes = shard_bytes
+
+    def path(self, version: int) -> Path:
+        """Where a version lies."""
+        return self.folder / f"version_{version}"
+
+    def write(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> Path:
+        """Write a version. A reader sees all of it or nothing; one that is there already is replaced.
+
+        Args:
+            named_tensors: floating-point tensors of any device and type.
+            version: of the weights.
+        """
+        partial = self.folder / f".version_{version}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        shard: dict[str, Tensor] = {}
+        size = count = 0
+        for name, tensor in named_tensors:
+            # a copy, so that two names of one tensor do not share memory, which the format refuses
+            whole = tensor.detach().to("cpu", self._dtype, copy=True).contiguous()
+            if shard and size + whole.nbytes > self._shard_bytes:
+                save_file(shard, partial / f"weights-{count:05d}.safetensors")
+                shard, size, count = {}, 0, count + 1
+            shard[name] = whole
+            size += whole.nbytes
+        save_file(shard, partial / f"weights-{count:05d}.safetensors")
+        target = self.path(version)
+        if target.exists():
+            shutil.rmtree(target)
+        partial.rename(target)
+        return target
+
+    def keep_only(self, version: int) -> None:
+        """Remove all other versions."""
+        for path in self.folder.glob("version_*"):
+            if path != self.path(version):
+                shutil.rmtree(path)

@@ -124,7 +124,7 @@ def model_identity(source: ModelSource) -> dict[str, Any]:
     from transformers import AutoConfig
 
     from src.models.checkpoints.reading import checkpoint_digest  # a sweep compares fingerprints without PyTorch
-    from src.models.loading.loading import locate
+    from src.models.loading.files import locate
 
     place = locate(source.policy)
     lora = source.policy.lora

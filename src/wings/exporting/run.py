@@ -11,7 +11,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from src.config.keys import check_keys
+from src.config.checks import check_keys
 from src.errors import ConfigError
 from src.models.checkpoints.reading import checkpoint_progress
 from src.rollout.engine import SamplingParams

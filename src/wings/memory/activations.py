@@ -21,12 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import PretrainedConfig
 
-from src.models.head.head import token_logprobs_and_entropies, token_loss
-from src.models.head.logits import block_tokens
+from src.models.head.head import block_tokens, token_logprobs_and_entropies, token_loss
 from src.models.loading.architecture import empty_model
 from src.models.policy import Policy
-from src.wings.memory.row_shape import RowShape
-from src.wings.memory.training_parts import ModelTraits, RowMemory
+from src.wings.memory.training_parts import ModelTraits, RowMemory, RowShape
 
 _LAYERS = 2  # enough to see what one more adds
 
@@ -115,7 +113,7 @@ def _without_data(architecture: PretrainedConfig, traits: ModelTraits) -> Iterat
 
 
 def head_memory(
-    vocabulary: int, width: int, dtype: torch.dtype, chunk: int, *, trained: bool, cuda: bool = False
+    vocabulary: int, width: int, dtype: torch.dtype, chunk: int, trained: bool, cuda: bool = False
 ) -> tuple[int, int]:
     """Bytes that the head takes above its inputs: (scoring, update).
 

@@ -1,11 +1,22 @@
-"""What a prediction of memory looks like: named parts, each with its bytes in every phase of a rollout step."""
+"""A prediction of memory: named parts, their bytes in every phase of a rollout step, what there is, and the table."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
+
+import psutil  # type: ignore[import-untyped]
+import torch
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from src.runs.folder import GIB
+
+_CGROUP = Path("/sys/fs/cgroup")
 
 Phase = Literal["warm start", "rollout", "scoring", "head", "layers", "embeddings", "step", "handover"]
 
@@ -123,3 +134,85 @@ class MemoryPlan:
             for key in part.keys:
                 touched[key] += part.bytes.get(phase, 0)
         return [key for key, size in touched.most_common() if size]
+
+
+def resident_bytes() -> int:
+    """Memory of this process now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+def device_capacity(cuda: bool, ranks: int) -> Capacity:
+    """Of each of `ranks` processes on this machine: its GPU, or its share of the free memory and what it has by now."""
+    if cuda:
+        sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
+        return Capacity(min(sizes), "of the GPU") if sizes else Capacity(None, "no GPU on this machine")
+    host = host_capacity()
+    share = (host.bytes or 0) // ranks + resident_bytes()
+    return Capacity(share, host.source + (f", for each of {ranks} processes" if ranks > 1 else ""))
+
+
+def host_capacity(cgroup: Path = _CGROUP) -> Capacity:
+    """Free memory of this machine, or what its control group leaves of its limit, whichever is less."""
+    free = int(psutil.virtual_memory().available)
+    left = _cgroup_left(cgroup)
+    if left is not None and left < free:
+        return Capacity(left, "left by the control group's limit")
+    return Capacity(free, "free on this machine")
+
+
+def _cgroup_left(cgroup: Path) -> int | None:
+    """Bytes under the limit of control groups v2 or v1; page cache that can be dropped counts as free."""
+    for limit, used, cache in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        file = cgroup / limit
+        if not file.is_file():
+            continue
+        text = file.read_text().strip()
+        if text == "max":
+            return None
+        stat = (cgroup / used).with_name("memory.stat").read_text().split()
+        droppable = dict(zip(stat[::2], map(int, stat[1::2]), strict=True)).get(cache, 0)
+        return max(0, int(text) - int((cgroup / used).read_text()) + droppable)
+    return None
+
+
+def show_plan(plan: MemoryPlan, console: Console | None = None) -> None:
+    """Print the plan: a row a part, a column a phase, GiB of one rank; what they are, and the verdict."""
+    table = Table(title="Predicted memory of each rank, GiB", title_justify="left", show_footer=True)
+    table.add_column("part", footer="sum", no_wrap=True)
+    for phase, total in plan.phases.items():
+        style = "bold" if phase == plan.peak_phase else ""
+        table.add_column(phase, justify="right", footer=_gib(total), style=style, footer_style="bold", no_wrap=True)
+    for part in plan.parts:
+        table.add_row(part.name, *(_gib(part.bytes.get(phase, 0)) for phase in plan.phases))
+    lines = [*plan.assumptions, ""]
+    lines += [f"{part.name}: {part.explanation}" for part in plan.parts]
+    lines += ["", *(f"{phase}: {PHASES[phase]}" for phase in plan.phases)]
+    if plan.host_parts:
+        lines += ["", f"Host memory of a node: {_listed(plan.host_parts)}; {_verdict(plan.host, plan.host_capacity)}"]
+    lines += ["", f"Peak in '{plan.peak_phase}': {_verdict(plan.peak, plan.capacity)}"]
+    if not plan.fits:
+        lines += [f"To change, by effect: {'; '.join(plan.changes())}"]
+    (console or Console()).print(Group(table, Text("\n".join(lines))))
+
+
+def _verdict(needed: int, capacity: Capacity) -> str:
+    if capacity.bytes is None:
+        return f"{_gib(needed)} GiB; what there is, is not known ({capacity.source})."
+    word = "fits" if needed <= capacity.bytes else "does not fit"
+    return f"{_gib(needed)} GiB of {_gib(capacity.bytes)} GiB ({capacity.source}): {word}."
+
+
+def _listed(parts: tuple[MemoryPart, ...]) -> str:
+    return ", ".join(f"{part.name} {_gib(part.most)}" for part in parts)
+
+
+def _gib(size: int) -> str:
+    """Two decimals; nothing for nothing.
+
+    >>> _gib(3 << 29), _gib(0)
+    ('1.50', '')
+    """
+    return f"{size / GIB:.2f}" if size else ""

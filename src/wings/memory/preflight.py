@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,26 +12,33 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
-from src.config.keys import cache_file
+from src.config.checks import cache_file
 from src.config.placement import Placement, placement, stored_dtype
 from src.errors import ConfigError
-from src.models.head.logits import chunk_tokens
+from src.models.head.head import chunk_tokens
 from src.models.loading.architecture import ParameterCounts, load_architecture
 from src.models.loading.policy_config import PolicyConfig
 from src.rollout.engine import SamplingParams
 from src.runs.folder import GIB, check_room
-from src.wings.memory.capacity import device_capacity, host_capacity, resident_bytes
-from src.wings.memory.plan import Capacity, MemoryPart, MemoryPlan
+from src.wings.memory.plan import (
+    Capacity,
+    MemoryPart,
+    MemoryPlan,
+    device_capacity,
+    host_capacity,
+    resident_bytes,
+    show_plan,
+)
 from src.wings.memory.rollout_parts import GenerationBatch, NativeDemand, native_parts, vllm_parts
-from src.wings.memory.row_shape import RowShape, longest_rows
-from src.wings.memory.table import show_plan
 from src.wings.memory.traces import MemoryTraces
 from src.wings.memory.training_parts import (
     ModelTraits,
     RowDemand,
     RowMemory,
+    RowShape,
     TrainingDemand,
     heap_holes,
+    longest_rows,
     model_traits,
     policy_parts,
 )
@@ -46,6 +53,37 @@ _NCCL = GIB // 2  # channels of several ranks; likewise
 
 class MemoryPlanError(ConfigError):
     """The predicted memory is more than there is: names the largest parts, and the keys to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """What a run's config says: the policy, how it lies on ranks (`on_node` of them on a node), and in which types."""
+
+    config: DictConfig
+    policy: PolicyConfig
+    architecture: PretrainedConfig
+    place: Placement
+    on_node: int
+    stored: torch.dtype  # of the weights
+    traits: ModelTraits
+    traces: MemoryTraces
+    counts: ParameterCounts
+
+    @classmethod
+    def of(cls, config: DictConfig) -> _Run:
+        policy: PolicyConfig = instantiate(config.policy)
+        place, on_node = placement(config.trainer)
+        architecture, precision = load_architecture(policy), str(config.trainer.precision)
+        stored = stored_dtype(policy, architecture, precision)
+        traits = model_traits(policy, stored, place, precision)
+        traces = MemoryTraces(cache_file(config, "memory_traces"), trust_remote_code=policy.trust_remote_code)
+        counts = traces.counts(architecture, stored, policy.lora)
+        return cls(config, policy, architecture, place, on_node, stored, traits, traces, counts)
+
+    @property
+    def trained_bytes(self) -> int:
+        """Of a weight that gets gradients; adapters are float32."""
+        return 4 if self.policy.lora is not None else self.stored.itemsize
 
 
 def preflight(config: DictConfig) -> bool:
@@ -84,14 +122,8 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
         FileNotFoundError: no folder, package or config.json where `policy` says.
         ConfigError: a value that memory cannot be planned for.
     """
-    policy: PolicyConfig = instantiate(config.policy)
-    place, on_node = placement(config.trainer)
-    architecture = load_architecture(policy)
-    stored = stored_dtype(policy, architecture, str(config.trainer.precision))
-    traits = model_traits(policy, stored, place, str(config.trainer.precision))
-    traces = MemoryTraces(cache_file(config, "memory_traces"), trust_remote_code=policy.trust_remote_code)
-    counts = traces.counts(architecture, stored, policy.lora)
-
+    run = _Run.of(config)
+    place = run.place
     per_rank = -(-config.data.prompts_per_step // place.ranks)
     samples = "loss" in config.algorithm
     completions = config.sampling.n if samples else 1
@@ -99,38 +131,34 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
     in_minibatch = min(per_rank, max(1, -(-config.updates.prompts_per_minibatch // place.ranks)))
     rows = longest_rows(config.updates.max_row_tokens, in_minibatch, *group)
     scored = longest_rows(config.updates.max_row_tokens, per_rank, *group)
-    row = _row_demand(traces, architecture, traits, counts, policy, place, rows, scored)
-
     parts = [MemoryPart.always("runtime", *_runtime(place))]
-    copies, engine = _engine_parts(
-        traces, config, architecture, policy, traits, counts, place, per_rank if samples else 0
-    )
+    copies, engine = _engine_parts(run, per_rank if samples else 0)
     demand = TrainingDemand(
-        counts=counts,
-        weight_bytes=stored.itemsize,
-        trained_bytes=4 if policy.lora is not None else stored.itemsize,
-        compute_bytes=traits.weights.itemsize,
-        row=row,
-        warm_start=_warm_start(traces, config, architecture, traits, counts, policy, place),
+        counts=run.counts,
+        weight_bytes=run.stored.itemsize,
+        trained_bytes=run.trained_bytes,
+        compute_bytes=run.traits.weights.itemsize,
+        row=_row_demand(run, rows, scored),
+        warm_start=_warm_start(run),
         reference=samples and config.algorithm.loss.kl_coef > 0,
         copies_weights=copies,
     )
-    traces.save()
+    run.traces.save()
     device, host = policy_parts(demand, place)
     parts += [*device, *engine]
     if not place.cuda:
         parts.append(heap_holes(parts))
-    host = [replace(part, bytes={phase: size * on_node for phase, size in part.bytes.items()}) for part in host]
+    host = [replace(part, bytes={phase: size * run.on_node for phase, size in part.bytes.items()}) for part in host]
     longest = max(rows, key=lambda shape: shape.tokens)
     return MemoryPlan(
         parts=tuple(parts),
-        capacity=_capacity(config, place, on_node),
+        capacity=_capacity(config, place, run.on_node),
         host_parts=tuple(host),
         host_capacity=_host_capacity(config) if host else Capacity(None, ""),
         assumptions=(
             f"{place.ranks} rank{'s' if place.ranks > 1 else ''} on {'GPUs' if place.cuda else 'the CPU'}, "
             f"{'sharded' if place.sharded else 'a whole policy each'}, precision {config.trainer.precision}, "
-            f"weights {str(stored).removeprefix('torch.')}",
+            f"weights {str(run.stored).removeprefix('torch.')}",
             f"rows of up to {longest.tokens} tokens: prompts of {group[0]}, {group[1]} completions of {group[2]}",
         ),
     )
@@ -164,72 +192,47 @@ def check_disk(config: DictConfig) -> None:
     Raises:
         ConfigError: there is not.
     """
-    policy: PolicyConfig = instantiate(config.policy)
-    stored = stored_dtype(policy, load_architecture(policy), str(config.trainer.precision))
-    traces = MemoryTraces(cache_file(config, "memory_traces"), trust_remote_code=policy.trust_remote_code)
-    counts = traces.counts(load_architecture(policy), stored, policy.lora)
-    size = counts.trained * ((4 if policy.lora is not None else stored.itemsize) + _OPTIMIZER_BYTES)
+    run = _Run.of(config)
+    size = run.counts.trained * (run.trained_bytes + _OPTIMIZER_BYTES)
     check_room(Path(config.paths.output_dir), 4 * size, f"4 checkpoints of {size / GIB:.1f} GiB")
 
 
-def _row_demand(
-    traces: MemoryTraces,
-    architecture: PretrainedConfig,
-    traits: ModelTraits,
-    counts: ParameterCounts,
-    policy: PolicyConfig,
-    place: Placement,
-    rows: tuple[RowShape, ...],
-    scored: tuple[RowShape, ...] = (),
-) -> RowDemand:
+def _row_demand(run: _Run, rows: tuple[RowShape, ...], scored: tuple[RowShape, ...] = ()) -> RowDemand:
     """What the most demanding of several rows takes; `scored` are those of scoring, which packs more groups."""
+    traits = run.traits
 
     def size(memory: RowMemory) -> int:
-        return counts.layers * memory.kept_layer + memory.kept_rest + memory.working
+        return run.counts.layers * memory.kept_layer + memory.kept_rest + memory.working
 
-    traced = {row: traces.row(architecture, traits, row) for row in rows}
+    traced = {row: run.traces.row(run.architecture, traits, row) for row in rows}
     memory = max(traced.values(), key=size)
     longer = max(row.tokens for row in (*rows, *scored)) / max(row.tokens for row in rows)
     memory = replace(memory, forward=int(memory.forward * max(1.0, longer)))
-    text = architecture.get_text_config()
-    dtype = torch.float32 if place.cuda else traits.weights  # a GPU multiplies half-precision matrices without copies
-    chunk = policy.head_chunk or chunk_tokens(text.vocab_size, "cuda" if place.cuda else "cpu")
-    forward, backward = traces.head(
-        text.vocab_size, text.hidden_size, dtype, chunk, trained=counts.head_trained, cuda=place.cuda
+    text = run.architecture.get_text_config()
+    cuda = run.place.cuda
+    dtype = torch.float32 if cuda else traits.weights  # a GPU multiplies half-precision matrices without copies
+    chunk = run.policy.head_chunk or chunk_tokens(text.vocab_size, "cuda" if cuda else "cpu")
+    forward, backward = run.traces.head(
+        text.vocab_size, text.hidden_size, dtype, chunk, trained=run.counts.head_trained, cuda=cuda
     )
     tokens = max(row.scored for row in rows)
     inputs = 2 * tokens * text.hidden_size * traits.weights.itemsize  # the scored hidden states, and their gradient
     return RowDemand(memory, forward + inputs // 2, backward + inputs)
 
 
-def _warm_start(
-    traces: MemoryTraces,
-    config: DictConfig,
-    architecture: PretrainedConfig,
-    traits: ModelTraits,
-    counts: ParameterCounts,
-    policy: PolicyConfig,
-    place: Placement,
-) -> RowDemand | None:
+def _warm_start(run: _Run) -> RowDemand | None:
+    config = run.config
     stage = config.get("warm_start")
     if stage is None or config.get("ckpt_path") is not None:
         return None
     target = min(config.sampling.max_new_tokens, stage.max_tokens // 2)
     row = RowShape(stage.batch_size, stage.max_tokens - target + 1, 1, target)
-    return _row_demand(traces, architecture, traits, counts, policy, place, (row,))
+    return _row_demand(run, (row,))
 
 
-def _engine_parts(
-    traces: MemoryTraces,
-    config: DictConfig,
-    architecture: PretrainedConfig,
-    policy: PolicyConfig,
-    traits: ModelTraits,
-    counts: ParameterCounts,
-    place: Placement,
-    prompts: int,
-) -> tuple[bool, list[MemoryPart]]:
+def _engine_parts(run: _Run, prompts: int) -> tuple[bool, list[MemoryPart]]:
     """Whether the engine is given weights, and its parts; `prompts` a rank are sampled for in a rollout step."""
+    config, policy, traits, counts, place = run.config, run.policy, run.traits, run.counts, run.place
     rollout = config.rollout
     target = str(rollout.get("_target_", ""))
     plain = counts.total if policy.lora is None else counts.total - counts.trained
@@ -254,16 +257,16 @@ def _engine_parts(
     keys_stay_wide = traits.autocast is not None and engine.weights == torch.float32  # rotated in float32
     prompt = RowShape(1, config.data.max_prompt_tokens, 1, 1)
     demand = NativeDemand(
-        architecture=architecture,
+        architecture=run.architecture,
         key_bytes=4 if keys_stay_wide else dtype.itemsize,
         value_bytes=2 if keys_stay_wide else dtype.itemsize,
         logits=traits.autocast or dtype,
         copied_weights=plain * dtype.itemsize if owns else 0,
-        prefill_token=traces.forward(architecture, engine, prompt) / prompt.tokens,
+        prefill_token=run.traces.forward(run.architecture, engine, prompt) / prompt.tokens,
         max_sequences=rollout.max_sequences,
         max_batch_tokens=rollout.max_batch_tokens,
     )
-    return owns, native_parts(demand, _batches(config, prompts), traces.sampling)
+    return owns, native_parts(demand, _batches(config, prompts), run.traces.sampling)
 
 
 def _batches(config: DictConfig, prompts: int) -> list[GenerationBatch]:

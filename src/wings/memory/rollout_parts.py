@@ -9,11 +9,12 @@ import torch
 from transformers import PretrainedConfig
 
 from src.rollout.engine import SamplingParams
-from src.rollout.native.admission import Room, room_for
+from src.rollout.native.prefix_cache import room_for
+from src.runs.folder import GIB
 from src.wings.memory.plan import MemoryPart, Phase
 
 _SCORE_BYTES = 16  # of a query-key pair in decoding: scores, exponentials, shares and their conversion
-_AT_REST = 1 << 30
+_AT_REST = GIB
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,17 +30,6 @@ class GenerationBatch:
     prompts: int
     prompt_tokens: int
     sampling: SamplingParams
-
-    def room(self, max_sequences: int, max_batch_tokens: int) -> Room:
-        """What the native engine's cache has place for under its budgets."""
-        return room_for(
-            self.prompts,
-            self.prompt_tokens,
-            1 if self.sampling.temperature == 0 else self.sampling.n,
-            self.sampling.max_new_tokens,
-            max_sequences=max_sequences,
-            max_batch_tokens=max_batch_tokens,
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +128,18 @@ def _native_batch(demand: NativeDemand, batch: GenerationBatch, sampling: Sampli
     heads = text.num_attention_heads
     kv_heads = getattr(text, "num_key_value_heads", None) or heads
     size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    room = batch.room(demand.max_sequences, demand.max_batch_tokens)
-    tokens = room.slots * batch.prompt_tokens + room.rows * max(batch.sampling.max_new_tokens - 1, 1)
+    n, longest = 1 if batch.sampling.temperature == 0 else batch.sampling.n, batch.sampling.max_new_tokens
+    room = room_for(
+        batch.prompts,
+        batch.prompt_tokens,
+        n,
+        longest,
+        max_sequences=demand.max_sequences,
+        max_batch_tokens=demand.max_batch_tokens,
+    )
+    tokens = room.slots * batch.prompt_tokens + room.rows * max(longest - 1, 1)
     layer = tokens * kv_heads * size * (demand.key_bytes + demand.value_bytes)
-    n = 1 if batch.sampling.temperature == 0 else batch.sampling.n
     prefill = int(room.rows // n * batch.prompt_tokens * demand.prefill_token)
-    scores = room.rows * heads * max(batch.prompt_tokens, batch.sampling.max_new_tokens) * _SCORE_BYTES
+    scores = room.rows * heads * max(batch.prompt_tokens, longest) * _SCORE_BYTES
     decode = scores + sampling(room.rows, text.vocab_size, demand.logits, batch.sampling)
     return text.num_hidden_layers * layer, max(prefill, decode)

@@ -7,8 +7,10 @@ each time. Nothing that is kept imports the model's code.
 from __future__ import annotations
 
 import hashlib
+import pkgutil
 from collections.abc import Callable
-from dataclasses import astuple
+from dataclasses import astuple, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +18,10 @@ import torch
 from transformers import PretrainedConfig
 
 from src.config.result_cache import ResultCache
-from src.models.loading.architecture import ParameterCounts
+from src.models.loading.architecture import ParameterCounts, count_parameters, empty_model
 from src.models.loading.lora import LoraSettings
 from src.rollout.engine import SamplingParams
-from src.wings.memory.row_shape import RowShape
-from src.wings.memory.training_parts import ModelTraits, RowMemory
+from src.wings.memory.training_parts import ModelTraits, RowMemory, RowShape
 
 
 class MemoryTraces:
@@ -37,60 +38,41 @@ class MemoryTraces:
 
     def counts(self, architecture: PretrainedConfig, stored: torch.dtype, lora: LoraSettings | None) -> ParameterCounts:
         """See `count_parameters`, of a model of this architecture."""
-
-        def count() -> Any:
-            from src.models.loading.architecture import count_parameters, empty_model
-
-            return astuple(count_parameters(empty_model(architecture, stored, lora, trust=self._trust)))
-
-        return ParameterCounts(*self._kept(count, "counts", architecture, stored, lora))
+        model = partial(empty_model, architecture, stored, lora, trust=self._trust)
+        kept = self._kept(lambda: astuple(count_parameters(model())), "counts", architecture, stored, lora)
+        return ParameterCounts(*kept)
 
     def row(self, architecture: PretrainedConfig, traits: ModelTraits, shape: RowShape) -> RowMemory:
         """See `row_memory`."""
-
-        def trace() -> Any:
-            from src.wings.memory.activations import row_memory
-
-            return astuple(row_memory(architecture, traits, shape))
-
-        return RowMemory(*self._kept(trace, "row", architecture, traits, shape))
+        return RowMemory(*self._traced("activations:row_memory", architecture, traits, shape))
 
     def forward(self, architecture: PretrainedConfig, traits: ModelTraits, shape: RowShape) -> int:
         """See `forward_memory`."""
-
-        def trace() -> Any:
-            from src.wings.memory.activations import forward_memory
-
-            return forward_memory(architecture, traits, shape)
-
-        return int(self._kept(trace, "forward", architecture, traits, shape))
+        return int(self._traced("activations:forward_memory", architecture, traits, shape))
 
     def head(
         self, vocabulary: int, width: int, dtype: torch.dtype, chunk: int, *, trained: bool, cuda: bool
     ) -> tuple[int, int]:
         """See `head_memory`."""
-
-        def trace() -> Any:
-            from src.wings.memory.activations import head_memory
-
-            return head_memory(vocabulary, width, dtype, chunk, trained=trained, cuda=cuda)
-
-        scoring, update = self._kept(trace, "head", vocabulary, width, dtype, chunk, trained, cuda)
+        scoring, update = self._traced("activations:head_memory", vocabulary, width, dtype, chunk, trained, cuda)
         return scoring, update
 
     def sampling(self, rows: int, vocabulary: int, dtype: torch.dtype, params: SamplingParams) -> int:
         """See `sampling_bytes`."""
-
-        def trace() -> Any:
-            from src.wings.memory.rollout_parts import sampling_bytes
-
-            return sampling_bytes(rows, vocabulary, dtype, params)
-
-        return int(self._kept(trace, "sampling", rows, vocabulary, dtype, params))
+        return int(self._traced("rollout_parts:sampling_bytes", rows, vocabulary, dtype, params))
 
     def save(self) -> None:
         """Keep them for the next start."""
         self._cache.save()
+
+    def _traced(self, function: str, *arguments: Any) -> Any:
+        """What a function of this package returns, whose module is imported only where nothing is kept."""
+
+        def trace() -> Any:
+            result = pkgutil.resolve_name(f"src.wings.memory.{function}")(*arguments)
+            return astuple(result) if is_dataclass(result) and not isinstance(result, type) else result
+
+        return self._kept(trace, function, *arguments)
 
     def _kept(self, trace: Callable[[], Any], *arguments: Any) -> Any:
         texts = [one.to_json_string() if isinstance(one, PretrainedConfig) else repr(one) for one in arguments]

@@ -17,7 +17,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.pruners import BasePruner, NopPruner
 from optuna.samplers import BaseSampler
 
-from src.config.keys import check_nodes
+from src.config.checks import check_nodes
 from src.errors import ConfigError, check_fields
 from src.runs.metric_names import EXACT_MATCH
 

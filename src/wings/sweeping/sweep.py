@@ -16,14 +16,14 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import configure_log
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from src.config.checks import check_config
+from src.config.rules import check_config
 from src.errors import ConfigError
 from src.runs.config_file import without_home
 from src.runs.folder import held, hide_home, open_run_folder
 from src.runs.line_file import write_whole
 from src.runs.summary import command_line
+from src.wings.memory.plan import show_plan
 from src.wings.memory.preflight import plan_memory
-from src.wings.memory.table import show_plan
 from src.wings.sweeping.scheduler import SweepError, TrialScheduler
 from src.wings.sweeping.search import FREE, SECTION, Space, defaults, read_settings, read_space
 from src.wings.sweeping.study import finished, open_study, take_up

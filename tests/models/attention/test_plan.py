@@ -1,12 +1,21 @@
-"""Tiles of a packed row: together they cover what the dense mask allows, once."""
+"""The forms of one mask against each other: tiles cover what the dense mask allows, once."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn.attention.flex_attention import create_block_mask
 
-from src.models.attention.mask import dense_mask
-from src.models.attention.plan import Tile, backward_tiles, plan_attention
+from src.models.attention.plan import (
+    BLOCK,
+    AttentionPlan,
+    Tile,
+    backward_tiles,
+    block_mask,
+    dense_mask,
+    packed_mask_mod,
+    token_index,
+)
 from tests.models.rows import CPU, layouts_of, random_layouts
 
 
@@ -27,14 +36,14 @@ def test_tiles_cover_the_dense_mask_once(piece: int) -> None:
     generator = torch.Generator().manual_seed(piece)
     for _ in range(15):
         layouts = random_layouts(generator)
-        tiles, mask = plan_attention(layouts, CPU).tiles, dense_mask(layouts, CPU)[0, 0].long()
+        tiles, mask = AttentionPlan(layouts, CPU).tiles, dense_mask(layouts, CPU)[0, 0].long()
         assert torch.equal(pairs(tiles, len(mask)), mask)
         for key_heads, threads in ((1, 2), (3, 2), (4, 1), (2, 5)):
             assert torch.equal(pairs(backward_tiles(tiles, key_heads, threads, piece), len(mask)), mask)
 
 
 def test_long_runs_are_cut_into_pieces() -> None:
-    tiles = plan_attention(layouts_of([(600, (1, 1))]), CPU).tiles  # 600 = 2 * 256 + 88
+    tiles = AttentionPlan(layouts_of([(600, (1, 1))]), CPU).tiles  # 600 = 2 * 256 + 88
     assert backward_tiles(tiles, key_heads=2, threads=2) == (
         Tile(0, 256, 0, 256, causal=True, runs=2, query_step=256, key_step=256),
         Tile(512, 88, 512, 88, causal=True),
@@ -44,7 +53,7 @@ def test_long_runs_are_cut_into_pieces() -> None:
 
 
 def test_threads_get_equally_many_runs_of_aligned_keys() -> None:
-    tiles = plan_attention(layouts_of([(71, (3, 6))]), CPU).tiles
+    tiles = AttentionPlan(layouts_of([(71, (3, 6))]), CPU).tiles
     *_, halves, rest = backward_tiles(tiles, key_heads=3, threads=2)
     assert (halves, rest) == (Tile(71, 7, 0, 32, runs=2, key_step=32), Tile(71, 7, 64, 7))
     assert torch.equal(pairs(backward_tiles(tiles, 3, 2), 78), pairs(tiles, 78))
@@ -54,10 +63,39 @@ def test_threads_get_equally_many_runs_of_aligned_keys() -> None:
 
 def test_each_position_is_in_one_causal_tile_and_those_come_first() -> None:
     layouts = layouts_of([(700, (3, 3, 900, 1)), (5, (6,)), (1, (2, 2))])
-    forward = plan_attention(layouts, CPU).tiles
+    forward = AttentionPlan(layouts, CPU).tiles
     for tiles in (forward, backward_tiles(forward, 3, 2)):
         kinds = [tile.causal for tile in tiles]
         assert kinds == sorted(kinds, reverse=True)
         firsts = [(t.query + run * t.query_step, t.queries) for t in tiles if t.causal for run in range(t.runs)]
         positions = [position for first, length in firsts for position in range(first, first + length)]
         assert sorted(positions) == list(range(sum(layout.num_tokens for layout in layouts)))
+
+
+def test_dense_mask_of_the_worked_example() -> None:
+    assert dense_mask(layouts_of([(2, (3, 2))]), CPU)[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+
+
+def test_groups_do_not_see_each_other() -> None:
+    mask = dense_mask(layouts_of([(2, (2,)), (1, (2, 2))]), CPU)[0, 0]
+    assert not mask[3:, :3].any() and mask[5].int().tolist() == [0, 0, 0, 1, 0, 1]
+
+
+def test_block_mask_is_pytorchs_own_for_the_same_mask_mod() -> None:
+    layouts = layouts_of([(300, (200, 90, 1)), (130, (40,)), (64, (65, 65))])  # 949 positions in 8 blocks
+    found = block_mask(layouts, CPU)
+    assert found.seq_lengths == (8 * BLOCK, 8 * BLOCK)
+    group, part = token_index(layouts, CPU)
+    padding = (0, 8 * BLOCK - len(group))
+    visible = packed_mask_mod(torch.nn.functional.pad(group, padding, value=-1), torch.nn.functional.pad(part, padding))
+    expected = create_block_mask(visible, None, None, 8 * BLOCK, 8 * BLOCK, device="cpu", BLOCK_SIZE=BLOCK)
+    assert torch.equal(found.to_dense(), expected.to_dense())
+    assert torch.equal(found.full_kv_num_blocks, expected.full_kv_num_blocks)
+    assert found.full_kv_num_blocks.sum() > 0  # prompt blocks that a completion sees whole
+    assert found.sparsity() > 50

@@ -10,8 +10,8 @@ import torch
 import torch.distributed.checkpoint as dcp
 
 from src.models.checkpoints import writing as saving
+from src.models.checkpoints.reading import DamagedCheckpointError
 from src.models.checkpoints.writing import (
-    DamagedCheckpointError,
     check_whole,
     file_sums,
     partial_path,

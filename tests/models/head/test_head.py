@@ -163,7 +163,7 @@ def test_fused_loss_never_makes_the_matrix_of_tokens_by_vocabulary() -> None:
 
 
 def test_a_softmax_in_blocks_is_one_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("src.models.head.logits._BLOCK_BYTES", 4 * 11 * 2)  # two rows at a time
+    monkeypatch.setattr("src.models.head.head._BLOCK_BYTES", 4 * 11 * 2)  # two rows at a time
     test_agrees_with_plain_log_softmax_whatever_the_chunk(7)
     test_fused_loss_is_the_loss_of_the_plain_scores(7, 0.6)
 

@@ -1,39 +1,27 @@
-"""Continuous batching: who decodes when; that it changes no completion is tested here and in `test_native`."""
+"""Continuous batching: who decodes when; that it changes no completion is tested here and in `test_engine`."""
 
 import torch
 
 from src.rollout.engine import SamplingParams
-from src.rollout.native import engine as native
-from src.rollout.native.admission import Room
-from src.rollout.native.decoding import ExactStep
 from src.rollout.native.engine import NativeEngine
-from src.rollout.native.prefix_cache import PrefixCache
+from src.rollout.native.prefix_cache import PrefixCache, Room
 from tests.rollout.native.test_engine import STOPS, TOLERANCE, assert_same_completions, build, forward_logprobs, ragged
 
 
-class Counted(ExactStep):
-    """Notes the rows of every step."""
-
-    rows: list[int] = []
-
-    def __call__(self, inputs, cache):
-        self.rows.append(len(inputs.tokens))
-        return super().__call__(inputs, cache)
-
-
-def test_places_that_fall_free_are_taken(monkeypatch):
+def test_places_that_fall_free_are_taken():
     """With 4 places, 24 prompts take fewer steps than 6 chunks that each wait for their longest completion."""
     model, prompts = build("qwen3"), ragged(*[7] * 24)
     params = SamplingParams(max_new_tokens=60, stop_token_ids=STOPS)
-    monkeypatch.setattr(native, "ExactStep", Counted)
-    Counted.rows.clear()
-    groups = NativeEngine(model, max_sequences=4).generate(prompts, params, list(range(24)))
+    rows: list[int] = []  # of every step
+    engine = NativeEngine(model, max_sequences=4)
+    engine.watch = lambda tokens: rows.append(len(tokens))
+    groups = engine.generate(prompts, params, list(range(24)))
     lengths = [len(group[0].token_ids) for group in groups]
     chunks = sum(max(lengths[i : i + 4]) - 1 for i in range(0, 24, 4))
-    assert max(Counted.rows) == 4
-    assert len(Counted.rows) < 0.8 * chunks
+    assert max(rows) == 4
+    assert len(rows) < 0.8 * chunks
     # a row stays in the batch until a fifth of the rows is done
-    assert sum(Counted.rows) < 1.3 * sum(length - 1 for length in lengths)
+    assert sum(rows) < 1.3 * sum(length - 1 for length in lengths)
     for prompt, (completion,) in zip(prompts, groups, strict=True):
         expected = forward_logprobs(model, prompt, completion)
         torch.testing.assert_close(completion.logprobs, expected, atol=TOLERANCE, rtol=0)

@@ -1,4 +1,4 @@
-"""The server engine against a server that forgets, refuses, or is not there. A real one: tests/vllm/test_server.py."""
+"""Weights on disk, and the engine with a server that forgets, refuses, or is not there. A real one: tests/vllm."""
 
 import logging
 import threading
@@ -9,10 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from src.rollout.engine import EngineSource, SamplingParams
-from src.rollout.vllm.server import VllmServerEngine, vllm_server_engine
-from src.rollout.vllm.server_client import ServerError, ServerLostError
+from src.rollout.vllm.server import (
+    ServerError,
+    ServerLostError,
+    VllmServerEngine,
+    WeightsFolder,
+    vllm_server_engine,
+)
 from tests.rollout.vllm.fake_server import FakeServer
 
 PROMPTS = [torch.tensor([1, 2, 3]), torch.tensor([4, 5])]
@@ -149,3 +155,38 @@ def test_too_short_a_context_is_refused_before_anything_is_sampled(server: FakeS
 def test_settings_that_cannot_work(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         connect(settings.pop("url", "http://host:1"), tmp_path, **settings)
+
+
+def read(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor for file in sorted(folder.iterdir()) for name, tensor in load_file(file).items()}
+
+
+def test_shards_hold_all_tensors_in_the_given_type(tmp_path: Path) -> None:
+    folder = WeightsFolder(tmp_path / "new", torch.bfloat16, shard_bytes=100)
+    embeddings = torch.randn(4, 8)
+    named = {"embed": embeddings, "norm": torch.ones(8), "big": torch.randn(30, 8).T, "lm_head": embeddings}
+    path = folder.write(named.items(), 2)
+    assert path == folder.path(2)
+    # 64 + 16 bytes, then 480 alone, then 64
+    assert [sorted(load_file(file)) for file in sorted(path.iterdir())] == [["embed", "norm"], ["big"], ["lm_head"]]
+    found = read(path)
+    assert all(torch.equal(found[name], tensor.bfloat16()) for name, tensor in named.items())
+
+
+def test_a_version_that_was_not_finished_is_not_there(tmp_path: Path) -> None:
+    folder = WeightsFolder(tmp_path, torch.float32, shard_bytes=10)
+    folder.write([("a", torch.zeros(4))], 1)
+
+    def broken():
+        yield "a", torch.ones(4)
+        yield "b", torch.ones(4)
+        raise OSError("lost")
+
+    with pytest.raises(OSError, match="lost"):
+        folder.write(broken(), 2)
+    assert not folder.path(2).exists()
+    folder.write([("a", torch.ones(4))], 2)
+    folder.write([("a", torch.full((4,), 3.0))], 2)
+    assert read(folder.path(2))["a"].tolist() == [3.0] * 4
+    folder.keep_only(2)
+    assert [path.name for path in tmp_path.iterdir()] == ["version_2"]

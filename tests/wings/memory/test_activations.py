@@ -9,7 +9,7 @@ from src.models.loading.loading import PolicyConfig, load_model
 from src.models.loading.lora import LoraSettings
 from src.models.policy import Policy
 from src.wings.memory.activations import LiveBytes, ModelTraits, head_memory, row_memory
-from src.wings.memory.row_shape import RowShape
+from src.wings.memory.training_parts import RowShape
 
 ALONE = RowShape(groups=1, prompt=64, completions=1, completion=17)  # 80 tokens, one causal block
 GROUP = RowShape(groups=1, prompt=64, completions=4, completion=17)  # 128 tokens

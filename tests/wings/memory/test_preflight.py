@@ -8,10 +8,10 @@ import torch
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
-from src.wings.memory.capacity import host_capacity
-from src.wings.memory.preflight import GIB, MemoryPlanError, check_memory, plan_memory
-from src.wings.memory.row_shape import longest_rows
-from src.wings.memory.table import show_plan
+from src.runs.folder import GIB
+from src.wings.memory.plan import host_capacity, show_plan
+from src.wings.memory.preflight import MemoryPlanError, check_memory, plan_memory
+from src.wings.memory.training_parts import longest_rows
 from tests.conftest import train_config
 
 NODE = ("trainer.accelerator=gpu", "trainer.devices=8")

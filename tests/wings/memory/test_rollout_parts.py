@@ -13,17 +13,18 @@ from src.wings.memory.rollout_parts import GenerationBatch, NativeDemand, native
 def test_the_cache_is_as_large_as_predicted(random_policy, monkeypatch):
     caches: list[PrefixCache] = []
     monkeypatch.setattr(
-        "src.rollout.native.engine.PrefixCache",
+        "src.rollout.native.batching.PrefixCache",
         lambda *args, **kw: caches.append(PrefixCache(*args, **kw)) or caches[-1],
     )
     settings = PolicyConfig(path=random_policy, dtype="float32")
     sampling = SamplingParams(n=3, max_new_tokens=100)
     NativeEngine(load_model(settings)).generate([torch.arange(50)] * 2, sampling, [0, 1])
     (cache,) = caches
+    stored = sum(x.nbytes for pair in (*cache._prompt.values(), *cache._own.values()) for x in pair)
 
     demand = NativeDemand(load_architecture(settings), 4, 4, torch.float32, 0, 0.0, 256, 131_072)
     parts = {part.name: part.bytes for part in native_parts(demand, [GenerationBatch(2, 50, sampling)])}
-    assert parts["key/value cache"] == {"rollout": cache.nbytes}
+    assert parts["key/value cache"] == {"rollout": stored}
     vocabulary = load_architecture(settings).vocab_size
     assert parts["sampling"]["rollout"] > 6 * vocabulary * (4 + 4 + 8)  # scaled, log-probabilities, cumulative
 

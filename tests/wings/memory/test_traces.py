@@ -10,9 +10,8 @@ from src.rollout.engine import SamplingParams
 from src.wings.memory import activations
 from src.wings.memory.activations import forward_memory, row_memory
 from src.wings.memory.rollout_parts import sampling_bytes
-from src.wings.memory.row_shape import RowShape
 from src.wings.memory.traces import MemoryTraces
-from src.wings.memory.training_parts import ModelTraits
+from src.wings.memory.training_parts import ModelTraits, RowShape
 from tests.conftest import ROOT
 
 SHAPE = RowShape(groups=1, prompt=20, completions=2, completion=9)

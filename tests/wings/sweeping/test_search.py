@@ -6,8 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 
-from src.config.checks import check_config
-from src.config.keys import CONFIGS
+from src.config.checks import CONFIGS
+from src.config.rules import check_config
 from src.wings.sweeping.search import defaults, read_settings, read_space
 from tests.conftest import ROOT
 

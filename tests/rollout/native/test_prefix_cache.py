@@ -1,9 +1,9 @@
-"""Attention in two parts against softmax over all keys."""
+"""How much fits a budget, by hand; attention in two parts against softmax over all keys."""
 
 import pytest
 import torch
 
-from src.rollout.native.partial_attention import merge, partial_attention
+from src.rollout.native.prefix_cache import Room, merge, partial_attention, room_for
 
 
 def whole(query, key, value, bias, scale):
@@ -32,3 +32,19 @@ def test_the_mass_is_the_log_of_the_sum():
     query, key = torch.tensor([[[[1.0]]]]), torch.tensor([[[[0.0], [3.0]]]]).log().clamp(min=0)
     out, mass = partial_attention(query, key, torch.tensor([[[[8.0], [4.0]]]]), None, 1.0)
     assert out.item() == pytest.approx(5.0) and mass.exp().item() == pytest.approx(4.0)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "n", "sequences", "tokens", "expected"),
+    [
+        (3, 2, 256, 100_000, Room(slots=3, rows=6, width=50)),  # all fit
+        (9, 2, 7, 100_000, Room(slots=6, rows=6, width=50)),  # 3 groups of 2; slots for as many prompts again
+        (9, 2, 256, 400, Room(slots=4, rows=8, width=50)),  # 50 + 2 x 20 a group: 4 of them take 360
+        (9, 2, 256, 385, Room(slots=4, rows=8, width=50)),
+        (9, 2, 6, 300, Room(slots=3, rows=6, width=50)),  # 120 for 6 completions leave 180: 3 prompts
+        (9, 2, 6, 330, Room(slots=4, rows=6, width=50)),  # and 210 leave 4
+        (9, 4, 1, 1, Room(slots=1, rows=4, width=50)),  # one prompt is always let in
+    ],
+)
+def test_room(prompts, n, sequences, tokens, expected):
+    assert room_for(prompts, 50, n, 20, max_sequences=sequences, max_batch_tokens=tokens) == expected

@@ -10,8 +10,8 @@ from src.models.fused_norm import fuse_norms
 from src.models.loading.lora import LoraSettings, add_lora
 from src.rollout.engine import SamplingParams
 from src.rollout.native import decoding
+from src.rollout.native.decoding import is_lean
 from src.rollout.native.engine import NativeEngine
-from src.rollout.native.lean_decoder import is_lean
 from tests.rollout.native.test_engine import (
     STOPS,
     TOLERANCE,

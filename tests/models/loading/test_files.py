@@ -1,4 +1,4 @@
-"""The cache of converted GGUF files; the conversion itself is tested with the real weights in test_policy."""
+"""The cache of converted GGUF files; tests/models/test_policy.py converts real weights."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from src.models.loading import gguf
+from src.models.loading import files
 
 
 def test_converts_once_and_again_when_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -16,13 +16,13 @@ def test_converts_once_and_again_when_the_file_changes(tmp_path: Path, monkeypat
         calls.append(gguf_file)
         (folder / "config.json").write_text("{}")
 
-    monkeypatch.setattr(gguf, "_convert", convert)
+    monkeypatch.setattr(files, "_convert", convert)
     (tmp_path / "a.gguf").write_bytes(b"GGUF1234")
-    first = gguf.converted_gguf(str(tmp_path), "a.gguf", cache=tmp_path / "cache")
-    assert gguf.converted_gguf(str(tmp_path), "a.gguf", cache=tmp_path / "cache") == first
+    first = files.converted_gguf(str(tmp_path), "a.gguf", cache=tmp_path / "cache")
+    assert files.converted_gguf(str(tmp_path), "a.gguf", cache=tmp_path / "cache") == first
     assert calls == ["a.gguf"] and (first / "config.json").is_file()
     (tmp_path / "a.gguf").write_bytes(b"GGUF12345")
-    assert gguf.converted_gguf(str(tmp_path), "a.gguf", cache=tmp_path / "cache") != first
+    assert files.converted_gguf(str(tmp_path), "a.gguf", cache=tmp_path / "cache") != first
 
 
 def test_failed_conversion_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -30,9 +30,9 @@ def test_failed_conversion_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
         (folder / "config.json").write_text("{}")
         raise OSError("disk full")
 
-    monkeypatch.setattr(gguf, "_convert", convert)
+    monkeypatch.setattr(files, "_convert", convert)
     with pytest.raises(OSError, match="disk full"):
-        gguf.converted_gguf(str(tmp_path), "a.gguf", cache=tmp_path / "cache")
+        files.converted_gguf(str(tmp_path), "a.gguf", cache=tmp_path / "cache")
     assert list((tmp_path / "cache").iterdir()) == []
 
 
@@ -43,8 +43,8 @@ def test_another_process_that_was_faster_wins(tmp_path: Path, monkeypatch: pytes
         (winner / "config.json").write_text("faster")
 
     expected = tmp_path / "cache" / "a-00000000"
-    monkeypatch.setattr(gguf.hashlib, "sha256", lambda _: type("Digest", (), {"hexdigest": lambda self: "0" * 64})())
-    monkeypatch.setattr(gguf, "_convert", convert)
-    assert gguf.converted_gguf(str(tmp_path), "a.gguf", cache=tmp_path / "cache") == expected
+    monkeypatch.setattr(files.hashlib, "sha256", lambda _: type("Digest", (), {"hexdigest": lambda self: "0" * 64})())
+    monkeypatch.setattr(files, "_convert", convert)
+    assert files.converted_gguf(str(tmp_path), "a.gguf", cache=tmp_path / "cache") == expected
     assert (expected / "config.json").read_text() == "faster"
     assert [path.name for path in (tmp_path / "cache").iterdir()] == [expected.name]

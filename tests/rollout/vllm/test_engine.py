@@ -1,4 +1,4 @@
-"""An engine in the trainer's process leaves its random numbers, threads and environment alone."""
+"""The engine leaves the process as it was: random numbers, threads, environment. Its sampling: tests/vllm."""
 
 import os
 import random
@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from src.rollout.vllm.process_state import launcher_variables, process_state_kept
+from src.rollout.vllm.engine import launcher_variables, process_state_kept
 
 
 def draw() -> tuple[float, float, float]:
