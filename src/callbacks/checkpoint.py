@@ -129,7 +129,8 @@ class RolloutCheckpoint(ModelCheckpoint):
         if failure := trainer.strategy.broadcast(failure):
             raise CheckpointWriteError(
                 f"checkpoint '{path}' could not be written: {failure}. The one before it is as it was. See that there "
-                "is room and that the folder can be written, then go on with ckpt_path=auto."
+                f"is room and that the folder can be written, then go on with ckpt_path=auto "
+                f"hydra.run.dir={trainer.default_root_dir}."
             )
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath

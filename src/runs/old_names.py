@@ -40,8 +40,13 @@ _TARGETS: Mapping[str, str] = {
 }
 """Old target -> new target, where more than the module has another name."""
 
-_KEYS: Mapping[str, str] = {}
-"""Old key -> new key, both in full (`section.key`)."""
+_KEYS: Mapping[str, str | None] = {"rollout.cuda_graphs": None}
+"""Old key -> new key, both in full (`section.key`); None: it is gone."""
+
+_VALUES: Mapping[tuple[str, str], str] = {
+    ("algorithm.regions", "published"): "src.wings.published.regions.published_regions",
+}
+"""(Key, old value) -> new value."""
 
 
 def new_target(target: str) -> str:
@@ -54,26 +59,33 @@ def new_target(target: str) -> str:
     return _TARGETS.get(target, f"{_MODULES.get(module, module)}.{name}")
 
 
-def with_new_names(config: Any, keys: Mapping[str, str] = _KEYS) -> Any:
-    """A config of plain values with today's targets and keys; where old and new key are both there, the new one counts.
+def with_new_names(config: Any, keys: Mapping[str, str | None] = _KEYS) -> Any:
+    """A config of plain values with today's targets, keys and values; a new key that is there already counts.
 
     >>> with_new_names({"a": {"old": {"_target_": "src.models.lora.LoraSettings"}}}, {"a.old": "b.new"})
     {'a': {}, 'b': {'new': {'_target_': 'src.models.loading.lora.LoraSettings'}}}
     """
     config = _with_new_targets(config)
     for old, new in keys.items():
-        *sections, key = old.split(".")
-        section = config
-        for name in sections:
-            section = section.get(name) if isinstance(section, dict) else None
-        if isinstance(section, dict) and key in section:
+        section, key = _section(config, old)
+        if section is not None and key in section:
             value = section.pop(key)
-            *sections, key = new.split(".")
-            section = config
-            for name in sections:
-                section = section.setdefault(name, {})
-            section.setdefault(key, value)
+            if new is not None:
+                section, key = _section(config, new, make=True)
+                section.setdefault(key, value)
+    for (key, old), value in _VALUES.items():
+        section, name = _section(config, key)
+        if section is not None and section.get(name) == old:
+            section[name] = value
     return config
+
+
+def _section(config: Any, key: str, *, make: bool = False) -> tuple[Any, str]:
+    """The section that a key is in, None if it is not there and not to be made; and the key's name in it."""
+    *sections, name = key.split(".")
+    for part in sections:
+        config = config.setdefault(part, {}) if make else config.get(part) if isinstance(config, dict) else None
+    return (config if isinstance(config, dict) else None), name
 
 
 def _with_new_targets(value: Any) -> Any:

@@ -40,6 +40,7 @@ from src.runs.folder import open_run_folder
 from src.runs.launching import check_launch
 from src.train import train
 from src.wings.evaluation.resolving import resolve_model
+from src.wings.memory.preflight import check_disk
 from tests.conftest import ROOT, eval_config, train_config
 
 TOOLS = [{"name": "sky", "description": "The sky.", "parameters": {"city": {"type": "str", "description": "Where."}}}]
@@ -250,7 +251,7 @@ def _held(place: Place) -> None:
 def _little_room(place: Place) -> None:
     usage = shutil.disk_usage(place.folder)
     place.patch.setattr(run_folder.shutil, "disk_usage", lambda folder: usage._replace(free=10_000))
-    check_policy(train_config(place.folder, *SMALL_POLICY, f"policy.path={place.policy}"))
+    check_disk(train_config(place.folder, *SMALL_POLICY, f"policy.path={place.policy}"))
 
 
 def _closed_port() -> int:

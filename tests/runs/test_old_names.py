@@ -120,3 +120,12 @@ def test_a_saved_config_is_read_with_todays_names(shape, tmp_path):
 )
 def test_keys_move(config, expected):
     assert with_new_names(config, {"a.old": "a.new"}) == expected
+
+
+def test_keys_that_are_gone_and_values_with_another_name():
+    old = {"rollout": {"cuda_graphs": True, "max_sequences": 8}, "algorithm": {"regions": "published"}}
+    assert with_new_names(old) == {
+        "rollout": {"max_sequences": 8},
+        "algorithm": {"regions": "src.wings.published.regions.published_regions"},
+    }
+    assert with_new_names({"algorithm": {"regions": "sampled"}}) == {"algorithm": {"regions": "sampled"}}
