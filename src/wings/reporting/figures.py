@@ -207,7 +207,7 @@ def _for_page(element: ElementTree.Element, prefix: str, used: Set[str]) -> list
         made.set("data-group", group)
         ElementTree.SubElement(made, "title").text = _NOT_XML.sub("", text)
     children = [found for child in element for found in _for_page(child, prefix, used)]
-    if tag in ("g", "defs") and (not made.attrib or not children):
+    if (tag == "g" and not (made.attrib and children)) or (tag == "defs" and not children):
         return children
     made.extend(children)
     return [made]

@@ -54,6 +54,10 @@ def test_a_panel_as_svg_names_its_series_and_keeps_texts_as_texts(tmp_path: Path
     shown = [element for element in drawn.iter("g") if element.get("data-group") == "rest"]
     assert [element.findtext("title") for element in shown] == ["rest-1", "rest-2", "rest: from 0.125 to 0.5"]
     assert {"Exact match of rollouts", "rollout step"} <= {element.text for element in drawn.iter("text")}
+    shapes = {shape.get("id") for group in drawn.iter("defs") for shape in group}
+    uses = [use for use in drawn.iter("use")]
+    assert uses and all(link[1:] in shapes for use in uses for name, link in use.items() if name.endswith("href"))
+    assert not any(element.get("id") for element in drawn.iter("path") if element.get("id") not in shapes)
     (events,) = figures.panels_as_svg(figures.CHARTS["events"](runs), ["rest"])
     titles = [element.text for element in ElementTree.fromstring(events).iter("title")]
     assert titles == [f"rest-{seed}, rollout step 1, truncated: {NASTY}" for seed in (1, 2)]
