@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch.distributed as dist
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
@@ -16,12 +15,12 @@ from typing_extensions import override
 
 from src.models.checkpoints.writing import file_sums, partial_path, publish, remove, seal, settle
 from src.runs.signals import StoppedError, StopSignals
+from src.training.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
 PREVIOUS = "previous.ckpt"
 _PATHS = ("best_model_path", "kth_best_model_path", "last_model_path")
-T = TypeVar("T")
 
 
 class CheckpointWriteError(OSError):
@@ -120,7 +119,7 @@ class RolloutCheckpoint(ModelCheckpoint):
         trainer.strategy.barrier()
         try:
             trainer.save_checkpoint(partial, self.save_weights_only)
-            sums = _gathered(file_sums(partial, trainer.global_rank)) if partial.is_dir() else []
+            sums = Ranks().gather(file_sums(partial, trainer.global_rank)) if partial.is_dir() else []
             if trainer.is_global_zero:
                 seal(partial, sums)
                 publish(partial, path, self._previous(path))
@@ -171,12 +170,3 @@ class RolloutCheckpoint(ModelCheckpoint):
 
     def _found(self, path: str) -> str:
         return os.path.normpath(self._loaded_from / path) if path else path
-
-
-def _gathered(value: T) -> list[T]:
-    """A value of every rank, on every rank."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values = [value] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
