@@ -226,7 +226,8 @@ def _warm_start(run: _Run) -> RowDemand | None:
     if stage is None or config.get("ckpt_path") is not None:
         return None
     target = min(config.sampling.max_new_tokens, stage.max_tokens // 2)
-    row = RowShape(stage.batch_size, stage.max_tokens - target + 1, 1, target)
+    together = max(1, min(stage.batch_size, config.updates.max_row_tokens // stage.max_tokens))
+    row = RowShape(together, stage.max_tokens - target + 1, 1, target)
     return _row_demand(run, (row,))
 
 

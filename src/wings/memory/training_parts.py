@@ -274,7 +274,7 @@ def _activations(demand: TrainingDemand) -> list[MemoryPart]:
     ]
     if stage is not None:
         size = _kept(stage, layers) + max(stage.memory.working, stage.head_backward)
-        smaller = ("warm_start.batch_size", "warm_start.max_tokens", "policy.gradient_checkpointing=true")
+        smaller = (*shorter, "warm_start.batch_size", "warm_start.max_tokens", "policy.gradient_checkpointing=true")
         parts.append(MemoryPart("warm-start batch", "its activations and its head", {"warm start": size}, smaller))
     return parts
 

@@ -88,6 +88,16 @@ def test_longer_rows_take_more(random_policy):
     assert sizes[0] < sizes[1]
 
 
+def test_a_warm_starts_batch_takes_no_more_than_its_rows(random_policy):
+    """Examples of 400 tokens in rows of 1,600: 4 and 16 of them take the same, 2 take less."""
+    stage = ("warm_start=sft", "warm_start.max_tokens=400", "updates.max_row_tokens=1600")
+    two, four, many = (
+        _parts(plan_memory(_config(f"policy.path={random_policy}", *stage, f"warm_start.batch_size={size}")))
+        for size in (2, 4, 16)
+    )
+    assert two["warm-start batch"] < four["warm-start batch"] == many["warm-start batch"]
+
+
 @pytest.mark.slow
 def test_a_penalty_keeps_the_start_and_ddp_a_copy_each(random_policy):
     plain = _parts(plan_memory(_config(f"policy.path={random_policy}")))
