@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from src.wings.comparing.comparison import estimate
 from src.wings.reporting.charts import Chart, Panel, Series
-from src.wings.reporting.palette import METHODS, PAGE, method_style, region_style
+from src.wings.reporting.palette import METHODS, PAGE, REGIONS, method_style
 
 INK, MUTED, RULE = (PAGE[name].light for name in ("ink", "muted", "rule"))
 _MARKERS = "osD^vP*X"
@@ -36,7 +36,7 @@ class Styles:
     def __call__(self, group: str) -> tuple[str, Any]:
         """(colour, line style)."""
         if self._chart.colours == "region":
-            return region_style(group).light, "-"
+            return REGIONS[group].light, "-"
         if group in self._order:
             tone, dashes = method_style(self._order.index(group))
             return tone.light, (0, dashes) if dashes else "-"
