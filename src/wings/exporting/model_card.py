@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import StrictUndefined, Template
 
 from src.data.rendering import compact_prompt, published_prompt
 from src.protocol.dialogue import Message, ToolSpec
@@ -82,16 +82,11 @@ def model_card(facts: CardFacts) -> str:
     template = dict(prompt.get("chat_template_kwargs") or {})
     flat = dict(_flat("", facts.config))
     settings = {key: flat[key] for part in _SETTINGS for key in flat if f"{key}.".startswith(f"{part}.")}
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["number"] = _number
-    return environment.get_template("model_card.md.jinja").render(
+    text = Path(__file__).with_name("model_card.md.jinja").read_text(encoding="utf-8")
+    card = Template(text, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined)
+    return card.render(
         facts=facts,
+        number=_number,
         policy={"lora": None, **policy},
         prompt={"layout": None, **prompt},
         algorithm=facts.config.get("algorithm"),

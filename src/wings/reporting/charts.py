@@ -78,7 +78,7 @@ class Chart:
     colours: Literal["method", "region"] = "method"
 
 
-_FILE = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _FEWEST_TOKENS = 0.001
 """Share of a region in all tokens of a run, for it to be drawn: the means over fewer are noise."""
 
@@ -89,7 +89,7 @@ def curves(key: str, runs: Sequence[RunRecord]) -> Chart:
     For regions, one panel a quantity with regions as groups for one method; for several methods, one a quantity and
     region.
     """
-    about = _FILE[key]
+    about = TEXTS[key]
     if "panels" in about:
         found = [Panel(title, unit, _series(runs, metric)) for metric, title, unit in about["panels"]]
         return Chart(key, about["title"], about["caption"], tuple(panel for panel in found if panel.series))
