@@ -19,17 +19,10 @@ from src.errors import ConfigError
 from src.runs.config_file import save_config
 from src.runs.folder import held, open_run_folder
 from src.runs.summary import command_line, versions
-from src.wings.evaluation.answering import (
-    EngineGenerate,
-    GenerationSettings,
-    build_generate,
-    choose_device,
-    complete_prompt,
-    start_engine,
-)
+from src.wings.evaluation.answering import EngineGenerate, GenerationSettings, find_model, start_engine
 from src.wings.evaluation.benchmark import Benchmark, EvalReport, Record, Subset, prepared
 from src.wings.evaluation.evaluation_folder import RecordStore, model_identity, open_folder, write_whole
-from src.wings.evaluation.resolving import ModelSource, load_source, resolve_model
+from src.wings.evaluation.resolving import ModelSource
 from src.wings.evaluation.score_table import render_report
 
 log = logging.getLogger(__name__)
@@ -51,10 +44,9 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
     folder = Path(config.paths.output_dir if config.resume is None else config.resume)
     L.seed_everything(config.seed, workers=True)
     settings: GenerationSettings = instantiate(config.generation)
-    subset = _subset(config)
-    device = choose_device(config.device)
-    source = resolve_model(config)
-    complete_prompt(config, source)
+    wanted = config.subset
+    subset = None if wanted is None or wanted.size is None else Subset(wanted.size, wanted.get("seed", 0))
+    device, source = find_model(config)
     benchmarks = prepare_benchmarks(config)
     identity = model_identity(source)
     made_of = _fingerprint(config, settings, subset, identity)
@@ -65,11 +57,7 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
         finished = {name: store.read() for name, store in stores.items()}
         save_config(config, folder / "config.yaml")
 
-        loaded = load_source(source)
-        renderer, engine = start_engine(config, source, loaded, device)
-        generate = build_generate(loaded, engine, renderer, settings)
-        max_new_tokens, context = settings.limits(loaded.model)
-
+        generate = start_engine(config, settings, device, source)
         reports: dict[str, EvalReport] = {}
         seconds: dict[str, float] = {}
         try:
@@ -87,7 +75,11 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
         content = {
             "model": {"name": model_name, **_described(source), "identity": identity},
             "prompt": OmegaConf.to_container(config.prompt),
-            "generation": {**asdict(settings), "max_new_tokens": max_new_tokens, "context": context},
+            "generation": {
+                **asdict(settings),
+                "max_new_tokens": generate.params.max_new_tokens,
+                "context": generate.context,
+            },
             "device": str(device),
             "seed": config.seed,
             "subset": None if subset is None else asdict(subset),
@@ -178,8 +170,3 @@ def _fingerprint(
 def _described(source: ModelSource) -> dict[str, Any]:
     checkpoint = None if source.checkpoint is None else str(source.checkpoint)
     return {"kind": source.kind, "checkpoint": checkpoint, "policy": asdict(source.policy)}
-
-
-def _subset(config: DictConfig) -> Subset | None:
-    wanted = config.subset
-    return None if wanted is None or wanted.size is None else Subset(wanted.size, wanted.get("seed", 0))
