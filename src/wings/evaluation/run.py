@@ -19,10 +19,9 @@ from src.errors import ConfigError
 from src.runs.config_file import save_config
 from src.runs.folder import held, open_run_folder
 from src.runs.summary import command_line, versions
-from src.wings.evaluation.answering import EngineGenerate, GenerationSettings, find_model, start_engine
+from src.wings.evaluation.answering import GenerationSettings, find_model, start_engine
 from src.wings.evaluation.benchmark import Benchmark, EvalReport, Record, Subset, prepared
 from src.wings.evaluation.evaluation_folder import RecordStore, model_identity, open_folder, write_whole
-from src.wings.evaluation.resolving import ModelSource
 from src.wings.evaluation.score_table import render_report
 
 log = logging.getLogger(__name__)
@@ -62,8 +61,11 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
         seconds: dict[str, float] = {}
         try:
             for name, benchmark in benchmarks.items():
-                begun = time.monotonic()
-                reports[name] = run_benchmark(name, benchmark, generate, subset, stores[name], finished[name])
+                begun, store, done = time.monotonic(), stores[name], finished[name]
+                log.info("%s: starting%s.", name, f", {len(done)} samples are finished already" if done else "")
+                report = benchmark.run(generate, subset=subset, finished=done, on_record=_writer(name, store))
+                store.rewrite(report.records)  # in the benchmark's order
+                reports[name] = report
                 seconds[name] = round(time.monotonic() - begun, 1)
         except KeyboardInterrupt:
             again = command_line() if config.resume is not None else command_line(f"resume={folder}")
@@ -73,7 +75,13 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
         model_name = config.model_name or source.name
         tables = render_report(model_name, reports, subset=subset, reference_rows=config.reference_rows)
         content = {
-            "model": {"name": model_name, **_described(source), "identity": identity},
+            "model": {
+                "name": model_name,
+                "kind": source.kind,
+                "checkpoint": source.checkpoint,
+                "policy": asdict(source.policy),
+                "identity": identity,
+            },
             "prompt": OmegaConf.to_container(config.prompt),
             "generation": {
                 **asdict(settings),
@@ -122,21 +130,6 @@ def prepare_benchmarks(config: DictConfig) -> dict[str, Benchmark]:
     return {name: benchmark for name, benchmark in chosen.items() if benchmark in ready}
 
 
-def run_benchmark(
-    name: str,
-    benchmark: Benchmark,
-    generate: EngineGenerate,
-    subset: Subset | None,
-    store: RecordStore,
-    finished: list[Record],
-) -> EvalReport:
-    """Answer what is not finished; records go to the store one by one, and in the benchmark's order at the end."""
-    log.info("%s: starting%s.", name, f", {len(finished)} samples are finished already" if finished else "")
-    report = benchmark.run(generate, subset=subset, finished=finished, on_record=_writer(name, store))
-    store.rewrite(report.records)
-    return report
-
-
 def _writer(name: str, store: RecordStore) -> Callable[[Record], None]:
     """Writes records and tells now and then how far it is."""
     count, passed, told = 0, 0, time.monotonic()
@@ -165,8 +158,3 @@ def _fingerprint(
         "engine": config.rollout["_target_"],
         "seed": config.seed,
     }
-
-
-def _described(source: ModelSource) -> dict[str, Any]:
-    checkpoint = None if source.checkpoint is None else str(source.checkpoint)
-    return {"kind": source.kind, "checkpoint": checkpoint, "policy": asdict(source.policy)}

@@ -9,10 +9,8 @@ from src.wings.comparing.run_folders import RunRecord
 from src.wings.evaluation.score_table import TABLES, PaperRow, paper_rows
 from src.wings.reporting.charts import TEXTS, Chart, Panel, Series
 
-_NO_SCORES = ("seconds",)
 _TOTALS = ("overall", "multi_turn", "single_turn")
 _SHOWN_PAPER_ROWS = ("(GRPO)", "(Ours, ResT)")
-_BY_KIND = VAL_EXACT_MATCH
 
 
 def benchmark_names(runs: Sequence[RunRecord]) -> list[str]:
@@ -40,7 +38,7 @@ def benchmark_bars(runs: Sequence[RunRecord]) -> Chart:
         panels += [_by_step(runs, name), _at_the_end(runs, f"{name}: at the end", name, _scores(runs, name))]
     tags = _tags(runs)
     if not panels and tags:
-        panels.append(_at_the_end(runs, "Exact match in validation, by kind of dialogue", _BY_KIND, tags))
+        panels.append(_at_the_end(runs, "Exact match in validation, by kind of dialogue", VAL_EXACT_MATCH, tags))
     about = TEXTS["benchmark_bars"]
     return Chart("benchmark_bars", about["title"], about["caption"], tuple(filter(None, panels)), "bars")
 
@@ -57,7 +55,9 @@ def benchmark_radar(runs: Sequence[RunRecord]) -> Chart:
         axes = known or {score: _label(score) for score in scores if score not in _TOTALS}
         panels.append(_radar(runs, name, name, axes, _paper_series(runs, name, list(axes))))
     if not panels:
-        panels.append(_radar(runs, "Exact match in validation", _BY_KIND, {tag: _label(tag) for tag in _tags(runs)}))
+        panels.append(
+            _radar(runs, "Exact match in validation", VAL_EXACT_MATCH, {tag: _label(tag) for tag in _tags(runs)})
+        )
     caption = about["caption" if about["axes"].keys() & names else "other_caption"]
     return Chart("benchmark_radar", about["title"], caption, tuple(filter(None, panels)), "radar")
 
@@ -88,8 +88,8 @@ def same_model(row: PaperRow, model: str) -> bool:
 def _scores(runs: Sequence[RunRecord], benchmark: str) -> list[str]:
     """A benchmark's scores, its table's columns where the paper has one; totals first."""
     keys = {key for run in runs for scores in (*run.benchmarks.values(), run.final) for key in scores}
-    found = sorted(key.split("/", 1)[1] for key in keys if key.startswith(f"{benchmark}/"))
-    found = [score for score in found if score not in _NO_SCORES]
+    own = {key.split("/", 1)[1] for key in keys if key.startswith(f"{benchmark}/")}
+    found = sorted(own - {"seconds"})
     columns = [score for table in TABLES if table.benchmark == benchmark for score in table.columns.values()]
     kept = [score for score in dict.fromkeys(columns) if score in found] or found
     return sorted(kept, key=lambda score: _TOTALS.index(score) if score in _TOTALS else len(_TOTALS))
@@ -97,7 +97,7 @@ def _scores(runs: Sequence[RunRecord], benchmark: str) -> list[str]:
 
 def _tags(runs: Sequence[RunRecord]) -> list[str]:
     """Kinds of dialogues in validation."""
-    prefix = f"{_BY_KIND}/"
+    prefix = f"{VAL_EXACT_MATCH}/"
     return sorted({key.removeprefix(prefix) for run in runs for key in run.final if key.startswith(prefix)})
 
 
