@@ -209,7 +209,7 @@ def test_a_damaged_record_stops_the_resumption(tmp_path):
     ],
 )
 def test_what_cannot_run_stops_before_weights_are_read(overrides, error, message, tmp_path, monkeypatch):
-    monkeypatch.setattr("src.wings.evaluation.run.load_source", lambda *_: pytest.fail("weights were read first"))
+    monkeypatch.setattr("src.wings.evaluation.answering.load_source", lambda *_: pytest.fail("weights were read first"))
     with pytest.raises(error, match=message):
         evaluate(eval_config(tmp_path, *overrides))
     assert not (tmp_path / "fingerprint.json").exists()

@@ -11,18 +11,10 @@ from rich.console import Console
 
 from src.config.checks import check_composed
 from src.environments.protocol import World
-from src.protocol.token_bytes import TokenBytes
 from src.rollout.native.engine import NativeEngine
 from src.wings.chatting.conversation import Chat
 from src.wings.chatting.terminal import Screen
-from src.wings.evaluation.answering import (
-    GenerationSettings,
-    build_generate,
-    choose_device,
-    complete_prompt,
-    start_engine,
-)
-from src.wings.evaluation.resolving import load_source, resolve_model
+from src.wings.evaluation.answering import GenerationSettings, find_model, start_engine
 
 _HELP = "/tools: what can be called · /reset: start anew · /quit: end"
 
@@ -42,18 +34,13 @@ def chat(config: DictConfig, lines: Iterable[str], console: Console, *, typed: b
     check_composed(config, "chat.yaml")
     L.seed_everything(config.seed, workers=True, verbose=False)
     settings: GenerationSettings = instantiate(config.generation)
-    device = choose_device(config.device)
-    source = resolve_model(config)
-    complete_prompt(config, source)
+    device, source = find_model(config)
     world: World = instantiate(config.tools)
-    loaded = load_source(source)
-    renderer, engine = start_engine(config, source, loaded, device)
-    sampling = instantiate(config.sampling)
-    generate = build_generate(loaded, engine, renderer, settings, sampling=sampling, seed=config.seed)
-    conversation = Chat(generate, renderer, world, config.max_steps)
-    screen = Screen(console, TokenBytes.from_tokenizer(loaded.tokenizer), renderer.response_prefix)
-    if isinstance(engine, NativeEngine):
-        engine.watch = screen.watch  # other engines answer a step at a time
+    generate = start_engine(config, settings, device, source, instantiate(config.sampling))
+    conversation = Chat(generate, generate.renderer, world, config.max_steps)
+    screen = Screen(console, generate.table, generate.renderer.response_prefix)
+    if isinstance(generate.engine, NativeEngine):
+        generate.engine.watch = screen.watch  # other engines answer a step at a time
     screen.note(f"{source.name} with {len(world.tools)} tools. {_HELP}\nFor example: {world.hint}")
     try:
         for line in lines:
@@ -65,7 +52,7 @@ def chat(config: DictConfig, lines: Iterable[str], console: Console, *, typed: b
             _take(text, conversation, world, screen)
     finally:
         world.close()
-        engine.close()
+        generate.engine.close()
     return conversation
 
 

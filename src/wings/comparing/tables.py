@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import StrictUndefined, Template
 
 from src.protocol.types import Region
 from src.runs.markdown_table import markdown_table
 from src.runs.metric_names import VAL_CORRECTNESS, VAL_EXACT_MATCH, VAL_REWARD
 from src.wings.comparing.budgets import method_settings, shared_settings, start_gap
-from src.wings.comparing.comparison import (
-    ComparisonSettings,
-    MethodRow,
-    validated,
-)
+from src.wings.comparing.comparison import ComparisonSettings, MethodRow, validated
 from src.wings.comparing.run_folders import RunRecord
-
-_NOTES = """\
-- Start, End: exact match of greedy completions of the validation prompts, before the first rollout step and after the \
-last; ± standard error over seeds. A seed also draws the corpus, so that its prompts are part of the error.
-- Difference: to {baseline} on the same seed, mean and 95 % percentile bootstrap interval ({resamples:,} resamples of \
-seeds). With five seeds it covers the true mean about 84 % of the time rather than 95 %. One seed has no interval.
-- Steps to {bar:g}: rollout steps done when the mean {metric} of the last {window} rollout steps is first at {bar:g}; \
-mean over the seeds that got there, with their number. A mean over some of the seeds flatters the method.
-- Area: mean {metric} over all rollout steps.
-- Before the first step, methods of one seed are at most {gap:.3f} of exact match apart, where that was validated."""
 
 
 def render_comparison(
@@ -32,39 +21,23 @@ def render_comparison(
 ) -> str:
     """The whole comparison of these runs as Markdown, with the names of the unfinished ones that were left out."""
     seeds = sorted({run.seed for run in runs if run.seed is not None})
-    notes = _NOTES.format(
-        baseline=settings.baseline,
-        resamples=settings.resamples,
-        bar=settings.bar,
-        metric=settings.training_metric,
-        window=settings.window,
+    text = Path(__file__).with_name("comparison.md.jinja").read_text(encoding="utf-8")
+    return Template(text, trim_blocks=True, keep_trailing_newline=True, undefined=StrictUndefined).render(
+        methods=len(rows),
+        seeds=seeds,
+        unfinished=unfinished,
+        settings=settings,
+        bar=f"{settings.bar:g}",
         gap=max(start_gap(runs).values(), default=0.0),
+        results=results_table(rows, settings),
+        further=_further_table(rows),
+        by_seed=_by_seed(rows, runs, seeds),
+        shares=_shares(rows),
+        spread=_spread(rows),
+        apart=sorted(method_settings(runs).items()),
+        shared=shared_settings(runs),
+        plain=_plain,
     )
-    parts = [
-        f"# {len(rows)} methods, seeds {', '.join(map(str, seeds))}",
-        results_table(rows, settings),
-        notes,
-        "## Correctness and reward",
-        _further_table(rows),
-        "Correctness is in [0, 1] and compared. Reward is not: a schedule moves its scale with the rollout step, and "
-        "not every method has the same one.",
-        "## Exact match at the end, by seed",
-        _by_seed(rows, runs, seeds),
-        "## Where the gradient goes",
-        _shares(rows),
-        "Share of sum |A| w / T, the size of what tokens contribute to the loss, and in brackets of the sampled "
-        "tokens; means over rollout steps and seeds.",
-        _spread(rows),
-        "Mean entropy of the policy at a region's tokens in nats; share of prompt groups whose completions all earn "
-        "the same and teach nothing; standard deviation of rewards in a group, on each method's own scale.",
-        "## What sets the methods apart",
-        "\n".join(f"- {method}: {_listed(values)}" for method, values in sorted(method_settings(runs).items())),
-        "## What all runs share",
-        "\n".join(["```yaml", *(f"{key}: {_plain(value)}" for key, value in shared_settings(runs).items()), "```"]),
-    ]
-    if unfinished:
-        parts.insert(1, f"**Left out, unfinished: {', '.join(unfinished)}.**")
-    return "\n\n".join(parts) + "\n"
 
 
 def results_table(rows: Sequence[MethodRow], settings: ComparisonSettings) -> str:
@@ -134,10 +107,6 @@ def _spread(rows: Sequence[MethodRow]) -> str:
 
 def _number(row: MethodRow, key: str) -> str:
     return f"{row.diagnosis[key]:.3f}" if key in row.diagnosis else "–"
-
-
-def _listed(values: Mapping[str, object]) -> str:
-    return ", ".join(f"`{key}={_plain(value)}`" for key, value in values.items()) or "nothing"
 
 
 def _plain(value: object) -> str:

@@ -20,7 +20,7 @@ from src.protocol.dialogue import ChatPrompt
 from src.protocol.regions import read_completion
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.engine import EngineSource, RolloutEngine, SamplingParams
-from src.wings.evaluation.resolving import LoadedModel, ModelSource
+from src.wings.evaluation.resolving import ModelSource, load_source, resolve_model
 
 _LONGEST = 2048
 _SHARE = 8
@@ -77,31 +77,20 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device("cuda" if present and wanted != "cpu" else "cpu")
 
 
-def complete_prompt(config: DictConfig, source: ModelSource) -> None:
-    """Fill in what the config's `prompt` leaves to the model."""
+def find_model(config: DictConfig) -> tuple[torch.device, ModelSource]:
+    """Device and model of a config; what its `prompt` leaves to the model is filled in.
+
+    Raises:
+        ConfigError: see `choose_device` and `resolve_model`.
+    """
+    device = choose_device(config.device)
+    source = resolve_model(config)
     usual = {"layout": "published", "chat_template_kwargs": {}}
     with open_dict(config.prompt):
         for key, value in usual.items():
             if config.prompt[key] is None:
                 config.prompt[key] = source.prompt.get(key) or value
-
-
-def start_engine(
-    config: DictConfig, source: ModelSource, loaded: LoadedModel, device: torch.device
-) -> tuple[PromptRenderer, RolloutEngine]:
-    """The renderer of the config's `prompt`, and the engine of its `rollout` with the model's weights.
-
-    Args:
-        config: with a complete prompt.
-        source: that the model was loaded from.
-        loaded: is moved to the device.
-        device: of the model.
-    """
-    loaded.model.to(device)  # type: ignore[arg-type]
-    renderer = PromptRenderer(loaded.tokenizer, **OmegaConf.to_container(config.prompt))  # type: ignore[arg-type]
-    engine: RolloutEngine = instantiate(config.rollout)(EngineSource.of(loaded.model, source.policy))
-    engine.update_weights(merged_named_tensors(loaded.model), 0)
-    return renderer, engine
+    return device, source
 
 
 class EngineGenerate:
@@ -135,40 +124,40 @@ class EngineGenerate:
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"generation.batch_size: expected at least 1, found {batch_size}.")
-        self._engine = engine
-        self._renderer = renderer
-        self._table = table
-        self._params = replace(
+        self.engine = engine
+        self.renderer = renderer
+        self.table = table
+        self.params = replace(
             sampling or SamplingParams(temperature=0.0),
             n=1,
             max_new_tokens=max_new_tokens,
             stop_token_ids=stop_token_ids,
         )
-        self._context = context
+        self.context = context
         self._batch_size = batch_size
         self._seeds: Iterator[int] = repeat(0) if sampling is None else count(seed)
 
     def __call__(self, prompts: Sequence[ChatPrompt]) -> Iterator[tuple[int, Answer]]:
         """See `Generate`."""
-        ids = [self._renderer.encode_chat(prompt) for prompt in prompts]
+        ids = [self.renderer.encode_chat(prompt) for prompt in prompts]
         rooms = [self._room(prompt) for prompt in ids]
         for index, room in enumerate(rooms):
             if room == 0:
-                yield index, replace(Answer.of(self._renderer.response_prefix), finish="context")
+                yield index, replace(Answer.of(self.renderer.response_prefix), finish="context")
         fitting = [index for index, room in enumerate(rooms) if room > 0]
         # one call takes one limit: those with room for a whole answer go together, the few others by their room
         fitting.sort(key=lambda index: (rooms[index], -len(ids[index])))
         for batch in self._batches(fitting, rooms):
-            params = replace(self._params, max_new_tokens=rooms[batch[0]])
+            params = replace(self.params, max_new_tokens=rooms[batch[0]])
             seeds = list(islice(self._seeds, len(batch)))
-            completions = self._engine.generate([ids[index] for index in batch], params, seeds)
+            completions = self.engine.generate([ids[index] for index in batch], params, seeds)
             for index, (completion,) in zip(batch, completions, strict=True):
                 yield index, self._read(completion.token_ids, completion.finish_reason)
 
     def _room(self, prompt: Tensor) -> int:
         """Tokens that an answer may have."""
-        wanted = self._params.max_new_tokens
-        return wanted if self._context is None else max(0, min(wanted, self._context - len(prompt)))
+        wanted = self.params.max_new_tokens
+        return wanted if self.context is None else max(0, min(wanted, self.context - len(prompt)))
 
     def _batches(self, indices: Sequence[int], rooms: Sequence[int]) -> Iterator[list[int]]:
         batch: list[int] = []
@@ -181,21 +170,32 @@ class EngineGenerate:
             yield batch
 
     def _read(self, token_ids: Tensor, finish_reason: str) -> Answer:
-        decoded = read_completion(token_ids, self._table, self._params.stop_token_ids, self._renderer.response_prefix)
+        decoded = read_completion(token_ids, self.table, self.params.stop_token_ids, self.renderer.response_prefix)
         return Answer(decoded.text, decoded.parsed, len(token_ids), finish_reason)
 
 
-def build_generate(
-    loaded: LoadedModel,
-    engine: RolloutEngine,
-    renderer: PromptRenderer,
+def start_engine(
+    config: DictConfig,
     settings: GenerationSettings,
-    *,
+    device: torch.device,
+    source: ModelSource,
     sampling: SamplingParams | None = None,
-    seed: int = 0,
 ) -> EngineGenerate:
-    """Answers by an engine that has the model's weights; greedy without `sampling`."""
+    """Answers by the engine of the config's `rollout`, which gets the weights of the model.
+
+    Args:
+        config: with a complete prompt.
+        settings: of its `generation`.
+        device: of the model.
+        source: that the model is loaded from.
+        sampling: None: greedy.
+    """
+    loaded = load_source(source)
+    loaded.model.to(device)  # type: ignore[arg-type]
     max_new_tokens, context = settings.limits(loaded.model)
+    renderer = PromptRenderer(loaded.tokenizer, **OmegaConf.to_container(config.prompt))  # type: ignore[arg-type]
+    engine: RolloutEngine = instantiate(config.rollout)(EngineSource.of(loaded.model, source.policy))
+    engine.update_weights(merged_named_tensors(loaded.model), 0)
     return EngineGenerate(
         engine,
         renderer,
@@ -205,7 +205,7 @@ def build_generate(
         context=context,
         batch_size=settings.batch_size,
         sampling=sampling,
-        seed=seed,
+        seed=config.seed,
     )
 
 

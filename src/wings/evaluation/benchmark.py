@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import random
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -238,7 +238,4 @@ def mean_by_category(records: Sequence[Record], metric: str | None = None) -> di
 
 def count_by_category(records: Sequence[Record]) -> dict[str, int]:
     """Number of records in each category."""
-    counts: dict[str, int] = defaultdict(int)
-    for record in records:
-        counts[record.category] += 1
-    return dict(counts)
+    return dict(Counter(record.category for record in records))

@@ -101,17 +101,14 @@ def record_line(record: Record) -> str:
     >>> record_line(Record("a", "b", True))
     '{"id": "a", "category": "b", "passed": true, "metrics": {}, "details": {}}\n'
     """
-    values = {**_shallow(record), "metrics": dict(record.metrics), "details": dict(record.details)}
+    values: dict[str, Any] = {key: getattr(record, key) for key in _FIELDS}
+    values |= {"metrics": dict(record.metrics), "details": dict(record.details)}
     try:
         line = json.dumps(values)
         json.loads(line)
     except RecursionError:
         line = json.dumps({**values, "details": {"omitted": "nested too deep for JSON"}})
     return line + "\n"
-
-
-def _shallow(record: Record) -> dict[str, Any]:
-    return {"id": record.id, "category": record.category, "passed": record.passed}
 
 
 def model_identity(source: ModelSource) -> dict[str, Any]:

@@ -19,17 +19,9 @@ from src.errors import ConfigError
 from src.runs.config_file import save_config
 from src.runs.folder import held, open_run_folder
 from src.runs.summary import command_line, versions
-from src.wings.evaluation.answering import (
-    EngineGenerate,
-    GenerationSettings,
-    build_generate,
-    choose_device,
-    complete_prompt,
-    start_engine,
-)
+from src.wings.evaluation.answering import GenerationSettings, find_model, start_engine
 from src.wings.evaluation.benchmark import Benchmark, EvalReport, Record, Subset, prepared
 from src.wings.evaluation.evaluation_folder import RecordStore, model_identity, open_folder, write_whole
-from src.wings.evaluation.resolving import ModelSource, load_source, resolve_model
 from src.wings.evaluation.score_table import render_report
 
 log = logging.getLogger(__name__)
@@ -51,10 +43,9 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
     folder = Path(config.paths.output_dir if config.resume is None else config.resume)
     L.seed_everything(config.seed, workers=True)
     settings: GenerationSettings = instantiate(config.generation)
-    subset = _subset(config)
-    device = choose_device(config.device)
-    source = resolve_model(config)
-    complete_prompt(config, source)
+    wanted = config.subset
+    subset = None if wanted is None or wanted.size is None else Subset(wanted.size, wanted.get("seed", 0))
+    device, source = find_model(config)
     benchmarks = prepare_benchmarks(config)
     identity = model_identity(source)
     made_of = _fingerprint(config, settings, subset, identity)
@@ -65,17 +56,16 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
         finished = {name: store.read() for name, store in stores.items()}
         save_config(config, folder / "config.yaml")
 
-        loaded = load_source(source)
-        renderer, engine = start_engine(config, source, loaded, device)
-        generate = build_generate(loaded, engine, renderer, settings)
-        max_new_tokens, context = settings.limits(loaded.model)
-
+        generate = start_engine(config, settings, device, source)
         reports: dict[str, EvalReport] = {}
         seconds: dict[str, float] = {}
         try:
             for name, benchmark in benchmarks.items():
-                begun = time.monotonic()
-                reports[name] = run_benchmark(name, benchmark, generate, subset, stores[name], finished[name])
+                begun, store, done = time.monotonic(), stores[name], finished[name]
+                log.info("%s: starting%s.", name, f", {len(done)} samples are finished already" if done else "")
+                report = benchmark.run(generate, subset=subset, finished=done, on_record=_writer(name, store))
+                store.rewrite(report.records)  # in the benchmark's order
+                reports[name] = report
                 seconds[name] = round(time.monotonic() - begun, 1)
         except KeyboardInterrupt:
             again = command_line() if config.resume is not None else command_line(f"resume={folder}")
@@ -85,9 +75,19 @@ def evaluate(config: DictConfig) -> dict[str, EvalReport]:
         model_name = config.model_name or source.name
         tables = render_report(model_name, reports, subset=subset, reference_rows=config.reference_rows)
         content = {
-            "model": {"name": model_name, **_described(source), "identity": identity},
+            "model": {
+                "name": model_name,
+                "kind": source.kind,
+                "checkpoint": source.checkpoint,
+                "policy": asdict(source.policy),
+                "identity": identity,
+            },
             "prompt": OmegaConf.to_container(config.prompt),
-            "generation": {**asdict(settings), "max_new_tokens": max_new_tokens, "context": context},
+            "generation": {
+                **asdict(settings),
+                "max_new_tokens": generate.params.max_new_tokens,
+                "context": generate.context,
+            },
             "device": str(device),
             "seed": config.seed,
             "subset": None if subset is None else asdict(subset),
@@ -130,21 +130,6 @@ def prepare_benchmarks(config: DictConfig) -> dict[str, Benchmark]:
     return {name: benchmark for name, benchmark in chosen.items() if benchmark in ready}
 
 
-def run_benchmark(
-    name: str,
-    benchmark: Benchmark,
-    generate: EngineGenerate,
-    subset: Subset | None,
-    store: RecordStore,
-    finished: list[Record],
-) -> EvalReport:
-    """Answer what is not finished; records go to the store one by one, and in the benchmark's order at the end."""
-    log.info("%s: starting%s.", name, f", {len(finished)} samples are finished already" if finished else "")
-    report = benchmark.run(generate, subset=subset, finished=finished, on_record=_writer(name, store))
-    store.rewrite(report.records)
-    return report
-
-
 def _writer(name: str, store: RecordStore) -> Callable[[Record], None]:
     """Writes records and tells now and then how far it is."""
     count, passed, told = 0, 0, time.monotonic()
@@ -173,13 +158,3 @@ def _fingerprint(
         "engine": config.rollout["_target_"],
         "seed": config.seed,
     }
-
-
-def _described(source: ModelSource) -> dict[str, Any]:
-    checkpoint = None if source.checkpoint is None else str(source.checkpoint)
-    return {"kind": source.kind, "checkpoint": checkpoint, "policy": asdict(source.policy)}
-
-
-def _subset(config: DictConfig) -> Subset | None:
-    wanted = config.subset
-    return None if wanted is None or wanted.size is None else Subset(wanted.size, wanted.get("seed", 0))

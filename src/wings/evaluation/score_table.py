@@ -6,31 +6,21 @@ The rows are those of Tables 1, 2, D.1, D.2 and D.3 (arXiv 2509.21826), in `pape
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import yaml
+
+from src.runs.markdown_table import markdown_table
 from src.wings.evaluation.benchmark import EvalReport, Subset
 
+_FILE = yaml.safe_load(Path(__file__).with_name("paper_tables.yaml").read_text(encoding="utf-8"))
 _ROUNDING = 0.0101
 """Percentage points that rounding to two digits can put between a total and its parts."""
-
-TOTALS: Mapping[str, tuple[str, Mapping[str, float]]] = {
-    "1": (
-        "multi_turn",
-        {f"multi_turn_{part}": 1 for part in ("base", "miss_func", "miss_param", "long_context")},
-    ),
-    "2": ("overall", {"level_1": 399, "level_2": 67, "level_3": 131}),
-    "D.1": ("single_turn", {"non_live_ast": 1150, "live": 1351}),
-    "D.2": ("overall", {"level_1": 399, "level_2": 67, "level_3": 131}),
-}
-"""For each table the score that is a weighted mean of others, and the weights.
-
-The paper does not say how D.1 weighs; all 28 rows follow these numbers of cases with calls. Its "Non-live" is the
-leaderboard's Non-Live AST column, which D.3 calls by its full name (see `src.wings.evaluation.bfcl.scores`).
-"""
-_DAGGER = "† In the paper, this row's overall is not the mean of its parts."
+NOT_ADDING_UP = "† In the paper, this row's overall is not the mean of its parts."
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,62 +44,29 @@ class PaperRow:
         >>> PaperRow("2", "A", {"overall": 50.0, "level_1": 70.0, "level_2": 60.0, "level_3": 50.0}).adds_up
         False
         """
-        if self.table not in TOTALS:
-            return True
-        total, weights = TOTALS[self.table]
-        expected = sum(self.scores[part] * weight for part, weight in weights.items()) / sum(weights.values())
-        return abs(self.scores[total] - expected) < _ROUNDING
+        for total, weights in _FILE["totals"].get(self.table, {}).items():
+            expected = sum(self.scores[part] * weight for part, weight in weights.items()) / sum(weights.values())
+            if abs(self.scores[total] - expected) >= _ROUNDING:
+                return False
+        return True
 
 
 @dataclass(frozen=True, slots=True)
 class TableLayout:
-    """A table of the paper: which scores of which benchmark stand in it, and which categories are behind them."""
+    """A table of the paper: which scores of which benchmark stand in it, and which categories are behind them.
+
+    `paper_tables.yaml` says what its values mean.
+    """
 
     benchmark: str
     title: str
-    tables: tuple[str, ...]
+    tables: Sequence[str]
+    categories: str
     columns: Mapping[str, str]
-    holds: Callable[[str], bool]
     note: str = ""
 
 
-TABLES = (
-    TableLayout(
-        "bfcl",
-        "BFCL multi-turn (Table 1)",
-        ("1", "D.3"),
-        {
-            "Overall": "multi_turn",
-            "Base": "multi_turn_base",
-            "Miss Func": "multi_turn_miss_func",
-            "Miss Param": "multi_turn_miss_param",
-            "Long Context": "multi_turn_long_context",
-        },
-        lambda category: category.startswith("multi_turn"),
-    ),
-    TableLayout(
-        "bfcl",
-        "BFCL single-turn (Table D.1)",
-        ("D.1", "D.3"),
-        {
-            "Overall": "single_turn",
-            "Non-live": "non_live_ast",
-            "Live": "live",
-            "Rel.": "relevance_detection",
-            "Irrel.": "irrelevance_detection",
-        },
-        lambda category: not category.startswith("multi_turn"),
-        "Non-live is the leaderboard's Non-Live AST, without irrelevance; Overall weighs it and Live by 1,150 and "
-        "1,351. The paper's rows follow this.",
-    ),
-    TableLayout(
-        "api_bank",
-        "API-Bank (Table 2)",
-        ("2", "D.2"),
-        {"Overall": "overall", "Level 1": "level_1", "Level 2": "level_2", "Level 3": "level_3"},
-        lambda category: True,
-    ),
-)
+TABLES = tuple(TableLayout(**layout) for layout in _FILE["layouts"])
 
 
 def paper_rows(tables: Collection[str], models: str = "all") -> list[PaperRow]:
@@ -158,7 +115,7 @@ def _paper_table(
     layout: TableLayout, model: str, report: EvalReport, subset: Subset | None, reference_rows: str
 ) -> str | None:
     """One table of the paper; None where the evaluation has no sample of it."""
-    count = sum(layout.holds(record.category) for record in report.records)
+    count = sum(bool(re.match(layout.categories, record.category)) for record in report.records)
     if count == 0:
         return None
     percent = {key: 100 * value for key, value in report.scores.items()}
@@ -171,7 +128,7 @@ def _paper_table(
     if references:
         lines.append("Rows below the first are the paper's.")
     if not all(row.adds_up for row in references):
-        lines.append(_DAGGER)
+        lines.append(NOT_ADDING_UP)
     return "\n\n".join(lines)
 
 
@@ -203,21 +160,3 @@ def row_label(row: PaperRow) -> str:
 
 def _size(count: int, subset: Subset | None) -> str:
     return f"n = {count}" if subset is None else f"n = {count}: a stratified subset, seed {subset.seed}"
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    r"""A Markdown table with padded columns, numbers to the right.
-
-    >>> print(markdown_table(["Model", "Overall"], [["tiny", "50.00%"]]))
-    | Model | Overall |
-    |-------|--------:|
-    | tiny  |  50.00% |
-    """
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    left, *right = widths
-    lines = [
-        " | ".join([row[0].ljust(left), *(cell.rjust(width) for cell, width in zip(row[1:], right, strict=True))])
-        for row in (head, *rows)
-    ]
-    rule = "|".join(["-" * (left + 2), *("-" * (width + 1) + ":" for width in right)])
-    return "\n".join([f"| {lines[0]} |", f"|{rule}|", *(f"| {line} |" for line in lines[1:])])

@@ -7,24 +7,10 @@ from collections.abc import Mapping, Sequence
 from src.runs.metric_names import VAL_EXACT_MATCH
 from src.wings.comparing.run_folders import RunRecord
 from src.wings.evaluation.score_table import TABLES, PaperRow, paper_rows
-from src.wings.reporting.charts import Chart, Panel, Series
+from src.wings.reporting.charts import TEXTS, Chart, Panel, Series
 
-_NO_SCORES = ("seconds",)
 _TOTALS = ("overall", "multi_turn", "single_turn")
-_AXES = {
-    "bfcl": {
-        "non_live_ast": "NLST",
-        "multi_turn_long_context": "MTLC",
-        "multi_turn_base": "MTB",
-        "multi_turn_miss_func": "MTMF",
-        "live": "LST",
-        "multi_turn_miss_param": "MTMP",
-    },
-    "api_bank": {"level_1": "Level 1", "level_2": "Level 2", "level_3": "Level 3"},
-}
-"""Axes of Figure 2; other benchmarks have their categories."""
 _SHOWN_PAPER_ROWS = ("(GRPO)", "(Ours, ResT)")
-_BY_KIND = VAL_EXACT_MATCH
 
 
 def benchmark_names(runs: Sequence[RunRecord]) -> list[str]:
@@ -52,9 +38,9 @@ def benchmark_bars(runs: Sequence[RunRecord]) -> Chart:
         panels += [_by_step(runs, name), _at_the_end(runs, f"{name}: at the end", name, _scores(runs, name))]
     tags = _tags(runs)
     if not panels and tags:
-        panels.append(_at_the_end(runs, "Exact match in validation, by kind of dialogue", _BY_KIND, tags))
-    caption = "A tick across a bar is the score before training; whiskers are one standard error over seeds."
-    return Chart("benchmark_bars", "Scores", caption, tuple(filter(None, panels)), "bars")
+        panels.append(_at_the_end(runs, "Exact match in validation, by kind of dialogue", VAL_EXACT_MATCH, tags))
+    about = TEXTS["benchmark_bars"]
+    return Chart("benchmark_bars", about["title"], about["caption"], tuple(filter(None, panels)), "bars")
 
 
 def benchmark_radar(runs: Sequence[RunRecord]) -> Chart:
@@ -62,21 +48,18 @@ def benchmark_radar(runs: Sequence[RunRecord]) -> Chart:
 
     The paper's rows of the same base models stand beside.
     """
-    panels = []
-    for name in benchmark_names(runs):
+    about, panels, names = TEXTS["benchmark_radar"], [], benchmark_names(runs)
+    for name in names:
         scores = _scores(runs, name)
-        known = {key: label for key, label in _AXES.get(name, {}).items() if key in scores}
+        known = {key: label for key, label in about["axes"].get(name, {}).items() if key in scores}
         axes = known or {score: _label(score) for score in scores if score not in _TOTALS}
         panels.append(_radar(runs, name, name, axes, _paper_series(runs, name, list(axes))))
     if not panels:
-        panels.append(_radar(runs, "Exact match in validation", _BY_KIND, {tag: _label(tag) for tag in _tags(runs)}))
-    caption = (
-        "As the paper's Figure 2: final scores, each spoke from 0 in the middle. NLST: non-live single turn, LST: live "
-        "single turn, MTB: multi-turn base, MTMF: missing functions, MTMP: missing parameters, MTLC: long context."
-        if any(name in _AXES for name in benchmark_names(runs))
-        else "In the manner of the paper's Figure 2: final scores, each spoke from 0 in the middle."
-    )
-    return Chart("benchmark_radar", "Scores by part", caption, tuple(filter(None, panels)), "radar")
+        panels.append(
+            _radar(runs, "Exact match in validation", VAL_EXACT_MATCH, {tag: _label(tag) for tag in _tags(runs)})
+        )
+    caption = about["caption" if about["axes"].keys() & names else "other_caption"]
+    return Chart("benchmark_radar", about["title"], caption, tuple(filter(None, panels)), "radar")
 
 
 def base_model(run: RunRecord) -> str:
@@ -105,8 +88,8 @@ def same_model(row: PaperRow, model: str) -> bool:
 def _scores(runs: Sequence[RunRecord], benchmark: str) -> list[str]:
     """A benchmark's scores, its table's columns where the paper has one; totals first."""
     keys = {key for run in runs for scores in (*run.benchmarks.values(), run.final) for key in scores}
-    found = sorted(key.split("/", 1)[1] for key in keys if key.startswith(f"{benchmark}/"))
-    found = [score for score in found if score not in _NO_SCORES]
+    own = {key.split("/", 1)[1] for key in keys if key.startswith(f"{benchmark}/")}
+    found = sorted(own - {"seconds"})
     columns = [score for table in TABLES if table.benchmark == benchmark for score in table.columns.values()]
     kept = [score for score in dict.fromkeys(columns) if score in found] or found
     return sorted(kept, key=lambda score: _TOTALS.index(score) if score in _TOTALS else len(_TOTALS))
@@ -114,7 +97,7 @@ def _scores(runs: Sequence[RunRecord], benchmark: str) -> list[str]:
 
 def _tags(runs: Sequence[RunRecord]) -> list[str]:
     """Kinds of dialogues in validation."""
-    prefix = f"{_BY_KIND}/"
+    prefix = f"{VAL_EXACT_MATCH}/"
     return sorted({key.removeprefix(prefix) for run in runs for key in run.final if key.startswith(prefix)})
 
 

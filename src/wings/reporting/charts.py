@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+import yaml
+
 from src.protocol.types import Region
-from src.runs.metric_names import (
-    CORRECTNESS,
-    ENTROPY,
-    EXACT_MATCH,
-    NLL,
-    RESPONSE_TOKENS,
-    REWARD,
-    UNSEEN_EXACT_MATCH,
-    VAL_EXACT_MATCH,
-)
+from src.runs.metric_names import ENTROPY, RESPONSE_TOKENS
 from src.wings.comparing.comparison import ComparisonSettings, complete_curve, trailing_mean
 from src.wings.comparing.run_folders import RunRecord, methods
 
@@ -84,77 +78,32 @@ class Chart:
     colours: Literal["method", "region"] = "method"
 
 
-_LEARNING = (
-    (REWARD, "Reward", "mean of the rollouts"),
-    (EXACT_MATCH, "Exact match of rollouts", "share"),
-    (VAL_EXACT_MATCH, "Exact match in validation", "share"),
-    (ENTROPY, "Policy entropy", "nats a token"),
-    (RESPONSE_TOKENS, "Response length", "tokens"),
-    ("reward/format", "Format", "component"),
-    ("reward/name", "Tool names", "component"),
-    ("reward/parameter_names", "Parameter names", "component"),
-    ("reward/parameter_values", "Parameter values", "component"),
-    (CORRECTNESS, "Correctness", "component"),
-    (UNSEEN_EXACT_MATCH, "Exact match on unseen tools", "share"),
-    (NLL, "Negative log-likelihood", "nats a token"),
-)
+TEXTS = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 _FEWEST_TOKENS = 0.001
 """Share of a region in all tokens of a run, for it to be drawn: the means over fewer are noise."""
-_UPDATES = (
-    ("group/zero_variance", "Groups with equal rewards", "share"),
-    ("group/reward_std", "Spread of rewards in a group", "std. dev."),
-    ("response/truncated", "Cut completions", "share"),
-    ("train/grad_norm", "Gradient norm", "before clipping"),
-    ("train/approx_kl", "KL of an update", "nats a token"),
-    ("train/clip_fraction_high", "Clipped above", "share of tokens"),
-    ("train/sampler_gap", "Sampler against trainer", "nats"),
-    ("time/rollout", "Time of rollouts", "seconds a step"),
-    ("time/update", "Time of updates", "seconds a step"),
-)
 
 
-def learning_curves(runs: Sequence[RunRecord]) -> Chart:
-    """Reward and its components, exact match, policy entropy and response length over rollout steps (Figure F.1)."""
-    caption = (
-        "As the paper's Figure F.1, with the components of the reward. A number at step s comes from the weights after "
-        "s rollout steps. A schedule moves the scale of the reward, not of its components or of exact match."
-    )
-    return Chart("learning_curves", "Learning curves", caption, _panels(runs, _LEARNING))
+def curves(key: str, runs: Sequence[RunRecord]) -> Chart:
+    """A chart of `charts.yaml`: metrics over rollout steps, a line a run.
 
-
-def updates(runs: Sequence[RunRecord]) -> Chart:
-    """Signs of how well the updates do: spread in groups, gradient, clipping, the sampler's agreement, time."""
-    caption = (
-        "Groups whose completions all earn the same teach nothing. The sampler's log-probabilities should be the "
-        "trainer's."
-    )
-    return Chart("updates", "Updates", caption, _panels(runs, _UPDATES))
-
-
-def region_entropy(runs: Sequence[RunRecord]) -> Chart:
-    """Entropy of the policy at the tokens of each region over rollout steps (Figure D.1, through training)."""
-    caption = "Mean entropy of the policy at a region's tokens, never scaled by weights: Figure D.1, followed in time."
-    return _regions("region_entropy", "Entropy by region", caption, runs, {"entropy": ("Entropy", "nats a token")})
-
-
-def region_weights(runs: Sequence[RunRecord]) -> Chart:
-    """The curriculum's factors (Eq. 16-17) and the mean weight of tokens (Eq. 18) of each region over rollout steps."""
-    caption = (
-        "The factor is what the curriculum sets (Eq. 16-17); a token's weight is its region's factor over the mean "
-        "factor of its response (Eq. 18)."
-    )
-    quantities = {"curriculum": ("Factor", "before normalisation"), "token_weight": ("Token weight", "mean")}
-    return _regions("region_weights", "Region weights", caption, runs, quantities)
-
-
-def gradient_share(runs: Sequence[RunRecord]) -> Chart:
-    """Share of each region in the gradient's size, and in the sampled tokens, over rollout steps."""
-    caption = (
-        "Share in the sum of |A| w / T, the size of what tokens contribute to the loss (Eq. 19); beside it the share "
-        "in the sampled tokens."
-    )
-    quantities = {"gradient_share": ("Gradient", "share"), "token_share": ("Tokens", "share")}
-    return _regions("gradient_share", "Where the gradient goes", caption, runs, quantities)
+    For regions, one panel a quantity with regions as groups for one method; for several methods, one a quantity and
+    region.
+    """
+    about = TEXTS[key]
+    if "panels" in about:
+        found = [Panel(title, unit, _series(runs, metric)) for metric, title, unit in about["panels"]]
+        return Chart(key, about["title"], about["caption"], tuple(panel for panel in found if panel.series))
+    labels = [region.label for region in Region if _appears(runs, region)]
+    panels = []
+    alone = len(methods(runs)) == 1
+    for prefix, name, unit in about["regions"]:
+        by_region = {label: _series(runs, f"{prefix}/{label}", label if alone else None) for label in labels}
+        if alone:
+            panels.append(Panel(name, unit, tuple(series for found in by_region.values() for series in found)))
+        else:
+            panels += [Panel(f"{name}: {label.replace('_', ' ')}", unit, found) for label, found in by_region.items()]
+    shown = tuple(panel for panel in panels if panel.series)
+    return Chart(key, about["title"], about["caption"], shown, colours="region" if alone else "method")
 
 
 def events(runs: Sequence[RunRecord]) -> Chart:
@@ -177,33 +126,10 @@ def events(runs: Sequence[RunRecord]) -> Chart:
     return Chart("events", "Alarms and faults", "An alarm is told the first time that it holds.", panels, "events")
 
 
-def _panels(runs: Sequence[RunRecord], metrics: Sequence[tuple[str, str, str]]) -> tuple[Panel, ...]:
-    found = ((title, unit, _series(runs, key)) for key, title, unit in metrics)
-    return tuple(Panel(title, unit, series) for title, unit, series in found if series)
-
-
 def _series(runs: Sequence[RunRecord], key: str, group: str | None = None) -> tuple[Series, ...]:
     """One for each run that has the metric; its group is the method unless given."""
     curves = ((run, *run.curve(key)) for run in runs)
     return tuple(Series(run.name, group or run.method, x, y) for run, x, y in curves if x)
-
-
-def _regions(
-    key: str, title: str, caption: str, runs: Sequence[RunRecord], quantities: dict[str, tuple[str, str]]
-) -> Chart:
-    """One panel a quantity with regions as groups for one method; for several, one a quantity and region."""
-    labels = [region.label for region in Region if _appears(runs, region)]
-    panels = []
-    alone = len(methods(runs)) == 1
-    for prefix, (name, unit) in quantities.items():
-        by_region = {label: _series(runs, f"{prefix}/{label}", label if alone else None) for label in labels}
-        if alone and (together := tuple(series for found in by_region.values() for series in found)):
-            panels.append(Panel(name, unit, together))
-        elif not alone:
-            panels += [
-                Panel(f"{name}: {label.replace('_', ' ')}", unit, found) for label, found in by_region.items() if found
-            ]
-    return Chart(key, title, caption, tuple(panels), colours="region" if alone else "method")
 
 
 def _appears(runs: Sequence[RunRecord], region: Region) -> bool:
@@ -212,26 +138,22 @@ def _appears(runs: Sequence[RunRecord], region: Region) -> bool:
     return not any(shares) or any(sum(found) > _FEWEST_TOKENS * len(found) for found in shares)
 
 
-_CURVES = (
-    (ENTROPY, "policy entropy", "nats a token"),
-    (RESPONSE_TOKENS, "response length", "tokens"),
-)
-
-
 def comparison_curves(runs: Sequence[RunRecord], settings: ComparisonSettings) -> Chart:
     """Training metric (trailing mean), entropy and response length after each rollout step, one line a method.
 
     Raises:
         ComparisonError: a run has a step without one of the metrics.
     """
-    panels = []
-    for key, title, unit in ((settings.training_metric, "", ""), *_CURVES):
-        window = 1 if title else settings.window
-        series = tuple(
-            Series(run.name, run.method, tuple(range(window, len(run.steps) + 1)), tuple(values))
-            for run in runs
-            for values in [trailing_mean(complete_curve(run, key), window)]
-        )
-        title, bar = (title, None) if title else (f"{key}, trailing mean of {window}", settings.bar)
-        panels.append(Panel(title, unit, series, bar=bar))
+    metric, window = settings.training_metric, settings.window
+    panels = [
+        Panel(f"{metric}, trailing mean of {window}", "", _complete(runs, metric, window), bar=settings.bar),
+        Panel("policy entropy", "nats a token", _complete(runs, ENTROPY, 1)),
+        Panel("response length", "tokens", _complete(runs, RESPONSE_TOKENS, 1)),
+    ]
     return Chart("curves", "Learning curves", "", tuple(panels))
+
+
+def _complete(runs: Sequence[RunRecord], metric: str, window: int) -> tuple[Series, ...]:
+    """The trailing means of a metric that every step has."""
+    curves = ((run, trailing_mean(complete_curve(run, metric), window)) for run in runs)
+    return tuple(Series(run.name, run.method, tuple(range(window, len(run.steps) + 1)), tuple(y)) for run, y in curves)

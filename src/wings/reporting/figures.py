@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -29,13 +30,13 @@ from src.wings.reporting.charts import Chart, Panel
 from src.wings.reporting.panel_drawing import DRAWN, INK, MUTED, Styles
 
 CHARTS: Mapping[str, Callable[[Sequence[RunRecord]], Chart]] = {
-    "learning_curves": charts.learning_curves,
-    "region_entropy": charts.region_entropy,
-    "region_weights": charts.region_weights,
-    "gradient_share": charts.gradient_share,
+    **{
+        key: partial(charts.curves, key)
+        for key in ("learning_curves", "region_entropy", "region_weights", "gradient_share")
+    },
     "benchmark_bars": benchmark_charts.benchmark_bars,
     "benchmark_radar": benchmark_charts.benchmark_radar,
-    "updates": charts.updates,
+    "updates": partial(charts.curves, "updates"),
     "events": charts.events,
 }
 """Every chart of a report by its key, in the report's order."""

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from src.wings.comparing.comparison import estimate
 from src.wings.reporting.charts import Chart, Panel, Series
-from src.wings.reporting.palette import METHODS, PAGE, method_style, region_style
+from src.wings.reporting.palette import METHODS, PAGE, REGIONS, method_style
 
 INK, MUTED, RULE = (PAGE[name].light for name in ("ink", "muted", "rule"))
 _MARKERS = "osD^vP*X"
@@ -36,7 +36,7 @@ class Styles:
     def __call__(self, group: str) -> tuple[str, Any]:
         """(colour, line style)."""
         if self._chart.colours == "region":
-            return region_style(group).light, "-"
+            return REGIONS[group].light, "-"
         if group in self._order:
             tone, dashes = method_style(self._order.index(group))
             return tone.light, (0, dashes) if dashes else "-"
@@ -96,9 +96,13 @@ def _lines(axes: Axes, panel: Panel, styles: Styles) -> None:
     if panel.bar is not None:
         axes.axhline(panel.bar, color=MUTED, linewidth=0.8, linestyle=":")
     axes.set_ylabel(panel.unit, fontsize=8, color=MUTED)
-    axes.set_xlabel("rollout step", fontsize=8, color=MUTED)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(4))
+    _over_rollout_steps(axes, 5)
+
+
+def _over_rollout_steps(axes: Axes, ticks: int) -> None:
+    axes.set_xlabel("rollout step", fontsize=8, color=MUTED)
+    axes.xaxis.set_major_locator(MaxNLocator(ticks, integer=True))
     axes.grid(color=RULE, linewidth=0.5)
     axes.spines[:].set_visible(False)
 
@@ -168,10 +172,7 @@ def _events(axes: Axes, panel: Panel, styles: Styles) -> None:
     axes.set_yticks(range(len(panel.categories)), panel.categories)
     axes.set_ylim(len(panel.categories) - 0.5, -0.5)
     axes.set_xlim(0, max(panel.last, 1))
-    axes.set_xlabel("rollout step", fontsize=8, color=MUTED)
-    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    axes.grid(color=RULE, linewidth=0.5)
-    axes.spines[:].set_visible(False)
+    _over_rollout_steps(axes, 8)
 
 
 DRAWN: Mapping[str, Callable[[Axes, Panel, Styles], None]] = {

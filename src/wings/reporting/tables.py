@@ -10,7 +10,7 @@ from src.runs.metric_names import UNSEEN_EXACT_MATCH, VAL_CORRECTNESS, VAL_EXACT
 from src.wings.comparing.budgets import check_budgets
 from src.wings.comparing.comparison import estimate, paired_difference
 from src.wings.comparing.run_folders import ComparisonError, RunRecord, methods
-from src.wings.evaluation.score_table import TABLES, TableLayout, paper_rows, row_label
+from src.wings.evaluation.score_table import NOT_ADDING_UP, TABLES, TableLayout, paper_rows, row_label
 from src.wings.reporting.benchmark_charts import base_model, benchmark_names, main_score, same_model
 from src.wings.reporting.shown_settings import (
     HIDDEN_SECTIONS,
@@ -270,7 +270,7 @@ def _paper_table(layout: TableLayout, runs: Sequence[RunRecord], reference_rows:
         (near if any(same_model(paper, model) for model in models) else far).append(cells)
     notes = [layout.note, "Rows below ours are the paper's." if near or far else ""]
     if any("†" in cells[0].text for cells in (*near, *far)):
-        notes.append("† In the paper, this row's overall is not the mean of its parts.")
+        notes.append(NOT_ADDING_UP)
     return Table(
         f"paper-{layout.tables[0].lower().replace('.', '-')}",
         layout.title,

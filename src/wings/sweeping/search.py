@@ -14,7 +14,7 @@ from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.pruners import BasePruner, NopPruner
+from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 
 from src.config.checks import check_nodes
@@ -39,7 +39,7 @@ class SweepSettings:
 
     Attributes:
         sampler: makes Optuna's sampler of a seed.
-        pruner: says from the values on the way whether a trial ends early.
+        pruner: says from the values on the way whether a trial ends early; None: never.
         n_trials: finished or pruned trials of the whole sweep, over all its starts.
         parallel: trials at once.
         watched: metric of rollout steps by which trials are compared on the way; the last validation decides.
@@ -67,10 +67,6 @@ class SweepSettings:
             ("max_failures", self.max_failures >= 0, "at least 0"),
         )
         check_fields(SECTION, self, rules)
-
-    def pruning(self) -> BasePruner:
-        """The pruner; one that never prunes for null."""
-        return NopPruner() if self.pruner is None else self.pruner
 
 
 def read_settings(sweeper: DictConfig) -> SweepSettings:

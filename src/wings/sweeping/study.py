@@ -10,6 +10,7 @@ from typing import Any
 
 import optuna
 from optuna.distributions import BaseDistribution
+from optuna.pruners import NopPruner
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from src.errors import ConfigError
@@ -41,7 +42,7 @@ def open_study(folder: Path, settings: SweepSettings, made_of: Mapping[str, Any]
         storage=storage,
         study_name="sweep",
         direction="maximize",
-        pruner=settings.pruning(),
+        pruner=settings.pruner or NopPruner(),
         load_if_exists=True,
     )
     study.sampler = settings.sampler(seed=settings.seed + len(study.trials))  # a second start draws other parameters

@@ -24,12 +24,10 @@ from src.runs.line_file import write_whole
 from src.runs.summary import command_line
 from src.wings.memory.plan import show_plan
 from src.wings.memory.preflight import plan_memory
-from src.wings.sweeping.scheduler import SweepError, TrialScheduler
+from src.wings.sweeping.scheduler import TrialScheduler
 from src.wings.sweeping.search import FREE, SECTION, Space, defaults, read_settings, read_space
 from src.wings.sweeping.study import finished, open_study, take_up
 from src.wings.sweeping.trial_run import Launch, cancel_jobs
-
-__all__ = ["SweepError", "sweep"]
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ import optuna
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from optuna.distributions import BaseDistribution, FloatDistribution, IntDistribution
 from optuna.importance import PedAnovaImportanceEvaluator
 from optuna.trial import FrozenTrial, TrialState
 
@@ -143,7 +142,7 @@ def _scatter(axis: Axes, trials: Sequence[FrozenTrial], key: str) -> None:
         values = [0.0 if label == "pruned" else _value(trial) for trial in marked]
         parameters = [trial.params[key] for trial in marked]
         axis.plot(parameters, values, marker, color=colour, alpha=0.8, label=label, **where)
-    if _is_log(trials[0].distributions[key]):
+    if getattr(trials[0].distributions[key], "log", False):
         axis.set_xscale("log")
     axis.margins(y=0.1)
     axis.grid(alpha=0.25)
@@ -228,7 +227,3 @@ def shown(value: Any) -> str:
     ('0.0123', '3', 'cosine')
     """
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _is_log(distribution: BaseDistribution) -> bool:
-    return isinstance(distribution, FloatDistribution | IntDistribution) and distribution.log

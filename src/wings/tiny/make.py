@@ -34,21 +34,17 @@ from src.wings.exporting.folder import export
 
 log = logging.getLogger(__name__)
 
-FOLDER = Path(__file__).parents[2] / "models/tiny"
-"""Where the tiny policy lives in the project."""
-
-LONG_FOLDER = Path(__file__).parents[2] / "models/tiny_long"
-"""Where the tiny policy with long reasoning lives."""
+_MODELS = Path(__file__).parents[2] / "models"
+FOLDERS: dict[Reasoning, Path] = {"brief": _MODELS / "tiny", "long": _MODELS / "tiny_long"}
+"""Where the tiny policies live in the project."""
 
 _POSITIONS: dict[Reasoning, int] = {"brief": 1024, "long": 4096}
 """An eighth of them is what an evaluation lets an answer take (`evaluation.answering`); both policies were trained
 on less than 600."""
 
-EXPERT_FOLDER = Path(__file__).parents[3] / "logs" / "tiny_policy" / "expert"
-"""Where the result of the first stage goes, to try other second stages from."""
-
-LONG_EXPERT_FOLDER = EXPERT_FOLDER.with_name("expert_long")
-"""The same with long reasoning."""
+_EXPERTS = Path(__file__).parents[3] / "logs" / "tiny_policy"
+_EXPERT_FOLDERS: dict[Reasoning, Path] = {"brief": _EXPERTS / "expert", "long": _EXPERTS / "expert_long"}
+"""Where the results of the first stage go, to try other second stages from."""
 
 _TAGS = [f"<{slash}{tag}>" for tag in ("think", "tool_call", "response", "user", "obs") for slash in ("", "/")]
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -141,8 +137,8 @@ def main() -> None:
     parser.add_argument("--start", type=Path, help="start the first stage from this folder's weights and tokenizer")
     parser.add_argument("--expert", type=Path, help="start from this folder instead of the expert's demonstrations")
     args = parser.parse_args()
-    folder = args.folder or {"brief": FOLDER, "long": LONG_FOLDER}[args.reasoning]
-    expert_folder = args.expert_folder or {"brief": EXPERT_FOLDER, "long": LONG_EXPERT_FOLDER}[args.reasoning]
+    folder = args.folder or FOLDERS[args.reasoning]
+    expert_folder = args.expert_folder or _EXPERT_FOLDERS[args.reasoning]
     given = args.expert or args.start
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     started = time.monotonic()

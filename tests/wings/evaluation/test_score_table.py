@@ -111,6 +111,6 @@ def test_another_benchmark_has_a_plain_table():
     report = EvalReport("toy", {"overall": 1 / 3}, {}, (Record("0", "a", True),))
     assert rows(render_report("mine", {"toy": report}).splitlines()) == {
         "Score": ["Value", "n"],
-        "---------": ["-------:", "--:"],
+        ":--------": ["--------:", "----:"],
         "overall": ["33.33%", ""],
     }

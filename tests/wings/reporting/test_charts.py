@@ -14,7 +14,7 @@ def record(method: str = "rest", seed: int = 1, lift: float = 0.0, **more: objec
 
 def test_learning_curves_have_a_panel_for_each_metric_that_a_run_has() -> None:
     unlike = RunRecord("sft-1", "sft", 1, {0: {"train/nll": 1.5, "train/entropy": 0.5}})
-    chart = charts.learning_curves([record(), unlike])
+    chart = charts.curves("learning_curves", [record(), unlike])
     panels = {panel.title: panel for panel in chart.panels}
     assert list(panels)[:3] == ["Reward", "Exact match of rollouts", "Policy entropy"]
     assert panels["Exact match of rollouts"].series == (
@@ -25,10 +25,10 @@ def test_learning_curves_have_a_panel_for_each_metric_that_a_run_has() -> None:
 
 
 def test_regions_share_a_panel_for_one_method_and_have_their_own_for_several() -> None:
-    alone = charts.gradient_share([record(seed=1), record(seed=2)])
+    alone = charts.curves("gradient_share", [record(seed=1), record(seed=2)])
     assert (alone.colours, [panel.title for panel in alone.panels]) == ("region", ["Gradient", "Tokens"])
     assert [series.group for series in alone.panels[0].series] == [r for r in REGIONS[:4] for _ in range(2)]
-    several = charts.gradient_share([record("rest"), record("grpo")])
+    several = charts.curves("gradient_share", [record("rest"), record("grpo")])
     titles = [panel.title for panel in several.panels]
     assert several.colours == "method" and titles[:2] == ["Gradient: format", "Gradient: tool name"]
     assert not any("response" in title for title in titles)  # no run has a token of it

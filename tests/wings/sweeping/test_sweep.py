@@ -18,8 +18,9 @@ from src.errors import ConfigError
 from src.runs.folder import held
 from src.runs.line_file import write_whole
 from src.wings.sweeping import sweep as module
+from src.wings.sweeping.scheduler import SweepError
 from src.wings.sweeping.study import DEFAULT, FOLDER, STUDY, ask
-from src.wings.sweeping.sweep import SweepError, sweep
+from src.wings.sweeping.sweep import sweep
 from src.wings.sweeping.trial_run import CONSOLE
 from tests.conftest import ROOT
 

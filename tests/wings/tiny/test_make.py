@@ -14,20 +14,20 @@ from src.rewards.tool_call import ToolCallReward
 from src.rollout.collect import Collector
 from src.rollout.engine import SamplingParams
 from src.rollout.native.engine import NativeEngine
-from src.wings.tiny.make import FOLDER, LONG_FOLDER, build_tokenizer
+from src.wings.tiny.make import FOLDERS, build_tokenizer
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    return load_policy(PolicyConfig(path=FOLDER, dtype="float32"))
+    return load_policy(PolicyConfig(path=FOLDERS["brief"], dtype="float32"))
 
 
 @pytest.fixture(scope="module")
 def long():
-    return load_policy(PolicyConfig(path=LONG_FOLDER, dtype="float32"))
+    return load_policy(PolicyConfig(path=FOLDERS["long"], dtype="float32"))
 
 
-@pytest.mark.parametrize("folder", [FOLDER, LONG_FOLDER], ids=["brief", "long"])
+@pytest.mark.parametrize("folder", [FOLDERS["brief"], FOLDERS["long"]], ids=["brief", "long"])
 def test_it_is_small(folder):
     assert (folder / "model.safetensors").stat().st_size <= 4_000_000
     assert json.loads((folder / "config.json").read_text())["model_type"] == "qwen3"
@@ -36,7 +36,7 @@ def test_it_is_small(folder):
 def test_both_have_one_tokenizer():
     """So that token counts compare, and a run of one can go on from the other."""
     for name in ("tokenizer.json", "chat_template.jinja"):
-        assert (LONG_FOLDER / name).read_bytes() == (FOLDER / name).read_bytes()
+        assert (FOLDERS["long"] / name).read_bytes() == (FOLDERS["brief"] / name).read_bytes()
 
 
 def test_its_tokenizer_is_the_one_that_the_script_builds(loaded):

@@ -37,10 +37,8 @@ def printable(text: str, line_break: str = "↵") -> str:
     >>> printable("a\x1b[2J\nb\u202e")
     'a\\x1b[2J↵b\\u202e'
     """
-    return "".join(
-        character if character.isprintable() else line_break if character == "\n" else _escaped(character)
-        for character in text
-    )
+    escaped = (c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode("ascii") for c in text)
+    return "".join(escaped).replace("\n", line_break)
 
 
 def show_group(console: Console, group: LoggedGroup, *, numbers: str | None = None, prompt: bool = False) -> None:
@@ -161,7 +159,3 @@ def _call_table(pair: CallPair) -> Table:
         cells = (_MARKS[found], name, "none" if predicted is None else predicted, "none" if gold is None else gold)
         table.add_row(*(Text(printable(cell)) for cell in cells), style="" if found is State.SAME else _BAD)
     return table
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")

@@ -56,7 +56,8 @@ class TrialSweeper(Sweeper):
             SystemExit: status 130, after an interrupt.
         """
         from src.errors import ConfigError
-        from src.wings.sweeping.sweep import SweepError, sweep
+        from src.wings.sweeping.scheduler import SweepError
+        from src.wings.sweeping.sweep import sweep
 
         assert self.config is not None and self.hydra_context is not None
         try:
