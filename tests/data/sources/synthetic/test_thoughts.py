@@ -12,7 +12,7 @@ from src.data.sources.synthetic.domains import WORDINGS
 from src.data.sources.synthetic.source import Habits, SyntheticSource
 from src.data.sources.synthetic.thoughts import long_thought, spin
 from src.protocol.dialogue import Dialogue, Message, ToolCall, ToolSpec, TurnExample
-from src.wings.tiny.make import FOLDER
+from src.wings.tiny.make import FOLDERS
 
 SIZE = 500
 
@@ -29,7 +29,7 @@ def imperfect():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return AutoTokenizer.from_pretrained(FOLDER)
+    return AutoTokenizer.from_pretrained(FOLDERS["brief"])
 
 
 @pytest.mark.parametrize("habits", [None, Habits()], ids=["expert", "imperfect"])
