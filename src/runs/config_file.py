@@ -36,16 +36,20 @@ def save_config(config: DictConfig, file: Path) -> None:
     OmegaConf.save(OmegaConf.create(_mapped(plain, without_home)), file)
 
 
-def load_config(file: Path) -> DictConfig | ListConfig:
-    """Read such a config; `~` is this user's home folder, and names that have changed are today's (see `old_names`).
+def load_config(file: Path, *, expand: bool = True) -> DictConfig | ListConfig:
+    """Read such a config, of this version or an older one, with today's names.
+
+    Args:
+        file: YAML.
+        expand: `~` becomes this user's home folder; otherwise it stays, so that the config can be shown.
 
     Raises:
         OSError, ValueError, OmegaConfBaseException: see `OmegaConf.load`.
     """
-    loaded = OmegaConf.load(file)
-    expanded = OmegaConf.create(with_new_names(_mapped(OmegaConf.to_container(loaded), _with_home)))
-    assert isinstance(expanded, DictConfig | ListConfig)
-    return expanded
+    plain = with_new_names(OmegaConf.to_container(OmegaConf.load(file)))
+    loaded = OmegaConf.create(_mapped(plain, _with_home) if expand else plain)
+    assert isinstance(loaded, DictConfig | ListConfig)
+    return loaded
 
 
 class HideHome(logging.Filter):

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from src.runs.config_file import load_config
 from src.runs.line_file import LineError, read_lines
 
 log = logging.getLogger(__name__)
@@ -325,7 +326,7 @@ def flat_settings(config: DictConfig) -> dict[str, object]:
 
 def _read_config(path: Path) -> DictConfig:
     try:
-        config = OmegaConf.load(path)
+        config = load_config(path, expand=False)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise ComparisonError(f"{path}: expected a run's config as YAML, found: {error}") from error
     if not isinstance(config, DictConfig):

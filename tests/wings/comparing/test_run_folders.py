@@ -98,3 +98,12 @@ def test_what_can_not_be_read_is_named(tmp_path: Path) -> None:
     (folder / "metrics.jsonl").unlink()
     with pytest.raises(ComparisonError, match=r"expected a run with config\.yaml and metrics\.jsonl .*found none in"):
         read_runs([tmp_path])
+
+
+def test_an_older_runs_settings_have_todays_names(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, "rest", 1)
+    config = folder / "config.yaml"
+    config.write_text(config.read_text() + "\nrollout: {_target_: src.rollout.native.native_engine, weights: ~/w}\n")
+    settings = read_run(folder).settings
+    assert settings["rollout._target_"] == "src.rollout.native.engine.native_engine"
+    assert settings["rollout.weights"] == "~/w"  # shown as it was written, without anybody's home folder
