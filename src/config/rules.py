@@ -156,7 +156,7 @@ def _devices(config: DictConfig) -> None:
 def _engine(config: DictConfig) -> None:
     """What vLLM does not take, or would cut short."""
     rollout, name = config.rollout, str(config.rollout.get("_target_", "")).rpartition(".")[2]
-    if name not in ("vllm_engine", "vllm_server_engine"):
+    if name not in ("vllm_engine", "VllmServerEngine"):
         return
     if config.updates.old_logprobs == "sampler":
         raise ConfigError(
@@ -177,7 +177,7 @@ def _engine(config: DictConfig) -> None:
         check_request([], params, [], logprobs_mode=rollout.logprobs_mode, max_model_len=limit or longest)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if name == "vllm_server_engine":
+    if name == "VllmServerEngine":
         if not str(rollout.url).startswith(("http://", "https://")):
             raise ConfigError(f"rollout.url: expected http://HOST:PORT, found '{rollout.url}'.")
         return

@@ -39,18 +39,9 @@ class SplittingEngine:
 
     def __init__(self, engine: RolloutEngine) -> None:
         self.engine = engine
+        self.copies_weights, self.ranks_per_engine = engine.copies_weights, engine.ranks_per_engine
         self.max_completions: int | None = None
         self.fault: RuntimeError | OSError | None = None
-
-    @property
-    def copies_weights(self) -> bool:
-        """The engine's."""
-        return self.engine.copies_weights
-
-    @property
-    def ranks_per_engine(self) -> int:
-        """The engine's."""
-        return self.engine.ranks_per_engine
 
     @property
     def weights_version(self) -> int:

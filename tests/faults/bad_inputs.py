@@ -34,7 +34,7 @@ from src.data.sources.xlam import XlamSource
 from src.models.checkpoints.resume_from import resume_from
 from src.models.loading.loading import PolicyConfig, load_policy
 from src.rollout.engine import EngineSource, SamplingParams
-from src.rollout.vllm.server import vllm_server_engine
+from src.rollout.vllm.server import VllmServerEngine
 from src.runs import folder as run_folder
 from src.runs.folder import open_run_folder
 from src.runs.launching import check_launch
@@ -294,7 +294,7 @@ def wandb(**environment: str) -> Builder:
 def _dead_vllm(place: Place) -> None:
     model = load_policy(PolicyConfig(path=place.policy, dtype="float32")).policy.model
     url = f"http://127.0.0.1:{_closed_port()}"
-    engine = vllm_server_engine(
+    engine = VllmServerEngine(
         EngineSource(model, str(place.policy)), url=url, weights_dir=place.folder / "weights", timeout_s=0.3
     )
     engine.update_weights(model.named_parameters(), 0)

@@ -54,6 +54,7 @@ src.rollout.engine.SamplingParams
 src.rollout.native.native_engine
 src.rollout.vllm.vllm_engine
 src.rollout.vllm_server.vllm_server_engine
+src.rollout.vllm.server.vllm_server_engine
 src.data.sources.synthetic.Habits
 """.split()
 """Those of the configs before the rooms were laid anew, and a class that an override could name."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from src.models.loading.lora import merged_named_tensors
 from src.rollout.engine import EngineSource, SamplingParams
-from src.rollout.vllm.server import ServerError, ServerLostError, VllmServerEngine, vllm_server_engine
+from src.rollout.vllm.server import ServerError, ServerLostError, VllmServerEngine
 from tests.vllm.scoring import gap, ids, load, nudge, parted, prompts
 from tests.vllm.server import VllmServer
 
@@ -40,7 +40,7 @@ def server(random_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Ite
 def connect(server: VllmServer, model: PreTrainedModel, folder: Path, **settings: Any) -> VllmServerEngine:
     source = EngineSource(model, str(folder / "model"), settings.pop("dtype", torch.float32))
     settings = {"timeout_s": 900, "shard_gib": 1e-4} | settings
-    return vllm_server_engine(source, url=server.url, weights_dir=folder / "weights", **settings)
+    return VllmServerEngine(source, url=server.url, weights_dir=folder / "weights", **settings)
 
 
 def test_log_probabilities_are_the_trainers_after_every_update(

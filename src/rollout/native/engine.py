@@ -86,10 +86,10 @@ class NativeEngine:
                 raise ValueError(f"rollout.{name}: expected at least 1, found {value}.")
         self._source = model
         self._model: PreTrainedModel | None = None
-        self._owns_model = owns_model
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
-        self._weights_version = -1 if owns_model else 0
+        self.copies_weights, self.ranks_per_engine = owns_model, 1
+        self.weights_version = -1 if owns_model else 0
         self.watch: Callable[[Tensor], None] | None = None
 
     @property
@@ -100,21 +100,6 @@ class NativeEngine:
             given = self._source if isinstance(self._source, nn.Module) else self._source()
             self._model = cast(PreTrainedModel, given)
         return self._model
-
-    @property
-    def copies_weights(self) -> bool:
-        """Whether the model is a copy of the one that is trained."""
-        return self._owns_model
-
-    @property
-    def ranks_per_engine(self) -> int:
-        """Always 1."""
-        return 1
-
-    @property
-    def weights_version(self) -> int:
-        """Version given with the last `update_weights`; before the first 0, or -1 for a copy, which has no weights."""
-        return self._weights_version
 
     def generate(
         self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
@@ -164,9 +149,9 @@ class NativeEngine:
             ValueError: a name that the model lacks, a wrong shape, two values for tied weights, or weights that were
                 not given. The version stays as it was; some weights may have been written.
         """
-        if self._owns_model:
+        if self.copies_weights:
             copy_weights(self.model, named_tensors)
-        self._weights_version = version
+        self.weights_version = version
 
     def release_memory(self) -> None:
         """Nothing to spare: the cache lives as long as `generate`."""
@@ -196,7 +181,7 @@ class NativeEngine:
                 token_ids=tokens[i, :end].clone(),
                 logprobs=logprobs[i, :end].clone(),
                 finish_reason="stop" if stop else "length",
-                weights_version=self._weights_version,
+                weights_version=self.weights_version,
             )
             for i, (end, stop) in enumerate(zip(ends, stopped.tolist(), strict=True))
         ]

@@ -109,27 +109,14 @@ class VllmEngine:
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         self._arguments = dict(arguments)
+        self.copies_weights = True  # vLLM lays weights out in its own way
+        self.ranks_per_engine = int(arguments["tensor_parallel_size"])
         self._llm: Any = None
         self._peers: dist.ProcessGroup | None = None
-        self._weights_version = -1
+        self.weights_version = -1
         self._has_weights = arguments["load_format"] != "dummy"
         self._asleep = False
         self._owns_group = False
-
-    @property
-    def copies_weights(self) -> bool:
-        """Always: vLLM lays weights out in its own way."""
-        return True
-
-    @property
-    def ranks_per_engine(self) -> int:
-        """The tensor parallel size."""
-        return int(self._arguments["tensor_parallel_size"])
-
-    @property
-    def weights_version(self) -> int:
-        """Version given with the last `update_weights`; -1 before the first."""
-        return self._weights_version
 
     def generate(
         self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
@@ -201,7 +188,7 @@ class VllmEngine:
         self._asleep = False
         if not llm.reset_prefix_cache():
             raise RuntimeError(f"update_weights: vLLM kept its prefix cache of the weights before version {version}.")
-        self._weights_version = version
+        self.weights_version = version
         self._has_weights = True
 
     def release_memory(self) -> None:
@@ -279,7 +266,7 @@ class VllmEngine:
                 sampled.token_ids,
                 [position[token].logprob for position, token in zip(sampled.logprobs, sampled.token_ids, strict=True)],
                 sampled.finish_reason,
-                self._weights_version,
+                self.weights_version,
             )
             for sampled in sorted(output.outputs, key=lambda sampled: sampled.index)
         ]

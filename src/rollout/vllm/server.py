@@ -46,17 +46,8 @@ class ServerLostError(RuntimeError):
     """The server does not answer."""
 
 
-def vllm_server_engine(
-    source: EngineSource,
-    *,
-    url: str,
-    weights_dir: str | Path,
-    timeout_s: float = 600.0,
-    max_connections: int = 64,
-    shard_gib: float = 4.0,
-    logprobs_mode: LogprobsMode = "processed_logprobs",
-) -> VllmServerEngine:
-    """The engine for a policy and a running server. Nothing is sent yet.
+class VllmServerEngine:
+    """Samples with a running vLLM server; see `RolloutEngine`. Sends nothing before the first `update_weights`.
 
     Args:
         source: the architecture and type that the server must have.
@@ -70,67 +61,38 @@ def vllm_server_engine(
     Raises:
         ValueError: a setting that cannot work.
     """
-    check_mode(logprobs_mode)
-    if not url.startswith(("http://", "https://")):
-        raise ValueError(f"rollout.url: expected http://HOST:PORT, found '{url}'.")
-    for name, value in (("timeout_s", timeout_s), ("max_connections", max_connections), ("shard_gib", shard_gib)):
-        if value <= 0:
-            raise ValueError(f"rollout.{name}: expected above 0, found {value}.")
-    dtype = str(source.dtype).removeprefix("torch.")
-    client = ServerClient(
-        url,
-        timeout_s=timeout_s,
-        max_connections=max_connections,
-        start_command=f"VLLM_SERVER_DEV_MODE=1 vllm serve {source.folder} --tokens-only --dtype {dtype} "
-        f"--logprobs-mode {logprobs_mode} --load-format dummy",
-    )
-    folder = WeightsFolder(Path(weights_dir).resolve(), source.dtype, shard_bytes=int(shard_gib * GIB))
-    return VllmServerEngine(source, client, folder, logprobs_mode=logprobs_mode, max_connections=max_connections)
-
-
-class VllmServerEngine:
-    """Samples with a vLLM server; see `RolloutEngine` and `vllm_server_engine`.
-
-    Args:
-        source: what the server must serve.
-        client: of the server.
-        folder: through which the weights go.
-        logprobs_mode: what the server must give.
-        max_connections: prompts under way at once.
-    """
 
     def __init__(
         self,
         source: EngineSource,
-        client: ServerClient,
-        folder: WeightsFolder,
         *,
-        logprobs_mode: LogprobsMode,
-        max_connections: int,
+        url: str,
+        weights_dir: str | Path,
+        timeout_s: float = 600.0,
+        max_connections: int = 64,
+        shard_gib: float = 4.0,
+        logprobs_mode: LogprobsMode = "processed_logprobs",
     ) -> None:
-        self._source = source
-        self._client = client
-        self._folder = folder
-        self._logprobs_mode = logprobs_mode
-        self._max_connections = max_connections
+        check_mode(logprobs_mode)
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"rollout.url: expected http://HOST:PORT, found '{url}'.")
+        for name, value in (("timeout_s", timeout_s), ("max_connections", max_connections), ("shard_gib", shard_gib)):
+            if value <= 0:
+                raise ValueError(f"rollout.{name}: expected above 0, found {value}.")
+        dtype = str(source.dtype).removeprefix("torch.")
+        start_command = (
+            f"VLLM_SERVER_DEV_MODE=1 vllm serve {source.folder} --tokens-only --dtype {dtype} "
+            f"--logprobs-mode {logprobs_mode} --load-format dummy"
+        )
+        self.copies_weights, self.ranks_per_engine = True, 1  # the server has its own; every rank asks for itself
+        self.weights_version = -1
+        self._source, self._logprobs_mode, self._max_connections = source, logprobs_mode, max_connections
+        self._client = ServerClient(
+            url, timeout_s=timeout_s, max_connections=max_connections, start_command=start_command
+        )
+        self._folder = WeightsFolder(Path(weights_dir).resolve(), source.dtype, shard_bytes=int(shard_gib * GIB))
         self._max_model_len: int | None = None
         self._weights: Path | None = None
-        self._weights_version = -1
-
-    @property
-    def copies_weights(self) -> bool:
-        """Always: the server has its own."""
-        return True
-
-    @property
-    def ranks_per_engine(self) -> int:
-        """Always 1: every rank sends its own requests."""
-        return 1
-
-    @property
-    def weights_version(self) -> int:
-        """Version given with the last `update_weights`; -1 before the first."""
-        return self._weights_version
 
     def generate(
         self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
@@ -162,7 +124,15 @@ class VllmServerEngine:
                 self._restore(weights)
                 known = len(answers)
                 missing = [index for index in range(len(prompts)) if index not in answers]
-                bodies = {index: _body(prompts[index], params, seeds[index], weights) for index in missing}
+                bodies = {
+                    index: {
+                        "token_ids": prompts[index].tolist(),
+                        "sampling_params": sampling_fields(params, seeds[index]),
+                        "cache_salt": weights.name,  # keeps what the server cached of other weights apart
+                        "stream": False,
+                    }
+                    for index in missing
+                }
                 self._ask(bodies, str(weights), answers)
                 rounds = rounds + 1 if len(answers) == known else 0
                 if rounds == _STALE_ROUNDS:
@@ -194,7 +164,7 @@ class VllmServerEngine:
                 pass
         if dist.is_initialized():
             dist.barrier()
-        self._weights, self._weights_version = weights, version
+        self._weights, self.weights_version = weights, version
 
     def release_memory(self) -> None:
         """Nothing: the server's devices are its own."""
@@ -281,20 +251,10 @@ class VllmServerEngine:
                 choice["token_ids"],
                 [token["logprob"] for token in choice["logprobs"]["content"]],
                 choice["finish_reason"],
-                self._weights_version,
+                self.weights_version,
             )
             for choice in sorted(choices, key=lambda choice: choice["index"])
         ]
-
-
-def _body(prompt: Tensor, params: SamplingParams, seed: int, weights: Path) -> dict[str, Any]:
-    """A request; the salt keeps what the server cached of other weights apart."""
-    return {
-        "token_ids": prompt.tolist(),
-        "sampling_params": sampling_fields(params, seed),
-        "cache_salt": weights.name,
-        "stream": False,
-    }
 
 
 class ServerClient:
@@ -313,19 +273,15 @@ class ServerClient:
         self.start_command = start_command
         self.last_answer = time.monotonic()
         """`time.monotonic()` of the last answer of any kind."""
-        self._http = httpx.Client(
-            base_url=self.url,
-            timeout=httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
-            limits=httpx.Limits(max_connections=max_connections, keepalive_expiry=_IDLE_S),
-            trust_env=False,  # a proxy for the outside world does not know the cluster's hosts
-        )
+        settings: dict[str, Any] = {
+            "base_url": self.url,
+            "timeout": httpx.Timeout(timeout_s, connect=min(_CONNECT_S, timeout_s)),
+            "trust_env": False,  # a proxy for the outside world does not know the cluster's hosts
+        }
+        limits = httpx.Limits(max_connections=max_connections, keepalive_expiry=_IDLE_S)
+        self._http = httpx.Client(**settings, limits=limits)
         # vLLM answers a failure and then closes the connection: whether it lives is asked on one of its own
-        self._health = httpx.Client(
-            base_url=self.url,
-            timeout=self._http.timeout,
-            limits=httpx.Limits(max_keepalive_connections=0),
-            trust_env=False,
-        )
+        self._health = httpx.Client(**settings, limits=httpx.Limits(max_keepalive_connections=0))
 
     def get(self, path: str, **query: str) -> Any:
         """JSON of a GET; raises as `post`."""

@@ -237,7 +237,7 @@ def _engine_parts(run: _Run, prompts: int) -> tuple[bool, list[MemoryPart]]:
     target = str(rollout.get("_target_", ""))
     plain = counts.total if policy.lora is None else counts.total - counts.trained
     computed = traits.autocast or traits.weights
-    if "vllm_server" in target:
+    if target.endswith(".VllmServerEngine"):
         file = min(plain * computed.itemsize, int(float(rollout.shard_gib) * GIB))
         what = "gathered on the CPU before it is written"
         return True, [] if place.cuda else [MemoryPart("file of weights", what, {"handover": file})]

@@ -17,7 +17,6 @@ from src.rollout.vllm.server import (
     ServerLostError,
     VllmServerEngine,
     WeightsFolder,
-    vllm_server_engine,
 )
 from tests.rollout.vllm.fake_server import FakeServer
 
@@ -35,7 +34,7 @@ def server() -> Iterator[FakeServer]:
 
 def connect(url: str, folder: Path, **settings: Any) -> VllmServerEngine:
     source = EngineSource(torch.nn.Identity(), "some/model")  # type: ignore[arg-type]
-    return vllm_server_engine(source, url=url, weights_dir=folder, **({"timeout_s": 30.0} | settings))
+    return VllmServerEngine(source, url=url, weights_dir=folder, **({"timeout_s": 30.0} | settings))
 
 
 def test_completions_carry_what_the_server_sent(server: FakeServer, tmp_path: Path) -> None:
