@@ -1,47 +1,17 @@
 """Names in the configs of old run folders, as they are now: an old run is still evaluated, reported, exported, resumed.
 
-Extend the tables when a class that a config names moves, or a key gets another name; entries stay.
+`old_names.yaml` has the tables.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-_MODULES: Mapping[str, str] = {
-    "src.callbacks.benchmark": "src.wings.evaluation.callback",
-    "src.callbacks.hf_export": "src.wings.exporting.callback",
-    "src.callbacks.live_figures": "src.wings.reporting.live.callback",
-    "src.callbacks.reasoning_share": "src.wings.theory.reasoning_share",
-    "src.callbacks.variance_meter": "src.wings.theory.variance_meter",
-    "src.data.sources.synthetic": "src.data.sources.synthetic.source",
-    "src.evaluation.answering": "src.wings.evaluation.answering",
-    "src.evaluation.api_bank": "src.wings.evaluation.api_bank",
-    "src.evaluation.bfcl.benchmark": "src.wings.evaluation.bfcl.bfcl",
-    "src.evaluation.bfcl.sandbox": "src.environments.bfcl.sandbox",
-    "src.evaluation.comparison": "src.wings.comparing.comparison",
-    "src.evaluation.synthetic": "src.wings.evaluation.synthetic",
-    "src.models.lora": "src.models.loading.lora",
-    "src.models.optimizers": "src.training.optimizers",
-    "src.models.policy_config": "src.models.loading.policy_config",
-    "src.models.settings": "src.training.settings",
-    "src.models.sharding": "src.models.loading.sharding",
-    "src.models.warm_start": "src.training.warm_start",
-    "src.rewards.published": "src.wings.published.reward",
-    "src.rollout.native": "src.rollout.native.engine",
-    "src.rollout.vllm": "src.rollout.vllm.engine",
-    "src.rollout.vllm_server": "src.rollout.vllm.server",
-}
-"""Old module -> new module of the same classes."""
+import yaml
 
-_TARGETS: Mapping[str, str] = {
-    "src.chatting.toolboxes.BfclToolbox": "src.environments.bfcl.world.BfclWorld",
-    "src.chatting.toolboxes.SyntheticToolbox": "src.environments.synthetic.synthetic_world",
-}
-"""Old target -> new target, where more than the module has another name."""
-
-_KEYS: Mapping[str, str] = {}
-"""Old key -> new key, both in full (`section.key`)."""
+_NOW: Mapping[str, dict[str, str]] = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 def new_target(target: str) -> str:
@@ -51,10 +21,10 @@ def new_target(target: str) -> str:
     ('src.models.loading.lora.LoraSettings', 'lightning.Trainer')
     """
     module, _, name = target.rpartition(".")
-    return _TARGETS.get(target, f"{_MODULES.get(module, module)}.{name}")
+    return _NOW["targets"].get(target, f"{_NOW['modules'].get(module, module)}.{name}")
 
 
-def with_new_names(config: Any, keys: Mapping[str, str] = _KEYS) -> Any:
+def with_new_names(config: Any, keys: Mapping[str, str] = _NOW["keys"]) -> Any:
     """A config of plain values with today's targets and keys; where old and new key are both there, the new one counts.
 
     >>> with_new_names({"a": {"old": {"_target_": "src.models.lora.LoraSettings"}}}, {"a.old": "b.new"})

@@ -23,25 +23,9 @@ VERSION = "2025.6.14"
 
 INSTALL = f"pip install --no-deps bfcl-eval=={VERSION} mpmath"
 
-CATEGORIES: Mapping[str, int] = {
-    "simple": 400,
-    "irrelevance": 240,
-    "parallel": 200,
-    "multiple": 200,
-    "parallel_multiple": 200,
-    "java": 100,
-    "javascript": 50,
-    "live_simple": 258,
-    "live_multiple": 1053,
-    "live_parallel": 16,
-    "live_parallel_multiple": 24,
-    "live_irrelevance": 882,
-    "live_relevance": 18,
-    "multi_turn_base": 200,
-    "multi_turn_miss_func": 200,
-    "multi_turn_miss_param": 200,
-    "multi_turn_long_context": 200,
-}
+_TABLES: dict[str, Any] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+
+CATEGORIES: Mapping[str, int] = _TABLES["categories"]
 """Number of cases of every category, in the package's order (`constants/category_mapping.py`)."""
 
 _MULTI_TURN = tuple(name for name in CATEGORIES if name.startswith("multi_turn"))
@@ -55,17 +39,6 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "multi_turn": _MULTI_TURN,
 }
 """Categories by the name of their group."""
-
-_FUNCTION_FILES: Mapping[str, str] = {
-    "GorillaFileSystem": "gorilla_file_system.json",
-    "MathAPI": "math_api.json",
-    "MessageAPI": "message_api.json",
-    "TwitterAPI": "posting_api.json",
-    "TicketAPI": "ticket_api.json",
-    "TradingBot": "trading_bot.json",
-    "TravelAPI": "travel_booking.json",
-    "VehicleControlAPI": "vehicle_control.json",
-}
 
 Json = dict[str, Any]
 
@@ -207,7 +180,9 @@ def class_functions(folder: Path, class_name: str) -> tuple[Json, ...]:
         class_name: e.g. `GorillaFileSystem`.
     """
     return tuple(
-        _read(folder / "multi_turn_func_doc" / _FUNCTION_FILES[class_name], "name", "description", "parameters")
+        _read(
+            folder / "multi_turn_func_doc" / _TABLES["function_files"][class_name], "name", "description", "parameters"
+        )
     )
 
 

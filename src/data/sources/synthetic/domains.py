@@ -1,4 +1,4 @@
-"""What the synthetic corpus is written from, read from `corpus.json`: API domains, and the wordings of long thoughts.
+"""What the synthetic corpus is written from, read from `corpus.json`: API domains, words, wordings of long thoughts.
 
 A domain's tools say how people ask for them and what they return. A phrasing is an imperative clause. `{parameter}` is
 replaced by the value; a part in square brackets can be left out, which is how a request with a missing parameter is
@@ -55,3 +55,5 @@ TRAINING_DOMAINS = _domains(_CORPUS["training"])
 UNSEEN_DOMAINS = _domains(_CORPUS["unseen"])
 WORDINGS: Mapping[str, Any] = _CORPUS["wordings"]
 """Wordings by what they say: a list each, and for `places` a list by place."""
+WORDS: Mapping[str, Any] = _CORPUS["dialogues"]
+"""Words and sentences of dialogues by what they are for, and the share of each kind of dialogue."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from src.data.sources.synthetic.domains import TRAINING_DOMAINS, UNSEEN_DOMAINS, SyntheticTool
+from src.data.sources.synthetic.domains import TRAINING_DOMAINS, UNSEEN_DOMAINS, WORDS, SyntheticTool
 from src.data.sources.synthetic.thoughts import (
     Reasoning,
     answer_thought,
@@ -26,36 +26,10 @@ from src.data.sources.synthetic.thoughts import (
 )
 from src.protocol.dialogue import Dialogue, JsonValue, Message, ToolCall, ToolSpec, TurnExample, split_turns
 
-KINDS: dict[str, float] = {
-    "single": 0.26,
-    "parallel_same": 0.17,
-    "parallel_different": 0.17,
-    "follow_up": 0.12,
-    "missing": 0.10,
-    "refusal": 0.18,
-}
+KINDS: dict[str, float] = WORDS["kinds"]
 """Kinds of dialogues and their default share."""
 
-_SYLLABLES = {
-    "train": ("ba be bi bo da de di do fa fe ga go ka ke ki ko la le li lo ma me mi mo na ne no pa pe ra re ri ro sa "
-              "se si so ta te ti to va ve vi vo bar del fin gor kal len mar nor pel ran sol tan ver").split(),
-    "unseen": "chu dru fye glo hux jaw kri nyx plu quo shi thu vry wof yez zub bly cra dwo gno".split(),
-}  # fmt: skip
-_MONTHS = ("January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
-           "December")  # fmt: skip
-_CLOSED_KINDS: dict[str, tuple[str, ...]] = {
-    "sky": ("sunny", "cloudy", "rainy", "windy"),
-    "state": ("done", "confirmed", "accepted"),
-    "switch": ("on", "off"),
-    "mode": ("car", "train", "bike"),
-}
-_LEADS = {
-    "train": ("Please ", "Could you ", "I need you to ", "Can you ", ""),
-    "unseen": ("Would you kindly ", "Go ahead and "),
-}
-_JOINS = {"train": (" and ", ", and also ", " and then "), "unseen": (", plus ", "; next, ")}
-_REFUSALS = ("Sorry, I have no tool for that.", "I can not do that with my tools.")
-_PROMISES = ("Sure, I will do that.", "Of course, that is no problem.")
+_SYLLABLES = {world: syllables.split() for world, syllables in WORDS["syllables"].items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +173,7 @@ def imperfect(example: TurnExample, habits: Habits, rng: random.Random) -> TurnE
         calls = target.calls[:1]
         target = Message("assistant", thought=call_thought([calls[0].name], rng), calls=calls)
     elif len(target.calls) == 1 and rng.random() < habits.promise_instead:
-        target = Message("assistant", rng.choice(_PROMISES), answer_thought(rng))
+        target = Message("assistant", rng.choice(WORDS["promises"]), answer_thought(rng))
     elif (tag == "refusal" and rng.random() < habits.call_anyway) or (
         tag == "ask" and rng.random() < habits.invent_value
     ):
@@ -288,7 +262,7 @@ class _DialogueWriter:
         tool = self._rng.choice(self._tools)
         (domain,) = (group for group in self._domains.values() if tool in group)
         request = self._request(tool)
-        step = Message("assistant", self._rng.choice(_REFUSALS), refusal_thought(self._rng))
+        step = Message("assistant", self._rng.choice(WORDS["refusals"]), refusal_thought(self._rng))
         return (self._ask([request]), step), self._offer([], without=domain), ["refusal"]
 
     def _with_answer(self, question: Message, requests: list[_Request], tag: str, share: float = 0.15) -> _Written:
@@ -317,10 +291,10 @@ class _DialogueWriter:
         return tool.phrasings if self._world == "unseen" else tool.phrasings[:-1]
 
     def _ask(self, requests: list[_Request]) -> Message:
-        return self._say(self._rng.choice(_JOINS[self._world]).join(request.clause for request in requests))
+        return self._say(self._rng.choice(WORDS["joins"][self._world]).join(request.clause for request in requests))
 
     def _say(self, clause: str) -> Message:
-        text = self._rng.choice(_LEADS[self._world]) + clause
+        text = self._rng.choice(WORDS["leads"][self._world]) + clause
         return Message("user", text[0].upper() + text[1:] + ".")
 
     def _offer(self, needed: list[SyntheticTool], without: Sequence[SyntheticTool] = ()) -> tuple[ToolSpec, ...]:
@@ -344,14 +318,14 @@ def _value(kind: str, rng: random.Random, world: str) -> JsonValue:
     if kind == "code":
         return rng.choice("ABCDEFGHJKLMNPRSTUVWXYZ") + str(rng.randrange(1000, 10000))
     if kind == "day":
-        return f"{rng.choice(_MONTHS)} {rng.randrange(1, 29)}"
+        return f"{rng.choice(WORDS['months'])} {rng.randrange(1, 29)}"
     if kind == "time":
         return f"{rng.randrange(7, 23)}:{rng.choice(('00', '15', '30', '45'))}"
     if kind == "small":
         return rng.randrange(2, 13)
     if kind == "amount":
         return rng.randrange(10, 1000)
-    return rng.choice(_CLOSED_KINDS[kind])
+    return rng.choice(WORDS["closed_kinds"][kind])
 
 
 def tool_spec(tool: SyntheticTool) -> ToolSpec:
