@@ -43,15 +43,6 @@ def check_config(config: DictConfig) -> None:
         raise ConfigError(f"preflight.action: expected one of {_ACTIONS}, found '{config.preflight.action}'.")
     if not Accepted.of(float | None).fits(config.preflight.device_gib):
         raise ConfigError(f"preflight.device_gib: expected a number or null, found {config.preflight.device_gib!r}.")
-    check_rules(config)
-
-
-def check_rules(config: DictConfig) -> None:
-    """Hold every rule against a config whose keys are known to be right.
-
-    Raises:
-        ConfigError: of the first rule that does not hold; names the keys and what to change.
-    """
     for rule in RULES:
         rule(config)
 

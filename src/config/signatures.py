@@ -22,28 +22,18 @@ from omegaconf import DictConfig, ListConfig
 from src.config.result_cache import INSTALLED, SOURCES, ResultCache
 
 _PYTHON = Path(sysconfig.get_path("stdlib")).resolve()
-_NAMES: Mapping[str, str] = {
-    "int": "an integer",
-    "float": "a number",
-    "bool": "true or false",
-    "str": "a text",
-    "null": "null",
-    "path": "a path",
-    "mapping": "keys and values",
-    "list": "a list",
+_KINDS: Mapping[str, tuple[str, tuple[Any, ...], tuple[type, ...]]] = {
+    "int": ("an integer", (int,), (int,)),
+    "float": ("a number", (float,), (int, float)),
+    "bool": ("true or false", (bool,), (bool,)),
+    "str": ("a text", (str,), (str,)),
+    "null": ("null", (None, type(None)), (type(None),)),
+    "path": ("a path", (Path,), (str,)),
+    "mapping": ("keys and values", (dict, Mapping), (DictConfig, dict)),
+    "list": ("a list", (list, tuple, set, frozenset, Sequence, Iterable), (ListConfig, list, tuple)),
 }
-_KINDS: Mapping[Any, str] = {
-    int: "int",
-    float: "float",
-    bool: "bool",
-    str: "str",
-    None: "null",
-    type(None): "null",
-    Path: "path",
-    dict: "mapping",
-    Mapping: "mapping",
-    **dict.fromkeys((list, tuple, set, frozenset, Sequence, Iterable), "list"),
-}
+"""Plain types by name: in words, the hints that mean it, and the types of its values in a config."""
+_KIND_OF = {hint: kind for kind, (_, hints, _) in _KINDS.items() for hint in hints}
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +60,7 @@ class Accepted:
         if origin is Literal:
             return cls((), inner)
         if origin not in (Union, types.UnionType):
-            kind = _KINDS.get(origin or hint)
+            kind = _KIND_OF.get(origin or hint)
             return cls(None if kind is None else (kind,))
         kinds: list[str] = []
         choices: list[Any] = []
@@ -108,25 +98,11 @@ class Accepted:
         >>> str(Accepted.of(int | None)), str(Accepted.of(Literal["constant", "cosine"]))
         ('an integer or null', "'constant' or 'cosine'")
         """
-        return " or ".join([*map(repr, self.choices), *(_NAMES[kind] for kind in self.kinds or ())]) or "anything"
+        return " or ".join([*map(repr, self.choices), *(_KINDS[kind][0] for kind in self.kinds or ())]) or "anything"
 
 
 def _is_a(kind: str, value: Any) -> bool:
-    match kind:
-        case "null":
-            return value is None
-        case "bool":
-            return isinstance(value, bool)
-        case "int":
-            return isinstance(value, int) and not isinstance(value, bool)
-        case "float":
-            return isinstance(value, int | float) and not isinstance(value, bool)
-        case "mapping":
-            return isinstance(value, DictConfig | dict)
-        case "list":
-            return isinstance(value, ListConfig | list | tuple)
-        case _:
-            return isinstance(value, str)
+    return isinstance(value, _KINDS[kind][2]) and (kind == "bool" or not isinstance(value, bool))
 
 
 @dataclass(frozen=True, slots=True)

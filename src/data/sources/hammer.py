@@ -8,8 +8,9 @@ from __future__ import annotations
 import random
 import re
 import string
+from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from src.data.sources.base import Source
 from src.protocol.dialogue import DataError, Message, ToolCall, ToolSpec, TurnExample
@@ -88,35 +89,24 @@ def mask_example(example: TurnExample, rng: random.Random) -> TurnExample:
     )
 
 
-@dataclass
 class _Masks:
-    """The identifiers given so far: tool by name, parameter by tool and name."""
+    """The identifiers given so far: of a tool by its name, of a parameter by tool and name."""
 
-    rng: random.Random
-    taken: set[str]
-    tools: dict[str, str] = field(default_factory=dict)
-    parameters: dict[tuple[str, str], str] = field(default_factory=dict)
+    def __init__(self, rng: random.Random, taken: set[str]) -> None:
+        self.rng, self.taken = rng, taken
+        self.tools: defaultdict[str, str] = defaultdict(self.fresh)
+        self.parameters: defaultdict[tuple[str, str], str] = defaultdict(self.fresh)
 
     def tool(self, tool: ToolSpec) -> ToolSpec:
-        names = {self.parameter_name(tool.name, name): value for name, value in tool.parameters.items()}
-        return replace(tool, name=self.tool_name(tool.name), parameters=names)
+        names = {self.parameters[tool.name, name]: value for name, value in tool.parameters.items()}
+        return replace(tool, name=self.tools[tool.name], parameters=names)
 
     def message(self, message: Message) -> Message:
         return replace(message, calls=tuple(self.call(call) for call in message.calls))
 
     def call(self, call: ToolCall) -> ToolCall:
-        names = {self.parameter_name(call.name, name): value for name, value in call.parameters.items()}
-        return ToolCall(self.tool_name(call.name), names)
-
-    def tool_name(self, name: str) -> str:
-        if name not in self.tools:
-            self.tools[name] = self.fresh()
-        return self.tools[name]
-
-    def parameter_name(self, tool: str, name: str) -> str:
-        if (tool, name) not in self.parameters:
-            self.parameters[tool, name] = self.fresh()
-        return self.parameters[tool, name]
+        names = {self.parameters[call.name, name]: value for name, value in call.parameters.items()}
+        return ToolCall(self.tools[call.name], names)
 
     def fresh(self) -> str:
         """An identifier that nothing else in the example has."""

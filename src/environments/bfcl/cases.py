@@ -80,11 +80,6 @@ def is_multi_turn(category: str) -> bool:
     return category in _MULTI_TURN
 
 
-def is_relevance(category: str) -> bool:
-    """Whether only the presence of a call counts: relevance wants one, irrelevance none."""
-    return category.endswith("relevance")
-
-
 def choose_categories(names: Iterable[str]) -> tuple[str, ...]:
     """Categories by their names or those of their groups, in the package's order.
 
@@ -144,7 +139,7 @@ def load_cases(category: str, folder: Path | None = None) -> list[Case]:
             f"{path}: expected {CATEGORIES[category]} cases, found {len(entries)}. Run again: {INSTALL}"
         )
     answers: dict[str, Sequence[JsonValue]] = {}
-    if not is_relevance(category):
+    if not category.endswith("relevance"):  # there only the presence of a call counts
         answer_path = folder / "possible_answer" / path.name
         answers = {row["id"]: row["ground_truth"] for row in _read(answer_path, "id", "ground_truth")}
         if missing := [entry["id"] for entry in entries if entry["id"] not in answers]:
@@ -179,11 +174,8 @@ def class_functions(folder: Path, class_name: str) -> tuple[Json, ...]:
         folder: the data folder.
         class_name: e.g. `GorillaFileSystem`.
     """
-    return tuple(
-        _read(
-            folder / "multi_turn_func_doc" / _TABLES["function_files"][class_name], "name", "description", "parameters"
-        )
-    )
+    path = folder / "multi_turn_func_doc" / _TABLES["function_files"][class_name]
+    return tuple(_read(path, "name", "description", "parameters"))
 
 
 def _index(case_id: str) -> int:

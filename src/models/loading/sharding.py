@@ -14,7 +14,6 @@ import torch
 from lightning import LightningModule, Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
-from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
 from src.models.loading.weight_source import WeightSource, fill
@@ -73,56 +72,37 @@ class ShardedStrategy(ModelParallelStrategy):
 def place_policy(module: LightningModule, trainer: Trainer, policy: Policy, weights: WeightSource | None) -> None:
     """What a module's `configure_model` does: under a `ShardedStrategy` load and shard the policy, once.
 
+    FSDP2 is applied in place, layer by layer and then to the rest (embeddings, last norm, head) with the root. Under
+    bf16 precision the policy gathers and computes in bfloat16; shards, gradient reduction and optimizer stay as they
+    are.
+
+    Args:
+        module: whose policy it is, for the error.
+        trainer: with its strategy set up.
+        policy: on this rank's device, or on the meta device.
+        weights: to fill it from where it is on the meta device.
+
     Raises:
         ValueError: the weights were left for such a strategy to load, and the trainer has another.
     """
     strategy = trainer.strategy
-    if isinstance(strategy, ShardedStrategy) and not isinstance(policy, FSDPModule):
-        shard_policy(
-            policy,
-            strategy.device_mesh["data_parallel"],
-            strategy.root_device,
-            weights=weights,
-            mixed_precision=str(trainer.precision).startswith("bf16"),
-            cpu_offload=strategy.cpu_offload,
-            reshard_after_forward=strategy.reshard_after_forward,
-        )
-    elif any(parameter.is_meta for parameter in policy.parameters()):
-        raise ValueError(
-            f"{type(module).__name__}: the policy's weights were left for a sharded strategy to load, found "
-            f"{type(strategy).__name__}. Use trainer=fsdp, or load the policy with its weights."
-        )
-
-
-def shard_policy(
-    policy: Policy,
-    mesh: DeviceMesh,
-    device: torch.device,
-    *,
-    weights: WeightSource | None = None,
-    mixed_precision: bool = False,
-    cpu_offload: bool = False,
-    reshard_after_forward: bool = True,
-) -> None:
-    """Apply FSDP2 in place, layer by layer and then the rest (embeddings, last norm, head) with the root.
-
-    Args:
-        policy: on `device`, or on the meta device with `weights` to fill it from.
-        mesh: one-dimensional, of all ranks.
-        device: of this rank.
-        weights: of a policy on the meta device.
-        mixed_precision: gather and compute in bfloat16; shards, gradient reduction and optimizer stay as they are.
-        cpu_offload: keep shards and gradients in host memory.
-        reshard_after_forward: of the layers; see `ShardedStrategy`.
-    """
-    settings: dict[str, Any] = {"mesh": mesh}
-    if mixed_precision:
+    if not isinstance(strategy, ShardedStrategy) or isinstance(policy, FSDPModule):
+        if any(parameter.is_meta for parameter in policy.parameters()):
+            raise ValueError(
+                f"{type(module).__name__}: the policy's weights were left for a sharded strategy to load, found "
+                f"{type(strategy).__name__}. Use trainer=fsdp, or load the policy with its weights."
+            )
+        return
+    device, offload = strategy.root_device, OffloadPolicy()
+    if strategy.cpu_offload:
+        offload = CPUOffloadPolicy(pin_memory=device.type == "cuda")
+    settings: dict[str, Any] = {"mesh": strategy.device_mesh["data_parallel"], "offload_policy": offload}
+    if str(trainer.precision).startswith("bf16"):
         settings["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
-    settings["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda") if cpu_offload else OffloadPolicy()
     names = {module: name for name, module in policy.model.named_modules()}
     for layer in policy.decoder_layers:
         fill(layer, device, weights, names[layer], policy.model)
-        fully_shard(layer, **settings, reshard_after_forward=reshard_after_forward)
+        fully_shard(layer, **settings, reshard_after_forward=strategy.reshard_after_forward)
     fill(policy.model, device, weights, "", policy.model)
     fully_shard(policy, **settings)
 

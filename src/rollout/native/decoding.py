@@ -8,8 +8,8 @@ quantised or sharded layers, hooks, a forward that someone replaced, autocast) i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +37,8 @@ _PARTS: dict[type[nn.Module], set[type[nn.Module]]] = {
 """By model, the modules of transformers whose forwards `LeanDecoder` knows."""
 
 
-class Forward(Protocol):
-    """A model's pass over one token a row."""
-
-    def __call__(self, tokens: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor:
-        """Logits [R, V] after tokens [R] at positions [R], with a cache that has the step's layout."""
-        ...
+Forward = Callable[[Tensor, Tensor, PrefixCache], Tensor]
+"""Logits [R, V] after tokens [R] at positions [R], with a cache that has the step's layout."""
 
 
 def forward_for(model: PreTrainedModel, positions: int) -> Forward:

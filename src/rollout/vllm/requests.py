@@ -79,16 +79,6 @@ def check_request(
         )
 
 
-def request_seed(seed: int, n: int) -> int:
-    """Seed of a request of n completions. vLLM gives the i-th completion this plus i; no two prompts share one.
-
-    Example:
-        >>> [request_seed(seed, n=4) for seed in (0, 1, 2)]
-        [0, 4, 8]
-    """
-    return seed * n % 2**63
-
-
 def completion(
     token_ids: Sequence[int], logprobs: Sequence[float], finish_reason: str | None, weights_version: int
 ) -> Completion:
@@ -119,7 +109,7 @@ def sampling_fields(params: SamplingParams, seed: int) -> dict[str, Any]:
         "max_tokens": params.max_new_tokens,
         "stop_token_ids": list(params.stop_token_ids),
         "ignore_eos": True,  # only the stop tokens given stop, whatever the folder's generation config says
-        "seed": None if greedy else request_seed(seed, n),
+        "seed": None if greedy else seed * n % 2**63,  # the i-th completion gets this plus i: no two prompts share one
         "logprobs": 0,  # of the sampled token and no others
         "detokenize": False,
     }

@@ -24,8 +24,6 @@ from transformers import PreTrainedTokenizerBase
 
 from src.protocol.types import Region
 
-__all__ = ["published_regions"]
-
 _PAIRS = (("think", Region.REASONING), ("response", Region.RESPONSE), ("tool_call", None))
 _BLOCK_OPENING = re.compile(r"<tool_?call>")
 _BLOCK_CLOSING = re.compile(r"</tool_?call>")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from lightning import Trainer
+from torch import Tensor
 
 from src.protocol.types import Region
 from src.training.step import RolloutCallback, RolloutStep, Training
-from src.wings.theory.reward_variance import reward_variance
 
 if TYPE_CHECKING:
     from src.data.rendering import RenderedPrompt
@@ -75,7 +75,7 @@ class ReasoningShare(RolloutCallback):
         if between + within > 0:
             step.metrics["decided/reasoning"] = between / (between + within)
 
-    def _rewards(self, module: Training, prompts: list[RenderedPrompt]) -> torch.Tensor:
+    def _rewards(self, module: Training, prompts: list[RenderedPrompt]) -> Tensor:
         """Float [B, C], the metric of each continuation of each thought."""
         sampling = replace(module.sampler.params, n=self._continuations)
         groups = module.sampler.collector.collect(
@@ -107,3 +107,42 @@ def thought_prompts(group: ScoredGroup, table: TokenBytes) -> list[RenderedPromp
             )
         )
     return prompts
+
+
+class RewardVariance(NamedTuple):
+    """The variance of the rewards of one prompt, in two parts.
+
+    Attributes:
+        between: variance of E[R | beginning] over the beginnings: decided by the time they end. Unbiased, so it can be
+            a little below 0 where they decide nothing.
+        within: mean over the beginnings of Var[R | beginning]: decided after them.
+    """
+
+    between: float
+    within: float
+
+
+def reward_variance(rewards: Tensor) -> RewardVariance:
+    """Var R = Var E[R | beginning] + E Var[R | beginning], each estimated without bias.
+
+    Two beginnings with continuations that earn (1, 1) and (0, 0): all is decided, within 0, between (1 - 0)² / 2 = 0.5.
+    With (1, 0) and (0, 1) the means are equal; within is 0.5, and between 0 - 0.5 / 2 = -0.25, an estimate of 0.
+
+    >>> reward_variance(torch.tensor([[1.0, 1.0], [0.0, 0.0]]))
+    RewardVariance(between=0.5, within=0.0)
+
+    Args:
+        rewards: float [B, C], C continuations of each of B beginnings.
+
+    Raises:
+        ValueError: fewer than two beginnings or continuations.
+    """
+    beginnings, continuations = rewards.shape
+    if beginnings < 2 or continuations < 2:
+        raise ValueError(
+            f"reward_variance: expected at least 2 beginnings with 2 continuations each, found {beginnings} and "
+            f"{continuations}."
+        )
+    exact = rewards.double()
+    within = float(exact.var(dim=1).mean())
+    return RewardVariance(float(exact.mean(dim=1).var()) - within / continuations, within)

@@ -14,8 +14,7 @@ from src.rollout.collect import Collector
 from src.rollout.engine import SamplingParams
 from src.rollout.native.engine import NativeEngine
 from src.train import train
-from src.wings.theory.reasoning_share import ReasoningShare, thought_prompts
-from src.wings.theory.reward_variance import reward_variance
+from src.wings.theory.reasoning_share import ReasoningShare, reward_variance, thought_prompts
 from tests.conftest import HARDLY_VALIDATED, ROOT, SMALL, train_config
 
 TINY = ROOT / "src/models/tiny"
