@@ -83,7 +83,7 @@ def check_keys(config: DictConfig, primary: str) -> None:
     if isinstance(config.get("paths"), DictConfig):
         _check_plain(config.paths, "paths", _file_keys(CONFIGS / "paths/default.yaml"))
         for key in names_in(config.paths):
-            if not (OmegaConf.is_missing(config.paths, key) or OmegaConf.is_interpolation(config.paths, key)):
+            if stands_in(config.paths, key):
                 _check_value(config.paths[key], f"paths.{key}", Accepted.of(str | None))
     signatures = ResultCache(cache_file(config, "signatures"))
     try:
@@ -144,7 +144,7 @@ def check_nodes(value: Any, path: str, signatures: ResultCache | None = None) ->
     if "_target_" in value:
         _check_target(value, path, signatures)
     for key in names_in(value):
-        if not OmegaConf.is_missing(value, key) and not OmegaConf.is_interpolation(value, key):  # checked where it is
+        if stands_in(value, key):  # what it refers to is checked where it is
             check_nodes(value[key], f"{path}.{key}", signatures)
 
 
@@ -203,6 +203,11 @@ def _entries(file: Path, group: str) -> set[str]:
 def names_in(node: DictConfig) -> list[str]:
     """A section's keys; configs have no others than strings."""
     return [str(key) for key in node]
+
+
+def stands_in(node: DictConfig, key: str) -> bool:
+    """Whether a value stands in the section itself: it is not missing, and refers to no other."""
+    return not OmegaConf.is_missing(node, key) and not OmegaConf.is_interpolation(node, key)
 
 
 def _file_keys(file: Path) -> set[str]:

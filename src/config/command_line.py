@@ -13,10 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from src.config.checks import CONFIGS, names_in
+from src.config.checks import CONFIGS, names_in, stands_in
 from src.errors import advice, nearest
 from src.runs.folder import keep_to_owner
 
@@ -52,7 +52,9 @@ def unknown_keys(arguments: Sequence[str], primary: str) -> list[str]:
     """A line for each key of the command line that is not there to be overridden; nothing where Hydra says it all."""
     try:
         overrides = OverridesParser.create().parse_overrides([a for a in arguments if "=" in a and a[0] != "-"])
-        config = _composed(primary, [one for one in overrides if _is_choice(one)])
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
+            config = compose(primary, overrides=[str(one.input_line) for one in overrides if _is_choice(one)])
     except (HydraException, OmegaConfBaseException):
         return []
     lines = []
@@ -69,18 +71,12 @@ def _is_choice(override: Override) -> bool:
     return (CONFIGS / group).is_dir() and not group.startswith("hydra")
 
 
-def _composed(primary: str, choices: Sequence[Override]) -> DictConfig:
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(version_base="1.3", config_dir=str(CONFIGS)):
-        return compose(primary, overrides=[str(one.input_line) for one in choices])
-
-
 def _problem(config: DictConfig, key: str) -> list[str]:
     """Nothing where the key is there.
 
-    >>> _problem(OmegaConf.create({"updates": {"rollout_steps": 3}, "seed": 1}), "updates.rollout_step")
+    >>> _problem(DictConfig({"updates": {"rollout_steps": 3}, "seed": 1}), "updates.rollout_step")
     ['updates.rollout_step: no such key. Did you mean updates.rollout_steps?']
-    >>> _problem(OmegaConf.create({"updates": {"rollout_steps": 3}}), "rollout_steps")
+    >>> _problem(DictConfig({"updates": {"rollout_steps": 3}}), "rollout_steps")
     ['rollout_steps: no such key. Did you mean updates.rollout_steps?']
     """
     node: Any = config
@@ -92,7 +88,7 @@ def _problem(config: DictConfig, key: str) -> list[str]:
             if elsewhere and nearest(part, names) is None:
                 return [f"{key}: no such key. Did you mean {' or '.join(elsewhere[:3])}?"]
             return [f"{key}: no such key. {advice(part, names, path)}"]
-        node = None if OmegaConf.is_missing(node, part) or OmegaConf.is_interpolation(node, part) else node[part]
+        node = node[part] if stands_in(node, part) else None
         path += f"{part}."
         if not isinstance(node, DictConfig):
             break
@@ -101,10 +97,7 @@ def _problem(config: DictConfig, key: str) -> list[str]:
 
 def _leaves(node: DictConfig, path: str = "") -> Iterator[str]:
     for key in names_in(node):
-        name = f"{path}{key}"
-        if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key):
-            yield name
-        elif isinstance(node[key], DictConfig):
-            yield from _leaves(node[key], name + ".")
+        if stands_in(node, key) and isinstance(node[key], DictConfig):
+            yield from _leaves(node[key], f"{path}{key}.")
         else:
-            yield name
+            yield f"{path}{key}"

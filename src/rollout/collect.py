@@ -137,7 +137,10 @@ class Collector:
         token_ids = [completion.token_ids for completions in sampled for completion in completions]
         pairs = list(zip(prompts, sampled, strict=True))
         prefixes = [prompt.response_prefix for prompt, completions in pairs for _ in completions]
-        read = iter(self._tagged(read_completions(token_ids, self.table, self._stop_ids, prefixes), token_ids))
+        found = read_completions(token_ids, self.table, self._stop_ids, prefixes)
+        if self._tagger is not None:
+            found = [replace(one, regions=self._tagger(ids)) for one, ids in zip(found, token_ids, strict=True)]
+        read = iter(found)
         groups = []
         for prompt, completions in pairs:
             scored = []
@@ -149,13 +152,6 @@ class Collector:
                 scored.append(ScoredCompletion(completion, decoded, reward))
             groups.append(ScoredGroup(prompt, tuple(scored)))
         return groups
-
-    def _tagged(self, read: list[DecodedCompletion], token_ids: Sequence[Tensor]) -> list[DecodedCompletion]:
-        """With the regions of the collector's own tagger, if it has one."""
-        tagger = self._tagger
-        if tagger is None:
-            return read
-        return [replace(decoded, regions=tagger(ids)) for decoded, ids in zip(read, token_ids, strict=True)]
 
 
 def prompt_seed(seed: int, rollout_step: int, example_id: str) -> int:

@@ -107,17 +107,15 @@ class RolloutEngine(Protocol):
 
     An engine that needs processes, devices or connections opens them at the first `update_weights` or `generate`: only
     then the trainer has set up its own.
+
+    Attributes:
+        copies_weights: whether it samples from weights of its own, which only `update_weights` changes.
+        ranks_per_engine: consecutive ranks that are one engine together, and call `generate` equally often (tensor
+            parallelism); 1.
     """
 
-    @property
-    def copies_weights(self) -> bool:
-        """Whether it samples from weights of its own, which only `update_weights` changes."""
-        ...
-
-    @property
-    def ranks_per_engine(self) -> int:
-        """Consecutive ranks that are one engine together, and call `generate` equally often (tensor parallelism); 1."""
-        ...
+    copies_weights: bool
+    ranks_per_engine: int
 
     @property
     def weights_version(self) -> int:
@@ -158,11 +156,7 @@ class RolloutEngine(Protocol):
 
 
 def check_prompts(prompts: Sequence[Tensor], seeds: Sequence[int]) -> None:
-    """Refuse what no engine samples from.
-
-    Args:
-        prompts: int64 [P_i] each.
-        seeds: one a prompt.
+    """Refuse prompts int64 [P_i] that no engine samples from.
 
     Raises:
         ValueError: an empty prompt, or a wrong number of seeds.

@@ -45,11 +45,7 @@ class Source(Protocol):
 
 
 def check_limits(max_prompt_tokens: int, limit_val: int | None) -> None:
-    """Refuse limits that no prompt could keep.
-
-    Args:
-        max_prompt_tokens: longest prompt.
-        limit_val: most prompts of a validation split; None: all.
+    """Refuse limits of the datamodule that no prompt could keep.
 
     Raises:
         ValueError: names the key of the one that is less than 1.

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from src.data.sources.base import CorpusSource, dialogue_examples
 from src.data.sources.reading import Record, check_on_offer, require, tool_specs
@@ -147,11 +147,7 @@ class _Reader:
         name = self.name()
         parameters: dict[str, JsonValue] = {}
         self.expect("(")
-        while not self.accept(")"):
-            if parameters:
-                self.expect(",", "',' or ')' after a value")
-                if self.accept(")"):
-                    break
+        for _ in self.entries(")", "a value"):
             match = _PARAMETER.match(self.text, self.skip_space())
             key = match.group().strip() if match else ""
             if not match or not key or self.text[match.end() : match.end() + 1] != "=":
@@ -161,6 +157,18 @@ class _Reader:
             self.position = match.end() + 1
             parameters[key] = self.value(0)
         return ToolCall(name, parameters)
+
+    def entries(self, closing: str, entry: str) -> Iterator[None]:
+        """A round for each entry up to the closing mark; a comma may stand behind the last one."""
+        if self.accept(closing):
+            return
+        while True:
+            yield
+            if self.accept(closing):
+                return
+            self.expect(",", f"',' or '{closing}' after {entry}")
+            if self.accept(closing):
+                return
 
     def name(self) -> str:
         start = self.skip_space()
@@ -207,23 +215,12 @@ class _Reader:
 
     def items(self, closing: str, depth: int) -> list[JsonValue]:
         self.position += 1
-        items: list[JsonValue] = []
-        while not self.accept(closing):
-            if items:
-                self.expect(",", f"',' or '{closing}' after an item")
-                if self.accept(closing):
-                    break
-            items.append(self.value(depth + 1))
-        return items
+        return [self.value(depth + 1) for _ in self.entries(closing, "an item")]
 
     def mapping(self, depth: int) -> dict[str, JsonValue]:
         self.position += 1
         mapping: dict[str, JsonValue] = {}
-        while not self.accept("}"):
-            if mapping:
-                self.expect(",", "',' or '}' after a value")
-                if self.accept("}"):
-                    break
+        for _ in self.entries("}", "a value"):
             if self.text[self.skip_space() : self.position + 1] not in ("'", '"'):
                 raise self.error("a quoted key")
             key = self.string()

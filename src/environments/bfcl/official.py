@@ -108,7 +108,7 @@ def execute(request: Request) -> Answer:
             involved_classes=request["involved_classes"],
             model_name=MODEL_NAME,
             test_entry_id=request["id"],
-            long_context=_long_context(request["id"]),
+            long_context="long_context" in request["id"] or "composite" in request["id"],
             is_evaL_run=False,
         )
     return {
@@ -172,7 +172,3 @@ def _methods(class_names: tuple[str, ...]) -> frozenset[str]:
         for name, _ in inspect.getmembers(_BACKENDS[class_name], inspect.isfunction)
         if not name.startswith("_")
     )
-
-
-def _long_context(entry_id: str) -> bool:
-    return "long_context" in entry_id or "composite" in entry_id

@@ -6,7 +6,6 @@ depend on each other: the worker keeps no state between them, so a new one takes
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import select
@@ -15,9 +14,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from src.environments.bfcl.calls import bounded, well_formed
@@ -68,12 +67,7 @@ class Execution:
 
 
 def check_limits(section: str, time_limit: float, memory_limit_mb: int) -> None:
-    """Refuse limits that leave no room for a request.
-
-    Args:
-        section: where they stand in the config.
-        time_limit: see `Sandbox`.
-        memory_limit_mb: see `Sandbox`.
+    """Refuse limits of a section of the config that leave no room for a request; see `Sandbox`.
 
     Raises:
         ValueError: names the key.
@@ -84,7 +78,7 @@ def check_limits(section: str, time_limit: float, memory_limit_mb: int) -> None:
         raise ValueError(f"{section}.memory_limit_mb: expected at least 256 MiB, found {memory_limit_mb}.")
 
 
-class Sandbox:
+class Sandbox(AbstractContextManager["Sandbox"]):
     """A worker process and its requests. A context manager; the process starts with the first request.
 
     Args:
@@ -102,12 +96,7 @@ class Sandbox:
         check_limits("tools.sandbox", time_limit, memory_limit_mb)
         self._worker: _Worker | None = None
 
-    def __enter__(self) -> Sandbox:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -265,7 +254,7 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process and what it started, and wait for it."""
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         with self._process:
             pass

@@ -5,10 +5,9 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from src.environments.bfcl.cases import Case, Json, class_functions, data_folder, load_cases
-from src.environments.bfcl.sandbox import Execution, Sandbox
+from src.environments.bfcl.sandbox import Sandbox
 from src.environments.protocol import LimitError
 from src.errors import ConfigError, advice
 from src.protocol.dialogue import JsonValue, ToolCall, ToolSpec
@@ -22,18 +21,6 @@ _MORE_FUNCTIONS = "{functions}\nI have updated some more functions you can choos
 _CATEGORY = "multi_turn_base"
 
 
-class Executor(Protocol):
-    """Runs calls against a case's tools; `Sandbox` is one."""
-
-    def execute(self, entry: Mapping[str, JsonValue], steps: Sequence[Sequence[ToolCall]]) -> Execution:
-        """Results of the last of these steps, after all before it."""
-        ...
-
-    def close(self) -> None:
-        """Give back processes."""
-        ...
-
-
 class CaseWorld:
     """The world of a multi-turn case. See `World`.
 
@@ -42,7 +29,7 @@ class CaseWorld:
         executor: replays the steps so far from the initial state.
     """
 
-    def __init__(self, case: Case, executor: Executor) -> None:
+    def __init__(self, case: Case, executor: Sandbox) -> None:
         self.tools = tuple(tool_specs(case))
         self.hint = str(case.question[0][-1]["content"])  # what the case's user asks first
         self._case = case
@@ -91,14 +78,13 @@ class BfclWorld(CaseWorld):
     def __init__(self, classes: Sequence[str], sandbox: Sandbox, case: str | None = None) -> None:
         cases = load_cases(_CATEGORY)
         super().__init__(_world(cases, classes) if case is None else _named(cases, case), sandbox)
-        self._sandbox = sandbox
 
     def run(self, calls: Sequence[ToolCall]) -> list[str]:
         """See `World`. That a step hit a limit of the sandbox is its result."""
         try:
             return super().run(calls)
         except LimitError as error:
-            limit = f"{self._sandbox.time_limit:g} s" if error.limit == "time_limit" else "the memory limit"
+            limit = f"{self._executor.time_limit:g} s" if error.limit == "time_limit" else "the memory limit"
             return [json.dumps({"error": f"not executed: the calls took more than {limit}"})] * len(calls)
 
 

@@ -137,14 +137,10 @@ def _attend_by_group(
 
 
 def flex_supports(query: Tensor, value: Tensor) -> bool:
-    """Whether FlexAttention's CUDA kernels take these heads.
+    """Whether FlexAttention's CUDA kernels take these heads, query [B, H, L, D] and value [B, H_kv, L, D].
 
     Left out are head sizes below 16 (the kernels' least), above 128 or no power of two, float32, whose tiles exceed
     shared memory on some cards, and float64.
-
-    Args:
-        query: [B, H, L, D].
-        value: [B, H_kv, L, D].
     """
     sizes = (query.shape[-1], value.shape[-1])
     return (

@@ -77,7 +77,10 @@ def load_checkpoint(model: PreTrainedModel, path: Path) -> None:
     Raises:
         ValueError: no checkpoint of a training run, a broken one, or one of another model.
     """
-    state = _state(path)
+    try:
+        state = Shards(path) if is_sharded(path) else _File(path)
+    except DamagedCheckpointError as error:
+        raise ValueError(f"checkpoint '{path}' is not whole: {error}") from error
     shapes = {name: shape for name, shape in state.shapes.items() if not name.startswith(_REFERENCE_PREFIX)}
     if not shapes or not all(name.startswith(_STATE_PREFIX) for name in shapes):
         raise ValueError(
@@ -132,7 +135,11 @@ def checkpoint_digest(path: Path) -> str:
         ConfigError: not such a file or folder.
     """
     try:
-        entries = list(Shards(path).checksums()) if is_sharded(path) else _directory(path)
+        if is_sharded(path):
+            entries = list(Shards(path).checksums())
+        else:
+            with zipfile.ZipFile(path) as archive:
+                entries = [(e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist()]
     except zipfile.BadZipFile as error:
         raise ConfigError(f"checkpoint '{path}': expected a whole file of torch.save, found no such file.") from error
     except DamagedCheckpointError as error:
@@ -156,27 +163,12 @@ class _File:
             tensor.copy_(self._tensors[name])
 
 
-def _state(path: Path) -> _File | Shards:
-    if not is_sharded(path):
-        return _File(path)
-    try:
-        return Shards(path)
-    except DamagedCheckpointError as error:
-        raise ValueError(f"checkpoint '{path}' is not whole: {error}") from error
-
-
 def _torch_load(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"checkpoint '{path}' cannot be read; is it whole? PyTorch says: {reason}") from error
-
-
-def _directory(path: Path) -> list[tuple[str, int, int]]:
-    """Name, size and checksum of what a file of `torch.save` holds."""
-    with zipfile.ZipFile(path) as archive:
-        return [(e.filename.partition("/")[2], e.file_size, e.CRC) for e in archive.infolist()]
 
 
 class _MetadataUnpickler(pickle.Unpickler):

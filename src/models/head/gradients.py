@@ -55,16 +55,7 @@ def last_layer_gradients(
 
     1 - p is computed from log p, so that tokens of almost no entropy keep a second moment that is small and not
     rounding noise. `gram` takes a second pass over the head in chunks of the vocabulary, N² V multiplications, and
-    [N, N] floats; no more logits exist at once than in the first pass.
-
-    Args:
-        hidden: [N, d].
-        weight: [V, d].
-        targets: int64 [N].
-        temperature: > 0, divides the logits.
-        bias: [V]; its own gradient is not counted.
-        chunk: tokens whose logits exist at once; None: `chunk_tokens`.
-        gram: whether to compute the inner products.
+    [N, N] floats; no more logits exist at once than in the first pass. A bias' own gradient is not counted.
 
     Returns:
         logprobs [N], entropies [N] in nats, and the gradients' moments, float32 (float64 for float64 inputs).

@@ -72,14 +72,7 @@ def token_loss(
     once: three matrix products instead of four, and logits that never leave the chunk. Backward only scales them, so
     it may run once.
 
-    Args:
-        hidden: [N, d].
-        weight: [V, d].
-        targets: int64 [N].
-        loss: of the tokens of a chunk; differentiable in both arguments.
-        temperature: > 0, divides the logits.
-        bias: [V].
-        chunk: tokens whose logits exist at once; None: `chunk_tokens`.
+    Its inputs are those of `token_logprobs_and_entropies`; `loss` is differentiable in both arguments.
 
     Returns:
         The loss, a scalar with gradient; logprobs [N] and entropies [N] in nats without.
@@ -239,11 +232,7 @@ def chunk_tokens(vocabulary: int, device_type: str) -> int:
 
 
 def block_tokens(vocabulary: int) -> int:
-    """Tokens whose float32 logits, 2 MiB, go through the softmax together on a CPU, so that they stay in its caches.
-
-    Args:
-        vocabulary: V.
-    """
+    """Tokens whose float32 logits, 2 MiB, go through the softmax together on a CPU, so that they stay in its caches."""
     return max(1, _BLOCK_BYTES // (4 * vocabulary))
 
 
@@ -293,12 +282,7 @@ def matmul(a: Tensor, b: Tensor) -> Tensor:
 
 
 def checked_chunk(weight: Tensor, temperature: float, chunk: int | None) -> int:
-    """The chunk to use: tokens whose logits exist at once.
-
-    Args:
-        weight: [V, D], of the head.
-        temperature: of the logits.
-        chunk: as asked for; None: `chunk_tokens`.
+    """The chunk to use with a weight [V, d]: as asked for; None: `chunk_tokens`.
 
     Raises:
         ValueError: temperature or chunk not positive.

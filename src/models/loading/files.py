@@ -68,19 +68,21 @@ def locate(config: PolicyConfig) -> str:
     """
     folder = model_folder(config)
     if folder is None:
-        hub_id = str(config.hub_id)
-        return hub_id if config.gguf_file is None else _converted(hub_id, config)
-    if config.path is not None and (config.gguf_file is None or (folder / "config.json").is_file()):
+        if config.gguf_file is None:
+            return str(config.hub_id)
+    elif config.path is not None and (config.gguf_file is None or (folder / "config.json").is_file()):
         _check_complete(folder, config)
         return str(folder)
-    if (folder / str(config.gguf_file)).is_file():
-        return _converted(str(folder), config)
-    if config.path is not None:
-        raise FileNotFoundError(f"policy.path: '{folder}' has neither config.json nor {config.gguf_file}.")
-    raise FileNotFoundError(
-        f"policy.gguf_file: '{config.gguf_file}' is not in the package '{config.package}'; "
-        f"found {sorted(file.name for file in folder.glob('*.gguf'))}."
-    )
+    elif not (folder / str(config.gguf_file)).is_file():
+        if config.path is not None:
+            raise FileNotFoundError(f"policy.path: '{folder}' has neither config.json nor {config.gguf_file}.")
+        raise FileNotFoundError(
+            f"policy.gguf_file: '{config.gguf_file}' is not in the package '{config.package}'; "
+            f"found {sorted(file.name for file in folder.glob('*.gguf'))}."
+        )
+    cache = None if config.cache_dir is None else Path(config.cache_dir)
+    with hub_errors(config):
+        return str(converted_gguf(str(folder or config.hub_id), str(config.gguf_file), cache=cache))
 
 
 def _check_complete(folder: Path, config: PolicyConfig) -> None:
@@ -163,13 +165,6 @@ def _json(file: Path) -> object:
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"policy.path: '{file}' is not whole, expected JSON ({error}). Download it again.") from error
     return content
-
-
-def _converted(source: str, config: PolicyConfig) -> str:
-    """Folder of the converted GGUF file in a folder or hub repository."""
-    cache = None if config.cache_dir is None else Path(config.cache_dir)
-    with hub_errors(config):
-        return str(converted_gguf(source, str(config.gguf_file), cache=cache))
 
 
 def converted_gguf(source: str, gguf_file: str, *, cache: Path | None = None) -> Path:

@@ -113,13 +113,7 @@ class LeanDecoder:
         self._norm, self._head = _Norm(body.norm), _Linear(model.lm_head)
 
     def __call__(self, tokens: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor:
-        """Logits [R, V] after one token each.
-
-        Args:
-            tokens: int64 [R].
-            positions: int64 [R].
-            cache: with the step's layout.
-        """
+        """Logits [R, V] after tokens int64 [R] at positions int64 [R], with a cache that has the step's layout."""
         x = F.embedding(tokens, self._embedding).t().contiguous()
         cos, sin = self._cos.index_select(1, positions), self._sin.index_select(1, positions)
         for layer in self._layers:
@@ -208,18 +202,9 @@ def prefix_attention(
 ) -> tuple[Tensor, None]:
     """Attention function in transformers' interface; the cache travels as a keyword of the model's forward.
 
-    Args:
-        module: the layer, which has a `layer_idx`.
-        query: as in `PrefixCache.attend`, and so are key, value and the result.
-        key: see query.
-        value: see query.
-        attention_mask: not read; the cache knows who sees what.
-        scaling: of the scores; None: D^-1/2.
-        prefix_cache: of this forward pass.
-        **unsupported: refused where it would change the result.
-
-    Returns:
-        The attended values, and no weights.
+    Query, key, value and the result are as in `PrefixCache.attend`; no weights are returned. The mask is not read: the
+    cache knows who sees what. Without `scaling` it is D^-1/2. Other keywords are refused where they would change the
+    result.
 
     Raises:
         ValueError: without a cache, or where the layer wants what this function does not do (window, sinks, capping).

@@ -108,13 +108,7 @@ class NativeEngine:
 
         Greedy completions of a prompt are equal, so one is decoded and listed n times.
 
-        Args:
-            prompts: int64 [P_i] each, unpadded, on any device.
-            params: how to sample.
-            seeds: one a prompt.
-
-        Returns:
-            For each prompt its completions, tensors on the CPU.
+        Prompts may be on any device; what comes back is on the CPU.
 
         Raises:
             ValueError: an empty prompt, one too long for the model's positions, or a wrong number of seeds.
@@ -142,12 +136,10 @@ class NativeEngine:
         """Take new weights and stamp what is sampled next with `version`.
 
         With a shared model the weights are there already: the version is stamped and `named_tensors` is not consumed.
-        An engine that owns its model copies in place, one tensor at a time, cast to the model's type and device. A
-        tied head may be given under either of its names or both.
+        An engine that owns its model copies in place.
 
         Raises:
-            ValueError: a name that the model lacks, a wrong shape, two values for tied weights, or weights that were
-                not given. The version stays as it was; some weights may have been written.
+            ValueError: see `copy_weights`. The version stays as it was; some weights may have been written.
         """
         if self.copies_weights:
             copy_weights(self.model, named_tensors)
@@ -161,8 +153,7 @@ class NativeEngine:
         self._model = None
 
     def _watched(self, forward: Forward) -> Forward:
-        watch = self.watch
-        if watch is None:
+        if (watch := self.watch) is None:
             return forward
 
         def watched(tokens: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor:

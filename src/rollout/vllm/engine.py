@@ -124,12 +124,7 @@ class VllmEngine:
         """Sample `params.n` completions for each prompt; see `RolloutEngine.generate`.
 
         Greedy completions of a prompt are equal, so one is decoded and listed n times. Ranks that are one engine call
-        together, each with its own prompts or none; each gets its own completions.
-
-        Args:
-            prompts: int64 [P_i] each, on any device.
-            params: how to sample; equal on the ranks of an engine.
-            seeds: one a prompt.
+        together and with equal `params`, each with its own prompts or none; each gets its own completions.
 
         Raises:
             RuntimeError: there are no weights: none were given, the last update failed, or the engine is asleep.

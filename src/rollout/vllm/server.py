@@ -101,11 +101,6 @@ class VllmServerEngine:
 
         Greedy completions of a prompt are equal, so one is decoded and listed n times.
 
-        Args:
-            prompts: int64 [P_i] each, on any device.
-            params: how to sample.
-            seeds: one a prompt.
-
         Raises:
             RuntimeError: no weights were given yet.
             ServerError: the server refuses a request, is not the one that this run needs, or keeps losing the weights.

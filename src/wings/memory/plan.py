@@ -191,7 +191,8 @@ def show_plan(plan: MemoryPlan, console: Console | None = None) -> None:
     lines += [f"{part.name}: {part.explanation}" for part in plan.parts]
     lines += ["", *(f"{phase}: {PHASES[phase]}" for phase in plan.phases)]
     if plan.host_parts:
-        lines += ["", f"Host memory of a node: {_listed(plan.host_parts)}; {_verdict(plan.host, plan.host_capacity)}"]
+        listed = ", ".join(f"{part.name} {_gib(part.most)}" for part in plan.host_parts)
+        lines += ["", f"Host memory of a node: {listed}; {_verdict(plan.host, plan.host_capacity)}"]
     lines += ["", f"Peak in '{plan.peak_phase}': {_verdict(plan.peak, plan.capacity)}"]
     if not plan.fits:
         lines += [f"To change, by effect: {'; '.join(plan.changes())}"]
@@ -203,10 +204,6 @@ def _verdict(needed: int, capacity: Capacity) -> str:
         return f"{_gib(needed)} GiB; what there is, is not known ({capacity.source})."
     word = "fits" if needed <= capacity.bytes else "does not fit"
     return f"{_gib(needed)} GiB of {_gib(capacity.bytes)} GiB ({capacity.source}): {word}."
-
-
-def _listed(parts: tuple[MemoryPart, ...]) -> str:
-    return ", ".join(f"{part.name} {_gib(part.most)}" for part in parts)
 
 
 def _gib(size: int) -> str:

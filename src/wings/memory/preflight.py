@@ -29,12 +29,11 @@ from src.wings.memory.plan import (
     resident_bytes,
     show_plan,
 )
-from src.wings.memory.rollout_parts import GenerationBatch, NativeDemand, native_parts, vllm_parts
+from src.wings.memory.rollout_parts import GenerationBatch, native_parts, vllm_parts
 from src.wings.memory.traces import MemoryTraces
 from src.wings.memory.training_parts import (
     ModelTraits,
     RowDemand,
-    RowMemory,
     RowShape,
     TrainingDemand,
     heap_holes,
@@ -200,12 +199,8 @@ def check_disk(config: DictConfig) -> None:
 def _row_demand(run: _Run, rows: tuple[RowShape, ...], scored: tuple[RowShape, ...] = ()) -> RowDemand:
     """What the most demanding of several rows takes; `scored` are those of scoring, which packs more groups."""
     traits = run.traits
-
-    def size(memory: RowMemory) -> int:
-        return run.counts.layers * memory.kept_layer + memory.kept_rest + memory.working
-
-    traced = {row: run.traces.row(run.architecture, traits, row) for row in rows}
-    memory = max(traced.values(), key=size)
+    traced = [run.traces.row(run.architecture, traits, row) for row in rows]
+    memory = max(traced, key=lambda memory: memory.kept(run.counts.layers) + memory.working)
     longer = max(row.tokens for row in (*rows, *scored)) / max(row.tokens for row in rows)
     memory = replace(memory, forward=int(memory.forward * max(1.0, longer)))
     text = run.architecture.get_text_config()
@@ -256,8 +251,9 @@ def _engine_parts(run: _Run, prompts: int) -> tuple[bool, list[MemoryPart]]:
     engine = replace(traits, weights=dtype, lora=None) if owns else traits
     keys_stay_wide = traits.autocast is not None and engine.weights == torch.float32  # rotated in float32
     prompt = RowShape(1, config.data.max_prompt_tokens, 1, 1)
-    demand = NativeDemand(
-        architecture=run.architecture,
+    return owns, native_parts(
+        run.architecture,
+        _batches(config, prompts),
         key_bytes=4 if keys_stay_wide else dtype.itemsize,
         value_bytes=2 if keys_stay_wide else dtype.itemsize,
         logits=traits.autocast or dtype,
@@ -265,8 +261,8 @@ def _engine_parts(run: _Run, prompts: int) -> tuple[bool, list[MemoryPart]]:
         prefill_token=run.traces.forward(run.architecture, engine, prompt) / prompt.tokens,
         max_sequences=rollout.max_sequences,
         max_batch_tokens=rollout.max_batch_tokens,
+        sampling=run.traces.sampling,
     )
-    return owns, native_parts(demand, _batches(config, prompts), run.traces.sampling)
 
 
 def _batches(config: DictConfig, prompts: int) -> list[GenerationBatch]:

@@ -32,31 +32,6 @@ class GenerationBatch:
     sampling: SamplingParams
 
 
-@dataclass(frozen=True, slots=True)
-class NativeDemand:
-    """A native engine and what it computes with.
-
-    Attributes:
-        architecture: of the policy.
-        key_bytes: of a cached key's number.
-        value_bytes: of a cached value's number.
-        logits: their dtype.
-        copied_weights: bytes of a copy of the model; 0: it samples with the training module.
-        prefill_token: bytes that a forward takes for each prompt token.
-        max_sequences: see `NativeEngine`.
-        max_batch_tokens: see `NativeEngine`.
-    """
-
-    architecture: PretrainedConfig
-    key_bytes: int
-    value_bytes: int
-    logits: torch.dtype
-    copied_weights: int
-    prefill_token: float
-    max_sequences: int
-    max_batch_tokens: int
-
-
 def sampling_bytes(rows: int, vocabulary: int, dtype: torch.dtype, params: SamplingParams) -> int:
     """Logits [R, V] and all that choosing a token makes of them, traced on tensors without data."""
     from torch._subclasses.fake_tensor import FakeTensorMode
@@ -74,21 +49,53 @@ SamplingBytes = Callable[[int, int, torch.dtype, SamplingParams], int]
 
 
 def native_parts(
-    demand: NativeDemand, batches: Sequence[GenerationBatch], sampling: SamplingBytes = sampling_bytes
+    architecture: PretrainedConfig,
+    batches: Sequence[GenerationBatch],
+    *,
+    key_bytes: int,
+    value_bytes: int,
+    logits: torch.dtype,
+    copied_weights: int,
+    prefill_token: float,
+    max_sequences: int,
+    max_batch_tokens: int,
+    sampling: SamplingBytes = sampling_bytes,
 ) -> list[MemoryPart]:
     """Parts of the native engine, for the largest of the batches.
 
     Args:
-        demand: the engine.
+        architecture: of the policy.
         batches: that it may be given.
+        key_bytes: of a cached key's number.
+        value_bytes: of a cached value's number.
+        logits: their dtype.
+        copied_weights: bytes of a copy of the model; 0: it samples with the training module.
+        prefill_token: bytes that a forward takes for each prompt token.
+        max_sequences: see `NativeEngine`.
+        max_batch_tokens: see `NativeEngine`.
         sampling: `sampling_bytes`, or what remembers it.
     """
+    text = architecture.get_text_config()
+    heads = text.num_attention_heads
+    kv_heads = getattr(text, "num_key_value_heads", None) or heads
+    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    budgets = {"max_sequences": max_sequences, "max_batch_tokens": max_batch_tokens}
+
+    def cache_and_work(batch: GenerationBatch) -> tuple[int, int]:
+        n, longest = 1 if batch.sampling.temperature == 0 else batch.sampling.n, batch.sampling.max_new_tokens
+        room = room_for(batch.prompts, batch.prompt_tokens, n, longest, **budgets)
+        tokens = room.slots * batch.prompt_tokens + room.rows * max(longest - 1, 1)
+        layer = tokens * kv_heads * size * (key_bytes + value_bytes)
+        prefill = int(room.rows // n * batch.prompt_tokens * prefill_token)
+        scores = room.rows * heads * max(batch.prompt_tokens, longest) * _SCORE_BYTES
+        decode = scores + sampling(room.rows, text.vocab_size, logits, batch.sampling)
+        return text.num_hidden_layers * layer, max(prefill, decode)
+
     parts = []
-    if demand.copied_weights:
+    if copied_weights:
         what = "a whole model of its own, in the type of the forwards"
-        lighter = ("rollout=vllm_server",)
-        parts.append(MemoryPart.always("engine weights", what, demand.copied_weights, lighter))
-    cache, work = max((_native_batch(demand, batch, sampling) for batch in batches), key=sum)
+        parts.append(MemoryPart.always("engine weights", what, copied_weights, ("rollout=vllm_server",)))
+    cache, work = max(map(cache_and_work, batches), key=sum)
     keys = ("rollout.max_batch_tokens", "rollout.max_sequences")
     return [
         *parts,
@@ -120,26 +127,3 @@ def vllm_parts(
         awake: dict[Phase, int] = {"rollout": size, "handover": size}
         return [*rest, MemoryPart("engine", f"{what}, asleep during the update", awake, keys)]
     return [*(rest if cuda else []), MemoryPart.always("engine", what, size, keys)]
-
-
-def _native_batch(demand: NativeDemand, batch: GenerationBatch, sampling: SamplingBytes) -> tuple[int, int]:
-    """(cache, work) in bytes for one batch."""
-    text = demand.architecture.get_text_config()
-    heads = text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
-    n, longest = 1 if batch.sampling.temperature == 0 else batch.sampling.n, batch.sampling.max_new_tokens
-    room = room_for(
-        batch.prompts,
-        batch.prompt_tokens,
-        n,
-        longest,
-        max_sequences=demand.max_sequences,
-        max_batch_tokens=demand.max_batch_tokens,
-    )
-    tokens = room.slots * batch.prompt_tokens + room.rows * max(longest - 1, 1)
-    layer = tokens * kv_heads * size * (demand.key_bytes + demand.value_bytes)
-    prefill = int(room.rows // n * batch.prompt_tokens * demand.prefill_token)
-    scores = room.rows * heads * max(batch.prompt_tokens, longest) * _SCORE_BYTES
-    decode = scores + sampling(room.rows, text.vocab_size, demand.logits, batch.sampling)
-    return text.num_hidden_layers * layer, max(prefill, decode)

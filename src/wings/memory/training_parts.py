@@ -146,6 +146,10 @@ class RowMemory:
     working: int
     forward: int
 
+    def kept(self, layers: int) -> int:
+        """Kept for backward by so many layers and what surrounds them."""
+        return layers * self.kept_layer + self.kept_rest
+
 
 @dataclass(frozen=True, slots=True)
 class RowDemand:
@@ -257,7 +261,7 @@ def _embedding_gradient(demand: TrainingDemand) -> MemoryPart:
 
 def _activations(demand: TrainingDemand) -> list[MemoryPart]:
     row, stage, layers = demand.row, demand.warm_start, demand.counts.layers
-    kept = _kept(row, layers)
+    kept = row.memory.kept(layers)
     chunk: dict[Phase, int] = {"head": row.head_backward}
     forward: dict[Phase, int] = {"scoring": max(row.memory.forward, row.head_forward)}
     shorter = ("updates.max_row_tokens",)
@@ -273,14 +277,10 @@ def _activations(demand: TrainingDemand) -> list[MemoryPart]:
         MemoryPart("forward", "one layer, or the head, without gradients", forward, (*shorter, "policy.head_chunk")),
     ]
     if stage is not None:
-        size = _kept(stage, layers) + max(stage.memory.working, stage.head_backward)
+        size = stage.memory.kept(layers) + max(stage.memory.working, stage.head_backward)
         smaller = ("warm_start.batch_size", "warm_start.max_tokens", "policy.gradient_checkpointing=true")
         parts.append(MemoryPart("warm-start batch", "its activations and its head", {"warm start": size}, smaller))
     return parts
-
-
-def _kept(row: RowDemand, layers: int) -> int:
-    return layers * row.memory.kept_layer + row.memory.kept_rest
 
 
 def _temporaries(demand: TrainingDemand, place: Placement) -> list[MemoryPart]:

@@ -7,7 +7,9 @@ from src.models.loading.loading import PolicyConfig, load_model
 from src.rollout.engine import SamplingParams
 from src.rollout.native.engine import NativeEngine
 from src.rollout.native.prefix_cache import PrefixCache
-from src.wings.memory.rollout_parts import GenerationBatch, NativeDemand, native_parts, vllm_parts
+from src.wings.memory.rollout_parts import GenerationBatch, native_parts, vllm_parts
+
+BUDGETS = {"prefill_token": 0.0, "max_sequences": 256, "max_batch_tokens": 131_072}
 
 
 def test_the_cache_is_as_large_as_predicted(random_policy, monkeypatch):
@@ -22,8 +24,17 @@ def test_the_cache_is_as_large_as_predicted(random_policy, monkeypatch):
     (cache,) = caches
     stored = sum(x.nbytes for pair in (*cache._prompt.values(), *cache._own.values()) for x in pair)
 
-    demand = NativeDemand(load_architecture(settings), 4, 4, torch.float32, 0, 0.0, 256, 131_072)
-    parts = {part.name: part.bytes for part in native_parts(demand, [GenerationBatch(2, 50, sampling)])}
+    batch = GenerationBatch(2, 50, sampling)
+    predicted = native_parts(
+        load_architecture(settings),
+        [batch],
+        key_bytes=4,
+        value_bytes=4,
+        logits=torch.float32,
+        copied_weights=0,
+        **BUDGETS,
+    )
+    parts = {part.name: part.bytes for part in predicted}
     assert parts["key/value cache"] == {"rollout": stored}
     vocabulary = load_architecture(settings).vocab_size
     assert parts["sampling"]["rollout"] > 6 * vocabulary * (4 + 4 + 8)  # scaled, log-probabilities, cumulative
@@ -31,9 +42,9 @@ def test_the_cache_is_as_large_as_predicted(random_policy, monkeypatch):
 
 def test_a_copy_and_vllm():
     architecture = load_architecture(PolicyConfig(hub_id="Qwen/Qwen3-8B"))
-    demand = NativeDemand(architecture, 2, 2, torch.bfloat16, 1000, 0.0, 256, 131_072)
+    types = {"key_bytes": 2, "value_bytes": 2, "logits": torch.bfloat16}
     long = GenerationBatch(512, 2048, SamplingParams(n=8, max_new_tokens=2048))
-    parts = {part.name: part for part in native_parts(demand, [long])}
+    parts = {part.name: part for part in native_parts(architecture, [long], **types, copied_weights=1000, **BUDGETS)}
     assert parts["engine weights"].most == 1000
     # 7 prompts with their 8 completions are the most that 131,072 tokens hold, and one prompt more; a completion's last
     # token is not fed back; 36 layers, 8 heads of 128, k and v

@@ -199,15 +199,9 @@ class _DialogueWriter:
         self._tools = [tool for group in self._domains.values() for tool in group]
 
     def write(self, kind: str) -> _Written:
-        """Messages, tools on offer, and the tag of each assistant step."""
-        return {
-            "single": self._single,
-            "parallel_same": self._parallel_same,
-            "parallel_different": self._parallel_different,
-            "follow_up": self._follow_up,
-            "missing": self._missing,
-            "refusal": self._refusal,
-        }[kind]()
+        """Messages, tools on offer, and the tag of each assistant step; a method writes each kind of `KINDS`."""
+        written: _Written = getattr(self, f"_{kind}")()
+        return written
 
     def _single(self) -> _Written:
         request = self._request(self._rng.choice(self._tools))

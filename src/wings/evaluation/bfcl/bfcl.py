@@ -9,7 +9,7 @@ from src.data.rendering import call_line
 from src.environments.bfcl.calls import well_formed
 from src.environments.bfcl.cases import Case, choose_categories, is_multi_turn, load_cases
 from src.environments.bfcl.sandbox import Sandbox, Verdict, check_limits
-from src.environments.bfcl.world import CaseWorld, Executor, turn_messages
+from src.environments.bfcl.world import CaseWorld, turn_messages
 from src.environments.conversation import Answer, Conversation, Generate, Turn, play
 from src.protocol.dialogue import ChatPrompt, JsonValue, ToolCall
 from src.wings.evaluation.benchmark import Benchmark, Record, Sample
@@ -36,7 +36,7 @@ class CaseConversation(Conversation):
         wording: of the prompts.
     """
 
-    def __init__(self, case: Case, executor: Executor, wording: TurnWording) -> None:
+    def __init__(self, case: Case, executor: Sandbox, wording: TurnWording) -> None:
         super().__init__(CaseWorld(case, executor), STEP_LIMIT)
         self.case = case
         self._wording = wording
