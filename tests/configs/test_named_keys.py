@@ -23,8 +23,6 @@ SOURCES = sorted((ROOT / "src").rglob("*.py"))
 NOT_OURS = ("hydra",)
 """Sections whose keys another package knows."""
 OBJECTS = {
-    "model.device": "Python in the example of a model card",
-    "model.generate": "the same",
     "policy.model": "the attribute whose names weights have in a checkpoint",
     "trainer.model": "Lightning's wrapped module",
     "step.metrics": "an attribute of `RolloutStep`",
