@@ -1,8 +1,7 @@
 """An engine that samples in smaller batches when memory runs out, and remembers what went wrong.
 
 Splitting by prompts needs nothing of the engine: a prompt with its seed gives the same completions whatever else is in
-the batch. What cannot be helped here propagates; `training.sampler` gives the weights anew and try once more
-(`training.sampling_module`).
+the batch. Other errors propagate: `training.sampler` gives the engine its weights again and tries once more.
 """
 
 from __future__ import annotations
