@@ -35,11 +35,13 @@ def train(config: DictConfig) -> dict[str, float]:
     with quick_imports():
         from src.config.policy_checks import check_architecture
         from src.config.rules import check_config
-        from src.wings.memory.preflight import preflight
     check_config(config)
     check_architecture(config)
-    if not preflight(config):
-        return {}
+    if config.dry_run or config.preflight.action != "off":
+        with quick_imports():
+            from src.wings.memory.preflight import preflight
+        if not preflight(config):
+            return {}
     with quick_imports():
         from src.training.run import fit
     return fit(config)

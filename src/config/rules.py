@@ -100,8 +100,10 @@ def _intervals(config: DictConfig) -> None:
 
 
 def _callbacks(config: DictConfig) -> None:
-    if config.algorithm.weighting.get("progress") == "fraction" and config.callbacks.get("curriculum") is None:
-        raise ConfigError("algorithm.weighting.progress=fraction needs callbacks.curriculum, which is null.")
+    for key, without in (("progress", "step"), ("initialiser", "fixed")):
+        value = config.algorithm.weighting.get(key, without)
+        if value != without and config.callbacks.get("curriculum") is None:
+            raise ConfigError(f"algorithm.weighting.{key}={value} needs callbacks.curriculum, which is null.")
     if config.callbacks.get("live_figures") is not None and config.callbacks.get("metrics_file") is None:
         raise ConfigError(
             "callbacks.live_figures draws what callbacks.metrics_file writes, which is null. Leave it in, or set "
@@ -221,6 +223,11 @@ def _data(config: DictConfig) -> None:
     if config.callbacks.get("checkpoint") is not None:
         watched["callbacks.checkpoint.monitor"] = config.callbacks.checkpoint.get("monitor")
     for key, metric in watched.items():
+        if metric is not None and config.trainer.get("limit_val_batches") == 0 and str(metric).startswith(splits):
+            raise ConfigError(
+                f"{key}={metric} with trainer.limit_val_batches=0: nothing is validated, so it is never measured. Set "
+                f"{key}=null."
+            )
         if metric is not None:
             _check_metric(key, str(metric), splits, [str(name) for name in config.get("benchmark") or {}])
 

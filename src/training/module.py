@@ -13,7 +13,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
 
 from src.algorithm.experience import PromptGroup
-from src.algorithm.region_weights import batch_token_weights
+from src.algorithm.region_weights import RegionFactors, batch_token_weights
 from src.config.rules import VALIDATION_METRICS
 from src.data.rendering import RenderedPrompt
 from src.models.loading.sharding import place_policy
@@ -323,9 +323,13 @@ class TrainingModule(LightningModule):
         frozen = set(self._frozen())
         missing = [name for name in result.missing_keys if name not in frozen]
         if strict and (missing or result.unexpected_keys):
+            differs = [*missing, *result.unexpected_keys]
+            of_reference = all(name.startswith("reference.") for name in differs)
             raise ValueError(
-                f"ckpt_path: the checkpoint does not fit this policy: missing {missing[:3] or 'nothing'}, unexpected "
-                f"{result.unexpected_keys[:3] or 'nothing'}. Resume with the policy and policy.lora of its run."
+                f"ckpt_path: the checkpoint does not fit this run: missing {missing[:3] or 'nothing'}, unexpected "
+                f"{result.unexpected_keys[:3] or 'nothing'}. Resume with "
+                + ("algorithm.loss.kl_coef" if of_reference else "the policy and policy.lora")
+                + " of its run."
             )
         return result
 
@@ -337,6 +341,7 @@ class TrainingModule(LightningModule):
         """Keep what a resumed run goes on from, besides weights and optimizer."""
         step, metrics = self.validated
         checkpoint["rollout_step"] = self.rollout_step
+        checkpoint["region_factors"] = asdict(self.region_factors)
         checkpoint["scores"] = {"started": dict(self.started), "validated": [step, metrics]}
         checkpoint["random_states"] = self.ranks.gather(random_states())
         checkpoint["guard"] = self.updater.guard.state_dict()
@@ -366,6 +371,8 @@ class TrainingModule(LightningModule):
             step, metrics = checkpoint["scores"]["validated"]
             self.validated, self.started = (int(step), dict(metrics)), dict(checkpoint["scores"]["started"])
             self._random_states = checkpoint["random_states"]
+        if "region_factors" in checkpoint:
+            self.region_factors = RegionFactors(**checkpoint["region_factors"])
         if "guard" in checkpoint:
             self.updater.guard.load_state_dict(checkpoint["guard"])
             self.scorer.budget.load_state_dict(checkpoint["row_budget"])

@@ -1,4 +1,4 @@
-"""A training: check → plan memory → (warm start) → fit → summary."""
+"""A training whose config has been checked: load → (warm start) → fit → summary."""
 
 from __future__ import annotations
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
-from hydra.utils import get_method
 from torch import Tensor
 
 from src.algorithm.advantages import Estimator
@@ -50,14 +51,34 @@ class AlgorithmSettings:
         rules = (
             ("estimator", self.estimator in get_args(Estimator), f"one of {get_args(Estimator)}"),
             ("advantage_delta", self.advantage_delta >= 0, "at least 0"),
-            ("regions", self.regions == "sampled" or "." in self.regions, "'sampled' or the path of a function"),
             ("resample_rounds", self.resample_rounds >= 0, "at least 0"),
         )
         check_fields("algorithm", self, rules)
+        if self.regions != "sampled":
+            _resolved_tagger(self.regions)
 
     def tagger(self, tokenizer: PreTrainedTokenizerBase) -> Callable[[Tensor], Tensor] | None:
         """The function of `regions`, ids [T] -> regions [T]; None for those of the sampled ids."""
-        return None if self.regions == "sampled" else partial(get_method(self.regions), tokenizer=tokenizer)
+        return None if self.regions == "sampled" else partial(_resolved_tagger(self.regions), tokenizer=tokenizer)
+
+
+def _resolved_tagger(path: str) -> Callable[..., Tensor]:
+    """The function of `AlgorithmSettings.regions`.
+
+    Raises:
+        ValueError: there is none, or it takes no tokenizer.
+    """
+    try:
+        found = pkgutil.resolve_name(path)
+        problem = "" if "tokenizer" in inspect.signature(found).parameters else "it takes no argument 'tokenizer'"
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        problem = str(error)
+    if problem:
+        raise ValueError(
+            f"algorithm.regions: expected 'sampled' or the path of a function (ids, tokenizer) -> regions, found "
+            f"'{path}': {problem}. The published code's is src.wings.published.regions.published_regions."
+        )
+    return cast(Callable[..., Tensor], found)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from src.config.checks import check_composed
+from src.config.instantiating import instantiate_loggers
 from src.config.policy_checks import check_lengths, check_rate
 from src.config.rules import VALIDATION_METRICS, check_config
 from src.errors import ConfigError
@@ -42,6 +43,14 @@ def test_evaluations_pass():
             ["algorithm.weighting.progress=fraction", "callbacks.curriculum=null"],
             "algorithm.weighting.progress=fraction needs callbacks.curriculum",
         ),
+        (
+            ["algorithm=rest_auto", "callbacks.curriculum=null"],
+            "algorithm.weighting.initialiser=inverse_entropy needs callbacks.curriculum",
+        ),
+        (["+trainer.limit_val_batches=0"], "optimized_metric=val/exact_match with trainer.limit_val_batches=0"),
+        (["algorithm.regions=published"], "path of a function .*'published'.*src.wings.published.regions"),
+        (["algorithm.regions=math.nope"], "path of a function .*'math.nope'.* has no attribute 'nope'"),
+        (["algorithm.regions=math.sqrt"], "path of a function .*'math.sqrt'.* no argument 'tokenizer'"),
         (["callbacks.benchmark=null"], r"benchmark=\[synthetic\] needs callbacks.benchmark"),
         (["trainer.devices=two"], "trainer.devices: expected a number, a list or 'auto', found 'two'"),
         (["rollout=vllm", "updates.old_logprobs=sampler"], "old_logprobs=sampler needs rollout=native"),
@@ -84,6 +93,12 @@ def test_rules(overrides, message):
 def test_keys_and_values(overrides, message):
     with pytest.raises(ConfigError, match=message.replace("?", r"\?")):
         check_config(train_config(Path(), *overrides))
+
+
+def test_a_run_needs_no_logger():
+    config = train_config(Path(), "logger=[]")
+    check_config(config)
+    assert instantiate_loggers(config.logger) == []
 
 
 def test_metrics_are_those_that_validation_logs():

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from tests.conftest import ROOT
 
@@ -63,3 +69,17 @@ def test_every_room_and_wing_is_described() -> None:
 def test_constructors_of_training_name_their_arguments() -> None:
     for path in sources(ROOT / "src/training"):
         assert not re.search(r"def __init__\([^)]*\*(args|\*kwargs)", path.read_text(encoding="utf-8")), path
+
+
+@pytest.mark.slow
+def test_training_runs_without_any_wing(tmp_path: Path) -> None:
+    """With the keys that the page names; the policy, its corpus and the method are the default ones."""
+    (keys,) = re.findall(r"\(`(preflight[^`]*)`; a test deletes", PAGE)
+    for name in ("src", "configs"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("wings", "__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    small = "updates.rollout_steps=1 trainer.val_check_interval=1 data.limit_val=2 data.train.num_train=64 logger=csv"
+    command = [sys.executable, "src/train.py", *shlex.split(keys), *small.split(), "data.train.num_val=8"]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert list(tmp_path.glob("logs/train/runs/*/summary.json"))

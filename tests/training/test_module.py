@@ -8,10 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 from src.algorithm.policy_loss import PolicyLoss
+from src.algorithm.region_weights import RegionFactors
 from src.rollout.collect import StaleRolloutError, prompt_seed
 from src.rollout.native.engine import NativeEngine
 from src.train import train
 from src.training.scorer import Scorer
+from src.training.step import RolloutCallback
 from src.training.step_guard import NonFiniteError
 from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 from tests.models.reference import replay_completions
@@ -79,6 +81,26 @@ def test_resumed_run_is_the_uninterrupted_run(random_policy, tmp_path):
     assert without_times(first + second) == without_times(whole)
     for name, value in weights(tmp_path / "whole").items():
         assert torch.equal(weights(tmp_path / "second")[name], value), name
+
+
+def test_region_factors_that_a_callback_returned_once_hold_after_a_resume(random_policy, tmp_path):
+    from src.config.instantiating import instantiate_callbacks
+
+    class Once(RolloutCallback):
+        def region_factors(self, module, step):
+            return RegionFactors(reasoning=5.0) if step.index == 0 else None
+
+        def on_rollout_step_end(self, trainer, module, step):
+            step.metrics["factor"] = module.region_factors.reasoning
+
+    settings = ("callbacks.curriculum=null", "callbacks.checkpoint.every_n_rollout_steps=1")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("src.training.run.instantiate_callbacks", lambda c: [Once(), *instantiate_callbacks(c)])
+        first = run(tmp_path / "first", random_policy, *settings)
+        steps = ("updates.rollout_steps=3", "trainer.val_check_interval=3")
+        checkpoint = f"ckpt_path={tmp_path / 'first/checkpoints/last.ckpt'}"
+        second = run(tmp_path / "second", random_policy, *settings, *steps, checkpoint)
+    assert [step["factor"] for step in first + second] == [5.0, 5.0, 5.0]
 
 
 def test_finished_runs_and_foreign_checkpoints_are_refused(random_policy, tmp_path):

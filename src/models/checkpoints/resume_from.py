@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 from src.errors import ConfigError
 from src.models.checkpoints.reading import DamagedCheckpointError, Progress, checkpoint_progress, is_sharded
 from src.models.checkpoints.writing import PARTIAL, REPLACED, check_whole
+from src.models.loading.sharding import is_sharded as trains_sharded
 
 log = logging.getLogger(__name__)
 
@@ -38,15 +39,21 @@ def resume_from(config: DictConfig) -> Found | None:
     is a new run.
 
     Raises:
-        ConfigError: no such checkpoint, or one that is damaged; or for `auto`, checkpoints none of which is whole.
+        ConfigError: no such checkpoint, one that is damaged, or shards for a strategy that does not shard; or for
+            `auto`, checkpoints none of which is whole.
     """
     wanted = config.ckpt_path
     folder = Path(config.paths.output_dir)
     if wanted is None:
         return None
+    found = newest_whole(folder / "checkpoints") if wanted == AUTO else _named(Path(wanted).expanduser())
+    if found is not None and found.path.is_dir() and not trains_sharded(config.trainer):
+        raise ConfigError(
+            f"ckpt_path='{found.path}': a folder of shards, which only a sharded strategy resumes, on any number of "
+            "ranks. Set trainer=fsdp, or trainer=fsdp_cpu without GPUs."
+        )
     if wanted != AUTO:
-        return _named(Path(wanted).expanduser())
-    found = newest_whole(folder / "checkpoints")
+        return found
     if found is None:
         log.info("ckpt_path=auto: no checkpoint in '%s': a new run.", folder)
     else:

@@ -98,13 +98,12 @@ def preflight(config: DictConfig) -> bool:
     if config.dry_run:
         show_plan(plan_memory(config))
         return False
-    if config.preflight.action != "off":
-        try:
-            check_memory(plan_memory(config))
-        except MemoryPlanError as error:
-            if config.preflight.action == "error":
-                raise
-            log.warning("%s", error)
+    try:
+        check_memory(plan_memory(config))
+    except MemoryPlanError as error:
+        if config.preflight.action == "error":
+            raise
+        log.warning("%s", error)
     if config.callbacks.get("checkpoint") is not None:
         check_disk(config)
     return True

@@ -9,7 +9,9 @@ import torch
 from omegaconf import OmegaConf
 
 from src.errors import ConfigError
-from src.models.checkpoints.resume_from import newest_whole, resume_from
+from src.models.checkpoints import resume_from as module
+from src.models.checkpoints.reading import Progress
+from src.models.checkpoints.resume_from import Found, newest_whole, resume_from
 
 
 def save(path: Path, step: int) -> Path:
@@ -27,7 +29,7 @@ def damage(path: Path) -> Path:
 
 
 def run_config(folder: Path, ckpt_path: str | None):
-    return OmegaConf.create({"ckpt_path": ckpt_path, "paths": {"output_dir": str(folder)}})
+    return OmegaConf.create({"ckpt_path": ckpt_path, "paths": {"output_dir": str(folder)}, "trainer": {}})
 
 
 def test_the_newest_by_rollout_step_whatever_its_name_and_age(tmp_path, caplog):
@@ -101,3 +103,14 @@ def test_a_path_is_a_checkpoint_or_a_run_folder_and_must_be_whole(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "foreign.ckpt")
     with pytest.raises(ConfigError, match=r"foreign.ckpt': expected the keys rollout_step and global_step"):
         resume_from(run_config(tmp_path / "new", str(tmp_path / "foreign.ckpt")))
+
+
+def test_shards_need_a_sharded_strategy(tmp_path, monkeypatch):
+    whole = Found(tmp_path / "last.ckpt", Progress(3, 6))
+    whole.path.mkdir()
+    monkeypatch.setattr(module, "newest_whole", lambda folder: whole)
+    config = run_config(tmp_path, "auto")
+    with pytest.raises(ConfigError, match=r"last.ckpt': a folder of shards, .*trainer=fsdp_cpu without GPUs"):
+        resume_from(config)
+    config.trainer.strategy = {"_target_": "src.models.loading.sharding.ShardedStrategy"}
+    assert resume_from(config) == whole
