@@ -11,7 +11,7 @@ from src.runs.line_file import LineFile
 from src.training.step import RolloutCallback
 
 
-class LinesCallback(RolloutCallback):
+class LineFileCallback(RolloutCallback):
     """Writes `lines`; a run that goes on in its folder cuts off what was written after its checkpoint.
 
     Args:

@@ -9,11 +9,11 @@ from typing import cast
 from lightning import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
-from src.callbacks.line_file import LinesCallback
+from src.callbacks.line_file import LineFileCallback
 from src.training.step import RolloutStep, Training
 
 
-class MetricsFile(LinesCallback):
+class MetricsFile(LineFileCallback):
     """A line for each rollout step (from 0), validation, benchmark, fault and alarm, told apart by the key `event`.
 
     A validation or benchmark at rollout step s saw the weights after s steps. A fault or alarm of a rollout step comes

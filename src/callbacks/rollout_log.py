@@ -11,7 +11,7 @@ from torch import Tensor
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.policy_loss import LossCounts
-from src.callbacks.line_file import LinesCallback
+from src.callbacks.line_file import LineFileCallback
 from src.data.rendering import step_text
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
@@ -19,7 +19,7 @@ from src.rollout.collect import ScoredGroup
 from src.training.step import RolloutStep, Training
 
 
-class RolloutLog(LinesCallback):
+class RolloutLog(LineFileCallback):
     """Appends the first prompt groups of a rollout step, each token with region, weight, scores and loss term.
 
     Args:

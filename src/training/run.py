@@ -64,7 +64,7 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
     ours = [callback for callback in callbacks if isinstance(callback, RolloutCallback)]
     for callback in ours:
         callback.prepare(anew=anew)
-    loaded = load_policy(instantiate(config.policy), deferred=is_sharded(config.trainer))
+    loaded = load_policy(instantiate(config.policy), on_meta=is_sharded(config.trainer))
     renderer = instantiate(config.prompt, loaded.tokenizer)
     datamodule: ToolDialogueDataModule = instantiate(config.data, renderer=renderer)
     trainer: L.Trainer = instantiate(

@@ -44,12 +44,12 @@ class LoadedPolicy(NamedTuple):
     weights: WeightSource | None = None
 
 
-def load_policy(config: PolicyConfig, *, deferred: bool = False) -> LoadedPolicy:
+def load_policy(config: PolicyConfig, *, on_meta: bool = False) -> LoadedPolicy:
     """Load model and tokenizer.
 
     Args:
         config: where from.
-        deferred: leave the policy on the meta device, for `models.loading.sharding` to fill shard by shard.
+        on_meta: leave the policy on the meta device, for `models.loading.sharding` to fill shard by shard.
 
     Raises:
         FileNotFoundError: a folder, package or file that is not there; names it.
@@ -58,7 +58,7 @@ def load_policy(config: PolicyConfig, *, deferred: bool = False) -> LoadedPolicy
             token, or a model that cannot run on packed rows.
     """
     tokenizer = load_tokenizer(config)
-    model = load_model(config, on_meta=deferred)
+    model = load_model(config, on_meta=on_meta)
     policy = Policy(
         model,
         attention=config.attention,
@@ -66,7 +66,7 @@ def load_policy(config: PolicyConfig, *, deferred: bool = False) -> LoadedPolicy
         head_chunk=config.head_chunk,
     )
     weights = None
-    if deferred:
+    if on_meta:
         with hub_errors(config):
             weights = WeightSource.of(locate(config)) if config.weights == "pretrained" else WeightSource.random()
     return LoadedPolicy(policy, tokenizer, stop_token_ids(model, tokenizer), weights)
