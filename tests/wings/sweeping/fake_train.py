@@ -40,6 +40,6 @@ if __name__ == "__main__":
     else:
         import hydra
 
-        sys.path[:0] = [str(ROOT), str(ROOT / "src")]
+        sys.path[:0] = [str(ROOT), str(ROOT / "src/wings/sweeping")]
         os.environ["PROJECT_ROOT"] = str(ROOT)
-        hydra.main(version_base="1.3", config_path="../../configs", config_name="train.yaml")(train)()
+        hydra.main(version_base="1.3", config_path="../../../configs", config_name="train.yaml")(train)()
