@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from src.protocol.dialogue import JsonValue, Message, ToolCall
 from src.protocol.types import ParsedResponse
 
+_ROUNDING = 1e-9
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
@@ -74,30 +75,48 @@ def overlap(a: Iterable[str], b: Iterable[str]) -> float:
 
 
 def match_calls(predicted: Sequence[ToolCall], gold: Sequence[ToolCall]) -> list[CallMatch]:
-    """Compare each gold call, in order, with the best-scoring unused predicted call of the same name.
+    """Pair each gold call with a predicted call of the same name, so that the scores add up to most.
 
-    Ties go to the earlier predicted call, and a call that scores 0 is left for others, as in the published code.
+    In order, each takes its best unused prediction; ties go to the earlier one, and a call that scores 0 is left for
+    others. Where another assignment has a higher sum, it counts instead, so that the order of calls does not matter.
 
     >>> gold = [ToolCall("sky", {"city": "Oslo"}), ToolCall("sky", {"city": "Rome", "day": 1})]
     >>> predicted = [ToolCall("sky", {"city": "Rome"}), ToolCall("sky", {"city": "Oslo"})]
     >>> [(match.predicted, match.parameter_names, match.values) for match in match_calls(predicted, gold)]
     [(1, 1.0, 1), (0, 0.5, 1)]
     """
-    unused: dict[str, list[int]] = {}
+    by_name: dict[str, list[int]] = {}
     for index, call in enumerate(predicted):
-        unused.setdefault(call.name, []).append(index)
-    matches = []
-    for gold_index, call in enumerate(gold):
-        best = CallMatch(gold_index, None, 0.0, 0)
-        candidates = unused.get(call.name, [])
-        for index in candidates:
-            match = _compare(index, predicted[index], gold_index, call)
-            if match.score > best.score:
-                best = match
-        if best.predicted is not None:
-            candidates.remove(best.predicted)
-        matches.append(best)
-    return matches
+        by_name.setdefault(call.name, []).append(index)
+    rows: dict[str, list[list[CallMatch]]] = {}
+    for index, call in enumerate(gold):
+        candidates = by_name.get(call.name, ())
+        rows.setdefault(call.name, []).append([_compare(other, predicted[other], index, call) for other in candidates])
+    found = {match.gold: match for table in rows.values() for match in _assigned(table)}
+    return [found.get(index) or CallMatch(index, None, 0.0, 0) for index in range(len(gold))]
+
+
+def _assigned(table: Sequence[Sequence[CallMatch]]) -> list[CallMatch]:
+    """The pairs that score above 0, at most one a row and a predicted call; see `match_calls`."""
+    taken: set[int | None] = set()
+    greedy: list[CallMatch] = []
+    for row in table:
+        best = max((match for match in row if match.predicted not in taken), key=_score, default=None)
+        if best is not None and best.score > 0:
+            taken.add(best.predicted)
+            greedy.append(best)
+    total = sum(map(_score, greedy))
+    if total >= sum(max(map(_score, row), default=0.0) for row in table) - _ROUNDING:
+        return greedy  # no assignment has more
+    from scipy.optimize import linear_sum_assignment  # takes a while to import, and is hardly ever needed
+
+    pairs = zip(*linear_sum_assignment([[match.score for match in row] for row in table], maximize=True), strict=True)
+    best_pairs = [match for row, column in pairs if (match := table[row][column]).score > 0]
+    return best_pairs if sum(map(_score, best_pairs)) > total + _ROUNDING else greedy
+
+
+def _score(match: CallMatch) -> float:
+    return match.score
 
 
 def same_calls(predicted: Sequence[ToolCall], gold: Sequence[ToolCall]) -> bool:

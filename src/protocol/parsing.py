@@ -4,9 +4,10 @@ A response is a sequence of fields, `<think>`, `<tool_call>` and `<response>`. A
 its own name and everything until there belongs to it, so a thought may mention any other tag. What is never closed
 runs to the end of the text.
 
-A tool_call block holds one call a line; blank lines are white space. A call is a JSON object with exactly the keys
-`name` (a string) and `parameters` (an object). These are not calls, because no two readers agree on them: NaN and
-Infinity (not JSON), an object with a key twice, JSON nested deeper than the interpreter's recursion limit.
+A tool_call block holds one call a line; blank lines are white space. The calls of all blocks count. A call is a JSON
+object with exactly the keys `name` (a string) and `parameters` (an object). These are not calls, because no two readers
+agree on them: NaN and Infinity (not JSON), an object with a key twice, JSON nested deeper than the interpreter's
+recursion limit.
 
 Regions do not depend on whether the calls are valid: they are found lexically, in one pass, for the calls of every
 block. Where the calls are known to be valid a pattern of a whole call finds the same in less time. Nothing here raises
@@ -18,6 +19,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any, NamedTuple
 
 from src.protocol.dialogue import ToolCall
@@ -64,8 +66,10 @@ def parse_bytes(text: bytes, *, prefix: bytes = b"") -> ParsedResponse:
     marks: list[_Mark] = []
     fields = _split_fields(data)
     first = {field.name: field for field in reversed(fields)}
-    block = first.get("tool_call")
-    calls = _parse_calls(data[block.start : block.stop]) if block is not None and block.closed else None
+    blocks = [field for field in fields if field.name == "tool_call"]
+    read = [_parse_calls(data[block.start : block.stop]) if block.closed else None for block in blocks]
+    valid = [calls for calls in read if calls is not None]
+    calls_of = iter(read)
     stray = False
     position = 0
     for field in fields:
@@ -73,7 +77,7 @@ def parse_bytes(text: bytes, *, prefix: bytes = b"") -> ParsedResponse:
         marks.append((field.start, _FORMAT))
         if field.name != "tool_call":
             marks.append((field.stop, _REASONING if field.name == "think" else _RESPONSE))
-        elif calls is None or field is not block or not _fill_calls(marks, data, field, len(calls)):
+        elif (calls := next(calls_of)) is None or not _fill_calls(marks, data, field, len(calls)):
             _fill_block(marks, data, field)
         marks.append((field.end, _FORMAT))
         position = field.end
@@ -83,7 +87,7 @@ def parse_bytes(text: bytes, *, prefix: bytes = b"") -> ParsedResponse:
         fields=tuple([field.name for field in fields]),
         closed=tuple([field.closed for field in fields]),
         thought=None if thought is None else _decode(data[thought.start : thought.stop]),
-        calls=calls,
+        calls=tuple(chain.from_iterable(valid)) if blocks and len(valid) == len(blocks) else None,
         response=None if response is None else _decode(data[response.start : response.stop]),
         spans=_spans(marks, len(prefix)),
         size=len(text),

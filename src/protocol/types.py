@@ -45,8 +45,8 @@ class ParsedResponse:
         fields: tags opened at the top level, in order of appearance, e.g. `("think", "tool_call")`.
         closed: the same tags, whether each was closed.
         thought: text inside think, or None without one.
-        calls: calls of the first tool_call block, or None where the block is missing, is not closed, or any line of it
-            is not a call.
+        calls: calls of all tool_call blocks, in order, or None where there is no block, one is not closed, or a line of
+            one is not a call.
         response: text inside response, or None without one.
         spans: a partition of `[0, size)` in order; neighbours differ in region.
         size: bytes of the response.

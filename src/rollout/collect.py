@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,10 @@ from src.protocol.regions import DecodedCompletion, read_completions
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import Reward, RewardFunction
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
+
+
+class RewardError(ValueError):
+    """A reward that is no finite number, which would make its whole group's advantages not finite."""
 
 
 class StaleRolloutError(RuntimeError):
@@ -108,6 +113,7 @@ class Collector:
 
         Raises:
             StaleRolloutError: the engine's weights are not those of `rollout_step`.
+            RewardError: a reward is not finite.
         """
         seeds = [prompt_seed(seed, rollout_step, prompt.example.id) for prompt in prompts]
         sampled = self._engine.generate([prompt.prompt_ids for prompt in prompts], params, seeds)
@@ -149,6 +155,13 @@ class Collector:
                 reward = self._reward(
                     decoded.text, decoded.parsed, target, rollout_step=rollout_step, progress=progress
                 )
+                if not math.isfinite(reward.total):
+                    raise RewardError(
+                        f"reward: expected a finite number, found {reward.total} for example '{prompt.example.source}/"
+                        f"{prompt.example.id}' and the response {decoded.text[:200]!r}. Mend the class of `reward`."
+                    )
+                if completion.finish_reason == "length":  # it never came to its end
+                    reward = replace(reward, parts=replace(reward.parts, exact_match=0.0))
                 scored.append(ScoredCompletion(completion, decoded, reward))
             groups.append(ScoredGroup(prompt, tuple(scored)))
         return groups

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 
@@ -73,6 +74,30 @@ def test_ties_go_to_the_first_and_zeros_are_left_for_others() -> None:
     assert match_calls([ToolCall("f", {}), ToolCall("f", {})], [ToolCall("f", {})])[0].predicted == 0
     gold = [ToolCall("f", {"x": 1}), ToolCall("f", {"y": 1})]
     assert [m.predicted for m in match_calls([ToolCall("f", {"y": 1})], gold)] == [None, 0]
+
+
+def test_the_scores_add_up_to_the_most_that_any_assignment_has() -> None:
+    generator = random.Random(7)
+
+    def made() -> list[ToolCall]:
+        names = generator.choices("fg", k=generator.randrange(1, 5))
+        return [ToolCall(n, {key: generator.randrange(2) for key in "xyz"[: generator.randrange(4)]}) for n in names]
+
+    improved = 0
+    for _ in range(400):
+        predicted, gold = made(), made()
+        chosen = match_calls(predicted, gold)
+        used = [match.predicted for match in chosen if match.predicted is not None]
+        assert len(used) == len(set(used)) and [match.gold for match in chosen] == list(range(len(gold)))
+        padded = [*predicted, *[ToolCall("none", {})] * len(gold)]
+        single = [[match_calls([other], [call])[0].score for other in padded] for call in gold]
+        most = max(
+            sum(single[row][column] for row, column in enumerate(columns))
+            for columns in itertools.permutations(range(len(padded)), len(gold))
+        )
+        assert sum(match.score for match in chosen) == pytest.approx(most)
+        improved += used != sorted(used)
+    assert improved > 20
 
 
 def test_same_calls_ignores_order_and_counts_repeats() -> None:

@@ -104,10 +104,12 @@ def test_fields_that_are_missing_unclosed_or_repeated() -> None:
     assert marked("<think> on and on") == [("format", "<think>"), ("reasoning", " on and on")]
     twice = parse("<think>a</think><think>b</think>")
     assert (twice.fields, twice.thought) == (("think", "think"), "a")
-    # Calls of a second block are not read, but they have regions.
+    # A model that goes on with a second block makes its calls too.
     block = '<tool_call>\n{{"name": "{}", "parameters": {{}}}}\n</tool_call>'
     text = block.format("f") + block.format("g")
-    assert parse(text).calls == (ToolCall("f", {}),)
+    assert parse(text).calls == (ToolCall("f", {}), ToolCall("g", {}))
+    assert parse(text + "<tool_call>").calls is None  # one that is not closed
+    assert parse(text + "<tool_call>\ng()\n</tool_call>").calls is None
     assert [piece for region, piece in marked(text) if region == "tool_name"] == ["f", "g"]
 
 

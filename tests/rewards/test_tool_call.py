@@ -82,17 +82,62 @@ def test_parallel_calls() -> None:
         '{"name": "wind", "parameters": {"city": "Oslo"}}',
     )
     # names {sky, sky, ping} and {sky, ping, wind} as multisets: 2 in common of 4: 0.5.
-    # The first gold sky takes the predicted one: names 1/2, values 0. The second is left with none. ping: names 1.
-    # S_acc = (0.5 + 1.5 + 0) / (1 + 3 + 2) = 1/3
+    # The predicted sky is Rome's: names 1/2, values 1; Oslo's would have names 1/2, values 0. ping: names 1.
+    # S_acc = (0.5 + 1.5 + 1) / (1 + 3 + 2) = 1/2
     parts = score_parts(parse(text), PARALLEL)
     assert parts.name == 0.5
     assert parts.parameter_names == 0.5  # 1.5 of 3
-    assert parts.parameter_values == 0.0
-    assert parts.correctness == pytest.approx(1 / 3)
-    # As sets: {sky, ping} and {sky, ping, wind}: 2/3; S_acc = (2/3 + 1.5) / 6
-    assert score_parts(parse(text), PARALLEL, "set").correctness == pytest.approx((2 / 3 + 1.5) / 6)
-    # Constant: format 1 and -3 + 6/3 = -1
-    assert score(ToolCallReward(scaling="constant"), text, PARALLEL).total == pytest.approx(0.0, abs=1e-12)
+    assert parts.parameter_values == 0.5  # 1 of 2
+    assert parts.correctness == pytest.approx(1 / 2)
+    # As sets: {sky, ping} and {sky, ping, wind}: 2/3; S_acc = (2/3 + 1.5 + 1) / 6
+    assert score_parts(parse(text), PARALLEL, "set").correctness == pytest.approx((2 / 3 + 2.5) / 6)
+    # Constant: format 1 and -3 + 6/2 = 0
+    assert score(ToolCallReward(scaling="constant"), text, PARALLEL).total == pytest.approx(1.0)
+
+
+def test_the_best_assignment_counts_in_any_order_of_the_gold_calls() -> None:
+    """f(x=1, y=2) is the second gold call to the letter (2 + 1 + ...), f(x=9) has the first's only name.
+
+    Names overlap in full, r_para = 1 + 1, r_value = 0 + 2: S_acc = (1 + 2 + 2) / (1 + 2 + 3) = 5/6.
+    """
+    gold = (ToolCall("f", {"x": 1}), ToolCall("f", {"x": 1, "y": 2}))
+    text = calls('{"name": "f", "parameters": {"x": 1, "y": 2}}', '{"name": "f", "parameters": {"x": 9}}')
+    for order in (gold, gold[::-1]):
+        assert score_parts(parse(text), Message("assistant", calls=order)).correctness == pytest.approx(5 / 6)
+
+
+def test_calls_of_further_blocks_count_against_a_response() -> None:
+    """pay(5), then pay(5000) in a block of its own: half of the names, the call itself: (1/2 + 1 + 1) / 3 = 5/6."""
+    block = '<tool_call>\n{{"name": "pay", "parameters": {{"amount": {}}}}}\n</tool_call>'
+    target = Message("assistant", calls=(ToolCall("pay", {"amount": 5}),))
+    parts = score_parts(parse("<think>t</think>\n" + block.format(5) + "\n" + block.format(5000)), target)
+    assert parts.exact_match == 0.0 and parts.format == 0.0
+    assert parts.correctness == pytest.approx(5 / 6)
+
+
+PAID = '{"name": "pay", "parameters": {"to": "A", "amount": 5, "note": "x"}}'
+FURTHER = PAID.replace("pay", "tell")
+
+
+@pytest.mark.parametrize(
+    ("text", "accuracy", "total"),
+    [  # r_name + r_para + r_value, of 1 + 1 + 3; the reward is format + 6 S_acc - 3
+        (calls(PAID), 5 / 5, 4.0),
+        (calls(PAID.replace("5", "6")), (1 + 1 + 2) / 5, 2.8),
+        (calls(PAID.replace("5", "6").replace("A", "B").replace("x", "y")), (1 + 1 + 0) / 5, 0.4),
+        (calls(PAID.replace('"x"', '"x", "day": 1')), (1 + 3 / 4 + 3) / 5, 3.7),
+        (calls(PAID, PAID), (1 / 2 + 1 + 3) / 5, 3.4),
+        (calls(PAID, FURTHER), (1 / 2 + 1 + 3) / 5, 3.4),
+        (calls(PAID) + f"\n<tool_call>\n{FURTHER}\n</tool_call>", (1 / 2 + 1 + 3) / 5, 2.4),
+        (calls(), 0.0, -2.0),
+    ],
+)
+def test_what_partial_credit_pays(text: str, accuracy: float, total: float) -> None:
+    """The table of docs/method.md."""
+    gold = ToolCall("pay", {"to": "A", "amount": 5, "note": "x"})
+    found = score(ToolCallReward(scaling="constant"), text, Message("assistant", calls=(gold,)))
+    assert found.parts.correctness == pytest.approx(accuracy) and found.total == pytest.approx(total)
+    assert found.parts.exact_match == float(accuracy == 1)
 
 
 def test_calls_in_another_order_are_all_right() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -11,7 +13,7 @@ from src.protocol.dialogue import Message, TurnExample
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
 from src.rewards.tool_call import ToolCallReward
-from src.rollout.collect import Collector, StaleRolloutError
+from src.rollout.collect import Collector, RewardError, StaleRolloutError
 from src.rollout.engine import Completion, SamplingParams
 
 TABLE = TokenBytes((b"<think>", b"a", b"b", b"</think>", b"<response>c</response>", b"<eos>"))
@@ -65,6 +67,25 @@ def test_a_tagger_takes_the_place_of_the_regions() -> None:
 
     groups = collector(GivenEngine(WRITTEN), others).collect(PROMPTS, SamplingParams(), 0, 2, 0.0)
     assert all((item.decoded.regions == Region.OTHER).all() for group in groups for item in group.completions)
+
+
+def test_what_was_cut_off_matches_nothing_exactly() -> None:
+    """The same tokens twice: one completion ended, the other was cut where it might have gone on."""
+    whole = Completion(torch.tensor([0, 1, 3, 4]), torch.zeros(4), "stop", 2)
+    engine = GivenEngine([])
+    engine._groups = [[whole, replace(whole, finish_reason="length")]]
+    (group,) = collector(engine).collect(PROMPTS[:1], SamplingParams(), 0, 2, 0.0)
+    assert [item.reward.parts.exact_match for item in group.completions] == [1.0, 0.0]
+    assert group.rewards.tolist() == [4.0, 4.0]  # the reward is of what was written
+
+
+@pytest.mark.parametrize("total", [float("nan"), float("inf")])
+def test_a_reward_that_is_not_finite_names_its_example(total: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    scored = collector(GivenEngine(WRITTEN))
+    reward = ToolCallReward.__call__
+    monkeypatch.setattr(ToolCallReward, "__call__", lambda *a, **k: replace(reward(*a, **k), total=total))
+    with pytest.raises(RewardError, match=rf"found {total} for example 'doc/one' and the response '<think>a</think>"):
+        scored.collect(PROMPTS, SamplingParams(), 0, 2, 0.0)
 
 
 def test_demonstrations_are_scored_alike() -> None:
