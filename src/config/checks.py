@@ -9,7 +9,6 @@ Order matters: a missing value is named before a wrong key, a wrong key before a
 
 from __future__ import annotations
 
-import pkgutil
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +18,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.config.result_cache import ResultCache
-from src.config.signatures import Accepted, signature_of
+from src.config.signatures import Accepted, resolved, signature_of
 from src.errors import ConfigError, advice
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -110,7 +109,7 @@ def target_of(node: DictConfig, path: str) -> Any:
         ConfigError: there is none of that name.
     """
     with _target_errors(node, path):
-        return pkgutil.resolve_name(str(node["_target_"]))
+        return resolved(str(node["_target_"]))
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def signature_of(target: str, cache: ResultCache) -> Signature:
             for name, (kinds, choices) in kept["parameters"].items()
         }
         return Signature(parameters, kept["takes_others"])
-    found = pkgutil.resolve_name(target)
+    found = resolved(target)
     signature = Signature.of(found)
     files = _files(found)
     choices = [choice for accepted in signature.parameters.values() for choice in accepted.choices]
@@ -163,6 +163,17 @@ def signature_of(target: str, cache: ResultCache) -> Signature:
         stamps = {str(file): _stamp(file) for file in files if not file.is_relative_to(SOURCES)}
         cache.put(target, {"parameters": written, "takes_others": signature.takes_others, "files": stamps})
     return signature
+
+
+def resolved(target: str) -> Any:
+    """What a dotted path names; `pkgutil` alone takes a module whose own imports fail for one that is not there."""
+    module, _, name = target.rpartition(".")
+    try:
+        return pkgutil.resolve_name(f"{module}:{name}")
+    except ModuleNotFoundError as error:
+        if not f"{module}.".startswith(f"{error.name}."):
+            raise
+        return pkgutil.resolve_name(target)  # a name within a class
 
 
 def _constructors(target: Any) -> list[Any]:

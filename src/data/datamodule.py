@@ -183,6 +183,11 @@ class ToolDialogueDataModule(LightningDataModule):
                 dropped += 1
             else:
                 kept[index] = prompt
+        if not examples:
+            raise ValueError(
+                f"data: split '{name}' ({source.name}) has no prompt: its share of the corpus is none. Raise val_share or "
+                "val_count of the source."
+            )
         if not kept:
             raise ValueError(
                 f"data.max_prompt_tokens: all {len(examples)} prompts of split '{name}' ({source.name}) are longer "

@@ -107,6 +107,11 @@ def test_a_split_that_is_dropped_whole_is_an_error() -> None:
         ready(renderer=Long())
 
 
+def test_a_split_without_a_prompt_says_why() -> None:
+    with pytest.raises(ValueError, match=r"split 'val' \(numbers\) has no prompt: its share of the corpus is none"):
+        ready(Numbers(train=22, val=0))
+
+
 def test_limit_val_is_a_seeded_choice_of_each_split() -> None:
     source = Numbers(train=80, val=100, val_unseen=3)
     made = ready(source, limit_val=10)

@@ -209,15 +209,30 @@ def tool_specs(tools: JsonValue, where: str, field: str) -> tuple[ToolSpec, ...]
 
 
 def _parameters(schema: JsonValue, where: str, field: str) -> dict[str, dict[str, JsonValue]]:
-    if isinstance(schema, dict) and isinstance(schema.get("properties"), dict) and isinstance(schema.get("type"), str):
-        schema, field = schema["properties"], field + ".properties"
+    if isinstance(schema, dict) and _is_schema(schema):
+        schema, field = schema.get("properties") or {}, field + ".properties"
     if not isinstance(schema, dict):
         raise DataError(where, field, "an object", schema)
     for name, parameter in schema.items():
-        if not isinstance(parameter, dict):
+        if not isinstance(parameter, dict | bool):
             raise DataError(where, f"{field}.{name}", "an object that describes the parameter", parameter)
     head = {"description": "", "type": "string", "default": ""}
-    return {name: {**head, **parameter} for name, parameter in schema.items()}
+    return {name: {**head, **(parameter if isinstance(parameter, dict) else {})} for name, parameter in schema.items()}
+
+
+def _is_schema(parameters: Mapping[str, Any]) -> bool:
+    """Whether these are a JSON schema, not parameters by name, each of which is an object with texts in it.
+
+    >>> _is_schema({"type": "object"}), _is_schema({"properties": None}), _is_schema({"properties": {"a": {}}})
+    (True, True, True)
+    >>> _is_schema({"properties": {"description": "of the house", "type": "string"}}), _is_schema({"type": {}})
+    (False, False)
+    """
+    if isinstance(parameters.get("type"), str):
+        return True
+    properties = parameters.get("properties", False)
+    described = isinstance(properties, dict) and all(isinstance(one, dict | bool) for one in properties.values())
+    return properties is None or described
 
 
 def check_on_offer(calls: tuple[ToolCall, ...], tools: tuple[ToolSpec, ...], where: str, field: str) -> None:

@@ -129,3 +129,19 @@ def test_a_repeated_tool_is_dropped_and_an_ambiguous_one_refused() -> None:
     assert len(tool_specs([tool, dict(tool)], "x", "tools")) == 1
     with pytest.raises(DataError, match=r"field 'tools\[1\]\.name': expected a name that no other tool has, found 'a'"):
         tool_specs([tool, {**tool, "description": "two"}], "x", "tools")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "names"),
+    [
+        ({"type": "object"}, []),
+        ({"type": "object", "properties": None}, []),
+        ({"properties": {"city": {"type": "string"}}}, ["city"]),
+        ({"type": "object", "properties": {"city": True}, "required": ["city"]}, ["city"]),
+        (None, []),
+        ({"properties": {"description": "of the house", "type": "string"}}, ["properties"]),  # a parameter of this name
+    ],
+)
+def test_every_legal_schema_of_a_tool_is_read(parameters: object, names: list[str]) -> None:
+    (spec,) = tool_specs([{"name": "a", "parameters": parameters}], "x", "tools")  # type: ignore[dict-item, list-item]
+    assert list(spec.parameters) == names
