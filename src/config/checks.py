@@ -23,7 +23,7 @@ from src.errors import ConfigError, advice
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _HYDRAS_OWN = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
-_COLLECTIONS = ("callbacks", "logger", "benchmark")
+COLLECTIONS = ("callbacks", "logger", "benchmark")
 """Groups whose entries have names of their own, each a config with `_target_`, or null."""
 _DIFFERENCES = ("experiment", "hparams_search", "debug")
 """Groups of files that hold what differs from the other groups."""
@@ -74,7 +74,7 @@ def check_keys(config: DictConfig, primary: str) -> None:
             raise ConfigError(f"{key}: no such key in configs/{primary}. {advice(key, known)}")
     for key, value in _present(cast(DictConfig, OmegaConf.load(file))):
         plain = isinstance(value, DictConfig) and value and "_target_" not in value
-        if plain and key not in (*_COLLECTIONS, "hydra") and config.get(key) is not None:
+        if plain and key not in (*COLLECTIONS, "hydra") and config.get(key) is not None:
             _check_plain(config[key], key, {str(name) for name in value})
     for key, accepted in _PLAIN.items():
         if key in config:
@@ -86,11 +86,11 @@ def check_keys(config: DictConfig, primary: str) -> None:
                 _check_value(config.paths[key], f"paths.{key}", Accepted.of(str | None))
     signatures = ResultCache(cache_file(config, "signatures"))
     try:
-        for key in _COLLECTIONS:
+        for key in COLLECTIONS:
             if config.get(key) is not None:
                 _check_collection(config[key], key, signatures)
         for key in names_in(config):
-            if key not in (*_COLLECTIONS, "hydra") and not OmegaConf.is_missing(config, key):
+            if key not in (*COLLECTIONS, "hydra") and not OmegaConf.is_missing(config, key):
                 check_nodes(config[key], key, signatures)
     finally:
         signatures.save()  # also where a key is wrong: the corrected command need not wait again

@@ -16,19 +16,20 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from src.config.checks import CONFIGS, names_in, stands_in
+from src.config.checks import COLLECTIONS, CONFIGS, names_in, stands_in
 from src.errors import advice, nearest
 from src.runs.folder import keep_to_owner
 
 
 @contextmanager
 def entry_point(primary: str) -> Iterator[None]:
-    """Around a `hydra.main`: after Hydra has refused a key of the command line, say which one was meant.
+    """Around a `hydra.main`: `GROUP=null` means no option, and a key that Hydra refuses is told with the one meant.
 
     Args:
         primary: the file in `configs` that is composed.
     """
     keep_to_owner()
+    sys.argv[1:] = without_nulls(sys.argv[1:])
     try:
         yield
     except SystemExit as end:
@@ -36,6 +37,21 @@ def entry_point(primary: str) -> Iterator[None]:
             for line in unknown_keys(sys.argv[1:], primary):
                 sys.stderr.write(line + "\n")
         raise
+
+
+def without_nulls(arguments: Sequence[str]) -> list[str]:
+    """Each `GROUP=null`, which Hydra refuses, as what it takes for no option, or for no entry of several.
+
+    >>> without_nulls(["warm_start=null", "policy/lora=null", "logger=null", "ckpt_path=null", "seed=1"])
+    ['~warm_start', '~policy/lora', 'logger=[]', 'ckpt_path=null', 'seed=1']
+    """
+    written = []
+    for argument in arguments:
+        group, _, value = argument.partition("=")
+        if value == "null" and group and (CONFIGS / group).is_dir():
+            argument = f"{group}=[]" if group in COLLECTIONS else f"~{group}"
+        written.append(argument)
+    return written
 
 
 @contextmanager

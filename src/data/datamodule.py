@@ -185,8 +185,8 @@ class ToolDialogueDataModule(LightningDataModule):
                 kept[index] = prompt
         if not examples:
             raise ValueError(
-                f"data: split '{name}' ({source.name}) has no prompt: its share of the corpus is none. Raise val_share or "
-                "val_count of the source."
+                f"data: split '{name}' ({source.name}) has no prompt: its share of the corpus is none. Raise "
+                "val_share or val_count of the source."
             )
         if not kept:
             raise ValueError(

@@ -7,9 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 from src.config.checks import check_composed
-from src.config.command_line import quick_imports
+from src.config.command_line import quick_imports, without_nulls
+from src.config.rules import check_config
 from tests.conftest import ROOT, train_config
 from tests.wings.reporting.inspector.samples import group
 from tests.wings.reporting.made_runs import write_run
@@ -90,3 +92,10 @@ def test_a_plan_of_memory_loads_neither_lightning_nor_a_model(tmp_path):
 
     first, again = plan(), plan()
     assert again == (["torch", "transformers"], first[1]) and again[1]
+
+
+@pytest.mark.parametrize("group", ["warm_start", "debug", "policy/lora", "logger", "benchmark", "hparams_search"])
+def test_any_optional_group_can_be_null(group):
+    config = train_config(Path(), *without_nulls([f"{group}=null"]))
+    check_config(config)
+    assert not OmegaConf.select(config, group.replace("/", "."))
