@@ -9,6 +9,7 @@ from src.protocol.dialogue import JsonValue, Message, ToolCall
 from src.protocol.types import ParsedResponse
 
 _ROUNDING = 1e-9
+_MOST_EXACT = 10  # gold calls of one tool; with more, pairs are found greedily
 _SCALARS = frozenset({str, int, float, bool, type(None)})
 
 
@@ -108,11 +109,24 @@ def _assigned(table: Sequence[Sequence[CallMatch]]) -> list[CallMatch]:
     total = sum(map(_score, greedy))
     if total >= sum(max(map(_score, row), default=0.0) for row in table) - _ROUNDING:
         return greedy  # no assignment has more
-    from scipy.optimize import linear_sum_assignment  # takes a while to import, and is hardly ever needed
+    pairs = _best_pairs(table) if len(table) <= _MOST_EXACT else greedy
+    return pairs if sum(map(_score, pairs)) > total + _ROUNDING else greedy
 
-    pairs = zip(*linear_sum_assignment([[match.score for match in row] for row in table], maximize=True), strict=True)
-    best_pairs = [match for row, column in pairs if (match := table[row][column]).score > 0]
-    return best_pairs if sum(map(_score, best_pairs)) > total + _ROUNDING else greedy
+
+def _best_pairs(table: Sequence[Sequence[CallMatch]]) -> list[CallMatch]:
+    """The pairs whose scores add up to most, exactly; takes time in proportion to 2^rows, rows and columns.
+
+    For each set of gold calls, as bits, the best pairs of them with the predicted calls so far.
+    """
+    best: dict[int, tuple[float, list[CallMatch]]] = {0: (0.0, [])}
+    for column in zip(*table, strict=True):
+        for paired, (total, pairs) in list(best.items()):
+            for row, match in enumerate(column):
+                with_row = paired | 1 << row
+                found = total + match.score
+                if with_row != paired and match.score > 0 and found > best.get(with_row, (0.0,))[0]:
+                    best[with_row] = found, [*pairs, match]
+    return max(best.values(), key=lambda one: one[0])[1]
 
 
 def _score(match: CallMatch) -> float:
