@@ -169,7 +169,7 @@ def resolved(target: str) -> Any:
     """What a dotted path names; `pkgutil` alone takes a module whose own imports fail for one that is not there."""
     module, _, name = target.rpartition(".")
     try:
-        return pkgutil.resolve_name(f"{module}:{name}")
+        return pkgutil.resolve_name(f"{module}:{name}" if module else target)
     except ModuleNotFoundError as error:
         if not f"{module}.".startswith(f"{error.name}."):
             raise

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,6 +13,7 @@ from torch import Tensor
 from src.algorithm.advantages import Estimator
 from src.algorithm.policy_loss import PolicyLossConfig
 from src.algorithm.region_weights import RegionWeighting
+from src.config.signatures import resolved
 from src.errors import check_fields
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def _resolved_tagger(path: str) -> Callable[..., Tensor]:
         ValueError: there is none, or it takes no tokenizer.
     """
     try:
-        found = pkgutil.resolve_name(path)
+        found = resolved(path)
         problem = "" if "tokenizer" in inspect.signature(found).parameters else "it takes no argument 'tokenizer'"
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         problem = str(error)

@@ -95,6 +95,18 @@ def test_keys_and_values(overrides, message):
         check_config(train_config(Path(), *overrides))
 
 
+def test_regions_of_a_file_that_cannot_import_something_say_what(tmp_path, monkeypatch):
+    (tmp_path / "lab_regions").mkdir()
+    (tmp_path / "lab_regions" / "mine.py").write_text(
+        "import a_package_that_is_not_there\n\n\ndef f(ids, tokenizer): ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"found 'lab_regions\.mine\.f': No module named 'a_package_that_is_not_there'"
+    ):
+        check_config(train_config(Path(), "algorithm.regions=lab_regions.mine.f"))
+
+
 def test_a_run_needs_no_logger():
     config = train_config(Path(), "logger=[]")
     check_config(config)

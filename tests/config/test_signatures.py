@@ -115,11 +115,16 @@ def test_what_is_not_there_is_an_import_error():
         signature_of("src.models.nothing.Of", ResultCache(None))
     with pytest.raises(AttributeError):
         signature_of("src.training.optimizers.Nothing", ResultCache(None))
+    with pytest.raises(ModuleNotFoundError, match=r"^No module named 'adam'$"):
+        signature_of("adam", ResultCache(None))
 
 
 def test_a_module_that_cannot_import_something_says_what(tmp_path, monkeypatch):
-    (tmp_path / "needs_more.py").write_text("import a_package_that_is_not_there\n\n\nclass Thing: ...\n")
+    (tmp_path / "lab_classes").mkdir()
+    (tmp_path / "lab_classes" / "needs_more.py").write_text(
+        "import a_package_that_is_not_there\n\n\nclass Thing: ...\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ModuleNotFoundError, match="No module named 'a_package_that_is_not_there'"):
-        resolved("needs_more.Thing")
+        resolved("lab_classes.needs_more.Thing")
     assert resolved("collections.OrderedDict.fromkeys")  # a name within a class
