@@ -9,7 +9,9 @@ It works on the raw text, and so differs from `tool_call` (each point was checke
 - `format_rule: rest` asks only for the order of each tag's first appearance and for single call and response tags, so
   that text between fields passes and a thought that mentions a tag fails; `toolrl` wants exact line breaks around the
   tags and nothing else between the fields.
-- The kind of a target is read from its calls and text; the published code looks for tags in its text.
+- The kind of a target is given by the tags anywhere in its text, so that a thought which mentions one changes it, and
+  its calls are read like a response's. Where that ends the published code, as a thought says `<tool_call>` without
+  calls after it, the target counts as what it is.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
+from src.data.rendering import step_text
 from src.protocol.dialogue import Message
 from src.protocol.matching import is_exact_match, overlap
 from src.protocol.types import ParsedResponse
@@ -28,6 +31,9 @@ from src.rewards.scaling import RewardRanges, ScoreRange
 from src.rewards.tool_call import AccuracySums, Reward, RewardParts, expected_fields
 
 FormatRule = Literal["rest", "toolrl"]
+
+_UNREADABLE = (LookupError, TypeError, AttributeError, ValueError, RecursionError)
+"""What reading calls that are none raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +67,11 @@ class PublishedReward:
         well_formed = rule(text, target)
         format_reward = ranges.format.high if well_formed else ranges.format.low
         exact = is_exact_match(parsed, target)
-        if not target.calls:
+        published = published_sums(text, target)
+        if published is None:
             silent = float("tool_call" not in parsed.fields)
             parts = RewardParts(float(well_formed), silent, silent, silent, silent, float(exact))
             return Reward(format_reward, parts)
-        published = published_sums(text, target)
         sums = published.sums
         low, high = ranges.correctness.low, ranges.correctness.high
         # The order of these operations is the published one, so that the result is the same to the last bit.
@@ -93,12 +99,24 @@ def _scheduled_ranges(rollout_step: int) -> RewardRanges:
     )
 
 
+def read_target(target: Message) -> tuple[tuple[str, ...], list[Any]]:
+    """The fields that a response must have, and the gold calls, both as the published code reads them off the text."""
+    gold = step_text(target)
+    fields = ("think", *(name for name in ("tool_call", "response") if f"<{name}>" in gold))
+    try:
+        return fields, _published_calls(gold) if "tool_call" in fields else []
+    except _UNREADABLE:  # ends the published code
+        return expected_fields(target), [{"name": call.name, "parameters": call.parameters} for call in target.calls]
+
+
 def rest_format(text: str, target: Message) -> bool:
     """The paper's repository: first appearances of all the target's tags in order; call and response tags once each.
 
-    A target with calls alone allows no response tag.
+    A target with calls alone allows no response tag; one with a thought alone wants its tags once each, in any order.
     """
-    fields = expected_fields(target)
+    fields, _ = read_target(target)
+    if fields == ("think",):
+        return text.count("<think>") == text.count("</think>") == 1
     position = -1
     for name in fields:
         for tag in (f"<{name}>", f"</{name}>"):
@@ -115,13 +133,12 @@ def toolrl_format(text: str, target: Message) -> bool:
     The thought is whatever comes before the first `</think>\n` that the next field's tag follows, so it may hold tags
     of its own, but no call or response tag of a kind that the target has.
     """
-    fields = expected_fields(target)
+    fields, _ = read_target(target)
     if not text.startswith("<think>") or any(text.count(tag) != 1 for n in fields[1:] for tag in (f"<{n}>", f"</{n}>")):
         return False
     # Each expected tag is there once, so the fields can only be where these borders are, in this order and apart.
-    inner = {"tool_call": "\n", "response": ""}
-    borders = [f"</think>\n<{fields[1]}>{inner[fields[1]]}"]
-    borders += [f"{inner[a]}</{a}>\n<{b}>{inner[b]}" for a, b in pairwise(fields[1:])]
+    inner = {"think": "", "tool_call": "\n", "response": ""}
+    borders = [f"{inner[a]}</{a}>\n<{b}>{inner[b]}" for a, b in pairwise(fields)]
     position = len("<think>")
     for border in borders:
         found = text.find(border, position)
@@ -147,16 +164,24 @@ class PublishedSums:
     identical: bool
 
 
-def published_sums(text: str, target: Message) -> PublishedSums:
-    """r_name, r_para and r_value as the published code has them; zeros where it gives the lowest score."""
-    gold: list[Any] = [{"name": call.name, "parameters": dict(call.parameters)} for call in target.calls]
+def published_sums(text: str, target: Message) -> PublishedSums | None:
+    """r_name, r_para and r_value as the published code has them; all 0 where it cannot compare the calls.
+
+    None for a target without calls.
+    """
+    _, gold = read_target(target)
+    if not gold:
+        return None
+    name, gold_values, identical = 0.0, 0, False
+    matches: list[tuple[float, float]] = []
     try:
         predicted = _published_calls(text)
+        identical = predicted == gold
+        gold_values = sum(len(call["parameters"]) for call in gold)
         name = overlap([call["name"] for call in gold], [call["name"] for call in predicted])
         matches = _published_matches(predicted, gold)
-        identical = predicted == gold
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError):
-        name, matches, identical = 0.0, [], False
+    except _UNREADABLE:
+        name, matches = 0.0, []
     total = name
     for overlapping, equal in matches:
         total += overlapping + equal
@@ -165,7 +190,7 @@ def published_sums(text: str, target: Message) -> PublishedSums:
         parameter_names=sum(overlapping for overlapping, _ in matches),
         values=sum(equal for _, equal in matches),
         calls=len(gold),
-        gold_values=sum(len(call["parameters"]) for call in gold),
+        gold_values=gold_values,
     )
     return PublishedSums(sums, total, identical)
 

@@ -1,21 +1,24 @@
-"""The published scoring, on numbers worked out by hand.
-
-The whole function was also compared with the two published ones on 70,000 mutated outputs each: equal to the last bit.
-"""
+"""The published scoring: on numbers worked out by hand, and against the published rules written down in `scoring`."""
 
 from __future__ import annotations
 
+import random
+import re
+
 import pytest
 
+from src.data.rendering import step_text
 from src.protocol.dialogue import Message, ToolCall
 from src.protocol.parsing import parse
 from src.rewards.tool_call import Reward, RewardFunction, ToolCallReward
 from src.wings.published.reward import PublishedReward, rest_format, toolrl_format
-from tests.fuzzing import mutated_texts
+from tests.fuzzing import base_texts, mutated_texts
+from tests.wings.published.scoring import published_total
 
 SKY = Message("assistant", calls=(ToolCall("sky", {"city": "Oslo", "days": 1}),))
 REFUSAL = Message("assistant", text="No tool fits.")
 BOTH = Message("assistant", text="Done.", calls=(ToolCall("ping", {}),))
+THOUGHT = Message("assistant", thought="Hm.")
 EXACT = '{"name": "sky", "parameters": {"city": "Oslo", "days": 1}}'
 
 
@@ -150,6 +153,101 @@ def test_the_rest_rule_on_mutated_texts() -> None:
             assert rest_format(text, target) is good
             kept += good
     assert kept > 200
+
+
+@pytest.mark.parametrize(
+    ("text", "rest", "toolrl"),
+    [
+        ("<think> Hm. </think>", 1, 1),
+        ("<think></think>", 1, 1),
+        ("</think> Hm. <think>", 1, 0),
+        ("Well. <think> Hm. </think>\n<response> No. </response>", 1, 0),
+        ("<think> Hm. </think> </think>", 0, 1),
+        ("<think> <think> Hm. </think>", 0, 1),
+        ("<think>", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_a_target_of_a_thought_alone(text: str, rest: int, toolrl: int) -> None:
+    """The paper's repository counts the two tags, ToolRL wants them at both ends; correctness is worth nothing."""
+    assert score(PublishedReward(scheduled=False), text, THOUGHT).total == rest
+    assert score(PublishedReward(format_rule="toolrl", scheduled=False), text, THOUGHT).total == toolrl
+
+
+def test_tags_in_a_targets_thought_count_as_its_own() -> None:
+    """`<response>` asks for a response too; quoted calls are the gold ones; a quoted tag alone ends the published code.
+
+    Correctness is 1 of 4 for the name of the other call, as its parameters are others: -3 + 6 / 4.
+    """
+    reward = PublishedReward(scheduled=False)
+    asks = Message("assistant", thought="No <response> yet.", calls=SKY.calls)
+    assert [score(reward, calls(EXACT) + end, asks).total for end in ("", "\n<response></response>")] == [3.0, 4.0]
+    quotes = Message("assistant", thought=f"<tool_call>{EXACT}</tool_call>", calls=(ToolCall("sky", {}),))
+    assert score(reward, calls(EXACT), quotes).total == 4.0
+    assert score(reward, calls('{"name": "sky", "parameters": {}}'), quotes).total == -3 + 6 / 4 + 1
+    tag = Message("assistant", thought="A <tool_call> it is.", calls=SKY.calls)
+    assert score(reward, calls(EXACT), tag).total == 4.0
+    refusal = Message("assistant", thought="No <tool_call> here.", text="No.")
+    assert score(reward, "<think></think>\n<response></response>", refusal).total == 1.0
+
+
+def targets(generator: random.Random) -> list[Message]:
+    """Targets of all kinds, as they are and read from mutated texts; about a quarter of them a thought alone."""
+    bases = base_texts()[:60]
+    found = []
+    for parsed in map(parse, (*bases, *mutated_texts(1000, seed=3, bases=bases))):
+        message = Message("assistant", parsed.response or "", parsed.thought or "", parsed.calls or ())
+        if generator.random() < 0.2:
+            message = Message("assistant", thought=message.thought)
+        elif not message.calls and not message.text:
+            continue
+        found.append(message)
+    return found
+
+
+def rearranged(text: str, generator: random.Random) -> str:
+    """The text with fields, tags or lines dropped, doubled and swapped, or with a blank line put in."""
+    parts = re.split(r"(</?(?:think|tool_call|response)>|\n)", text)
+    for _ in range(generator.choice((0, 0, 1, 2))):
+        at, other = generator.randrange(len(parts)), generator.randrange(len(parts))
+        kind = generator.randrange(4)
+        if kind == 0:
+            parts[at] = ""
+        elif kind == 1:
+            parts[at] *= 2
+        elif kind == 2:
+            parts[at], parts[other] = parts[other], parts[at]
+        else:
+            parts[at] += "\n\n"
+    return "".join(parts)
+
+
+def test_equal_to_the_published_rules_on_mutated_targets() -> None:
+    """20,000 responses made from the texts of 550 targets, under each rule, with and without the schedule."""
+    generator = random.Random(5)
+    known = targets(generator)
+    compared = thoughts = high = 0
+    for index in range(20_000):
+        target = generator.choice(known)
+        gold = step_text(target)
+        (text,) = mutated_texts(1, seed=index, bases=(rearranged(gold, generator),))
+        step = generator.randrange(200)
+        parsed = parse(text)
+        for rule in ("rest", "toolrl"):
+            scheduled = generator.random() < 0.5
+            reward = PublishedReward(format_rule=rule, scheduled=scheduled)
+            found = reward(text, parsed, target, rollout_step=step).total
+            try:
+                expected = published_total(text, gold, step=step, rule=rule, scheduled=scheduled)
+            except (ValueError, IndexError):
+                continue  # the target's text ends the published code
+            assert found == expected, (rule, scheduled, step, target, text)
+            compared += 1
+            thoughts += not target.calls and not target.text
+            high += found == reward.bounds(step)[1]
+    assert compared > 36_000
+    assert thoughts > compared / 10
+    assert high > 1_000  # full marks
 
 
 def test_a_response_is_read_within_its_turn() -> None:
