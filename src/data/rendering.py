@@ -121,17 +121,18 @@ def published_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> C
 
 def published_system(tools: Sequence[ToolSpec]) -> str:
     """The system message of the published training data: the tools and the output protocol (paper, Figure G.1)."""
-    listing = "\n".join(
-        f"{number}. Name: {tool.name}\nDescription: {tool.description}\nParameters: {json.dumps(tool.parameters)}"
-        for number, tool in enumerate(tools, start=1)
-    )
-    return _SYSTEM_HEAD + listing + _SYSTEM_TAIL
+    listing = []
+    for number, tool in enumerate(tools, start=1):
+        head = {"description": "", "type": "string", "default": ""} if tool.filled else {}
+        parameters = json.dumps({name: {**head, **about} for name, about in tool.parameters.items()})
+        listing.append(f"{number}. Name: {tool.name}\nDescription: {tool.description}\nParameters: {parameters}")
+    return _SYSTEM_HEAD + "\n".join(listing) + _SYSTEM_TAIL
 
 
 def compact_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> ChatPrompt:
     """The same information without instructions, descriptions and thoughts: tool signatures and bare records.
 
-    >>> tool = ToolSpec("get_weather", "Weather.", {"city": {}, "day": {}})
+    >>> tool = ToolSpec.of("get_weather", "Weather.", {"city": {}, "day": {}})
     >>> compact_prompt([tool], [Message("user", "Sun in Oslo?")])
     ChatPrompt(system='get_weather(city,day)', user='<user> Sun in Oslo? </user>')
     """

@@ -32,11 +32,79 @@ class DataError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool that the prompt offers. `parameters` maps a parameter's name to its JSON-schema-like description."""
+    """A tool that the prompt offers.
 
-    name: str
-    description: str
-    parameters: Mapping[str, Mapping[str, JsonValue]]
+    Parameters are a JSON schema (`{"type": "object", "properties": {"city": {…}}}`), or bare, as xLAM has them
+    (`{"city": {…}}`). OpenAI's wrapping, `{"type": "function", "function": {…}}`, is read through.
+
+    Attributes:
+        json: the tool as it came; the attributes below are read from it.
+        filled: in the published prompt each parameter begins with description, type and default, as in the published
+            data; what the tool lacks of these is empty.
+        name: of the tool.
+        description: empty where there is none.
+        parameters: a parameter's name to its description.
+        required: names of the parameters that every call must have.
+        open: whether calls may have other parameters (`additionalProperties`).
+    """
+
+    json: Mapping[str, JsonValue]
+    filled: bool = False
+    name: str = field(init=False, compare=False)
+    description: str = field(init=False, compare=False)
+    parameters: Mapping[str, Mapping[str, JsonValue]] = field(init=False, compare=False)
+    required: tuple[str, ...] = field(init=False, compare=False)
+    open: bool = field(init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        function = _function(self.json)
+        schema = function.get("parameters") or {}
+        found = (schema.get("properties") or {}) if is_schema(schema) else schema
+        required = schema.get("required") if is_schema(schema) else None
+        required = required if isinstance(required, list) else []
+        for name, value in {
+            "name": function["name"],
+            "description": str(function.get("description") or ""),
+            "parameters": {name: about if isinstance(about, Mapping) else {} for name, about in found.items()},
+            "required": tuple(name for name in found if name in required),
+            "open": is_schema(schema) and bool(schema.get("additionalProperties")),
+        }.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(cls, name: str, description: str, parameters: Mapping[str, Mapping[str, JsonValue]]) -> ToolSpec:
+        """A tool whose parameters are all optional."""
+        schema = {"type": "object", "properties": dict(parameters)}
+        return cls({"name": name, "description": description, "parameters": schema})
+
+    def renamed(self, name: str, description: str, parameters: Mapping[str, str]) -> ToolSpec:
+        """The tool with another name and description, and with new names of its parameters by their old ones."""
+        function = dict(_function(self.json))
+        schema = function.get("parameters") or {}
+        renamed: dict[str, JsonValue] = {parameters.get(key, key): about for key, about in self.parameters.items()}
+        if is_schema(schema):
+            renamed = {**schema, "properties": renamed, "required": [parameters.get(key, key) for key in self.required]}
+        return ToolSpec({**function, "name": name, "description": description, "parameters": renamed}, self.filled)
+
+
+def _function(tool: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
+    wrapped = tool.get("function")
+    return wrapped if isinstance(wrapped, Mapping) else tool
+
+
+def is_schema(parameters: Mapping[str, Any]) -> bool:
+    """Whether these are a JSON schema, not parameters by name, each of which is an object with texts in it.
+
+    >>> is_schema({"type": "object"}), is_schema({"properties": None}), is_schema({"properties": {"a": {}}})
+    (True, True, True)
+    >>> is_schema({"properties": {"description": "of the house", "type": "string"}}), is_schema({"type": {}})
+    (False, False)
+    """
+    if isinstance(parameters.get("type"), str):
+        return True
+    properties = parameters.get("properties", False)
+    described = isinstance(properties, Mapping) and all(isinstance(one, Mapping | bool) for one in properties.values())
+    return properties is None or described
 
 
 @dataclass(frozen=True, slots=True)

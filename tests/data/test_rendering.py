@@ -34,7 +34,7 @@ def test_published_prompt_reproduces_the_real_data(shared_data):
 
 
 def test_compact_prompt_by_hand():
-    tool = ToolSpec("get_weather", "Weather.", {"city": {}, "day": {}})
+    tool = ToolSpec.of("get_weather", "Weather.", {"city": {}, "day": {}})
     history = [
         Message("user", "Sun in Oslo?"),
         Message("assistant", thought="not shown", calls=(OSLO,)),
@@ -103,7 +103,7 @@ def test_renderer_refuses_what_it_cannot_use(tokenizer):
 
 
 def _example(target: Message) -> TurnExample:
-    tool = ToolSpec("get_weather", "Weather.", {"city": {}})
+    tool = ToolSpec.of("get_weather", "Weather.", {"city": {}})
     return TurnExample((tool,), (Message("user", "Sun in Oslo?"),), target, "doc", "0")
 
 
@@ -111,7 +111,7 @@ def _read_tools(instruction: str) -> list[ToolSpec]:
     listing = instruction.split("following tools:\n")[1].split("\n\n**Steps for Each Turn**")[0]
     pattern = r"^\d+\. Name: (.*?)\nDescription: (.*?)\nParameters: (\{.*?\})(?=\n\d+\. Name: |\Z)"
     return [
-        ToolSpec(name, description, json.loads(parameters))
+        ToolSpec.of(name, description, json.loads(parameters))
         for name, description, parameters in re.findall(pattern, listing, re.DOTALL | re.MULTILINE)
     ]
 

@@ -4,7 +4,7 @@ import pytest
 
 from src.protocol.dialogue import DataError, Dialogue, Message, ToolCall, ToolSpec, split_turns
 
-TOOLS = (ToolSpec("get_weather", "Weather of a city.", {"city": {"type": "string"}}),)
+TOOLS = (ToolSpec.of("get_weather", "Weather of a city.", {"city": {"type": "string"}}),)
 ASK = Message("user", "Weather in Oslo and Rome?")
 CALL = Message("assistant", calls=(ToolCall("get_weather", {"city": "Oslo"}),), thought="Look it up.")
 SEEN = Message("observation", '{"sky": "clear"}')

@@ -77,13 +77,13 @@ def mask_example(example: TurnExample, rng: random.Random) -> TurnExample:
             "Wrap a corpus of dialogues (toolace, xlam) in hammer; rlla holds masked examples already.",
         )
     masks = _Masks(rng, taken={tool.name for tool in example.tools})
-    tools = tuple(masks.tool(tool) for tool in example.tools)
+    masked = [masks.tool(tool) for tool in example.tools]
     history = tuple(masks.message(message) for message in example.history)
     target = masks.message(example.target)
     rename = _Renamer(masks.tools)
     return replace(
         example,
-        tools=tuple(replace(tool, description=rename(tool.description)) for tool in tools),
+        tools=tuple(tool.renamed(tool.name, rename(tool.description), {}) for tool in masked),
         history=tuple(_rename_text(message, rename) for message in history),
         target=_rename_text(target, rename),
     )
@@ -98,8 +98,8 @@ class _Masks:
         self.parameters: defaultdict[tuple[str, str], str] = defaultdict(self.fresh)
 
     def tool(self, tool: ToolSpec) -> ToolSpec:
-        names = {self.parameters[tool.name, name]: value for name, value in tool.parameters.items()}
-        return replace(tool, name=self.tools[tool.name], parameters=names)
+        names = {name: self.parameters[tool.name, name] for name in tool.parameters}
+        return tool.renamed(self.tools[tool.name], tool.description, names)
 
     def message(self, message: Message) -> Message:
         return replace(message, calls=tuple(self.call(call) for call in message.calls))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from src.protocol.dialogue import DataError, JsonValue, ToolCall, ToolSpec
+from src.protocol.dialogue import DataError, JsonValue
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 T = TypeVar("T")
@@ -175,73 +175,3 @@ def require(value: Mapping[str, Any], key: str, kind: type[T], where: str, prefi
     if not isinstance(value[key], kind):
         raise DataError(where, prefix + key, _NAMES[kind], value[key])
     return cast(T, value[key])
-
-
-def tool_specs(tools: JsonValue, where: str, field: str) -> tuple[ToolSpec, ...]:
-    """Tools from their JSON descriptions, with parameters in the published prompts' shape.
-
-    Takes JSON-schema parameters (`{"type": "dict", "properties": {...}}`, ToolACE) and bare ones (`{"city": {...}}`,
-    xLAM). Each parameter's description starts with the three keys that the published prompts show; what else the
-    corpus says of it (an enum, say) follows.
-
-    >>> schema = {"type": "dict", "properties": {"code": {"type": "int"}}}
-    >>> tool_specs([{"name": "Zip", "description": "d", "parameters": schema}], "doc", "tools")[0].parameters
-    {'code': {'description': '', 'type': 'int', 'default': ''}}
-
-    Raises:
-        DataError: not a list of objects with a name, or one name for two different tools (a repeated tool is dropped).
-    """
-    if not isinstance(tools, list):
-        raise DataError(where, field, "a list of tools", tools)
-    specs: dict[str, ToolSpec] = {}
-    for index, tool in enumerate(tools):
-        prefix = f"{field}[{index}]."
-        if not isinstance(tool, dict):
-            raise DataError(where, prefix[:-1], "an object", tool)
-        spec = ToolSpec(
-            require(tool, "name", str, where, prefix),
-            str(tool.get("description") or ""),
-            _parameters(tool.get("parameters") or {}, where, prefix + "parameters"),
-        )
-        if specs.setdefault(spec.name, spec) != spec:
-            raise DataError(where, prefix + "name", "a name that no other tool has", spec.name)
-    return tuple(specs.values())
-
-
-def _parameters(schema: JsonValue, where: str, field: str) -> dict[str, dict[str, JsonValue]]:
-    if isinstance(schema, dict) and _is_schema(schema):
-        schema, field = schema.get("properties") or {}, field + ".properties"
-    if not isinstance(schema, dict):
-        raise DataError(where, field, "an object", schema)
-    for name, parameter in schema.items():
-        if not isinstance(parameter, dict | bool):
-            raise DataError(where, f"{field}.{name}", "an object that describes the parameter", parameter)
-    head = {"description": "", "type": "string", "default": ""}
-    return {name: {**head, **(parameter if isinstance(parameter, dict) else {})} for name, parameter in schema.items()}
-
-
-def _is_schema(parameters: Mapping[str, Any]) -> bool:
-    """Whether these are a JSON schema, not parameters by name, each of which is an object with texts in it.
-
-    >>> _is_schema({"type": "object"}), _is_schema({"properties": None}), _is_schema({"properties": {"a": {}}})
-    (True, True, True)
-    >>> _is_schema({"properties": {"description": "of the house", "type": "string"}}), _is_schema({"type": {}})
-    (False, False)
-    """
-    if isinstance(parameters.get("type"), str):
-        return True
-    properties = parameters.get("properties", False)
-    described = isinstance(properties, dict) and all(isinstance(one, dict | bool) for one in properties.values())
-    return properties is None or described
-
-
-def check_on_offer(calls: tuple[ToolCall, ...], tools: tuple[ToolSpec, ...], where: str, field: str) -> None:
-    """Refuse a call of a tool that the prompt does not offer: no policy could learn it.
-
-    Raises:
-        DataError: naming the tool.
-    """
-    names = {tool.name for tool in tools}
-    for call in calls:
-        if call.name not in names:
-            raise DataError(where, field, f"calls of the tools on offer ({', '.join(sorted(names))})", call.name)

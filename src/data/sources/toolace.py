@@ -12,7 +12,8 @@ import re
 from collections.abc import Collection, Iterator
 
 from src.data.sources.base import CorpusSource, dialogue_examples
-from src.data.sources.reading import Record, check_on_offer, require, tool_specs
+from src.data.sources.reading import Record, require
+from src.data.sources.tools import check_on_offer, tool_specs
 from src.protocol.dialogue import DataError, Dialogue, JsonValue, Message, ToolCall, ToolSpec, TurnExample
 
 MAX_DEPTH = 64

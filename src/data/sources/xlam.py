@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from src.data.sources.base import CorpusSource, dialogue_examples
-from src.data.sources.reading import Record, check_on_offer, parse_json, require, tool_specs
+from src.data.sources.reading import Record, parse_json, require
+from src.data.sources.tools import check_on_offer, tool_specs
 from src.protocol.dialogue import DataError, Dialogue, JsonValue, Message, ToolCall, TurnExample
 
 

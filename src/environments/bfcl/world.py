@@ -98,8 +98,7 @@ def turn_messages(case: Case, index: int) -> Sequence[Mapping[str, str]]:
 
 def tool_specs(case: Case) -> list[ToolSpec]:
     """The tools that the prompt offers from the start, with language hints."""
-    docs = hinted(case.functions, case.category)
-    return [ToolSpec(doc["name"], doc["description"], doc["parameters"].get("properties", {})) for doc in docs]
+    return [ToolSpec(doc) for doc in hinted(case.functions, case.category)]
 
 
 def hinted(functions: Sequence[Json], category: str) -> list[Json]:

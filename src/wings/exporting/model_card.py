@@ -18,7 +18,7 @@ _SETTINGS = (
     *("seed", "trainer.precision", "policy.dtype", "policy.lora"),
 )
 """Keys and sections of the table of hyper-parameters."""
-_TOOL = ToolSpec(
+_TOOL = ToolSpec.of(
     "get_weather",
     "Weather forecast for a city.",
     {"city": {"type": "str", "description": "Name of the city."}, "day": {"type": "str", "description": "Which day."}},

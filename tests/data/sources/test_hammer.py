@@ -11,9 +11,9 @@ import pytest
 from src.data.sources.hammer import HammerSource, mask_example, random_identifier
 from src.protocol.dialogue import ChatPrompt, DataError, Message, ToolCall, ToolSpec, TurnExample
 
-TIDES = ToolSpec("get_tides", "Tides; see find_port for ids.", {"id": {"type": "int"}, "day": {"type": "str"}})
-PORTS = ToolSpec("find_port", "Finds a port.", {"id": {"type": "str"}})
-SEARCH = ToolSpec("search", "Searches.", {"q": {"type": "str"}})
+TIDES = ToolSpec.of("get_tides", "Tides; see find_port for ids.", {"id": {"type": "int"}, "day": {"type": "str"}})
+PORTS = ToolSpec.of("find_port", "Finds a port.", {"id": {"type": "str"}})
+SEARCH = ToolSpec.of("search", "Searches.", {"q": {"type": "str"}})
 EXAMPLE = TurnExample(
     tools=(TIDES, PORTS, SEARCH),
     history=(

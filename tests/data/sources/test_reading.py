@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as parquet
 import pytest
 
-from src.data.sources.reading import read_records, require, tool_specs
+from src.data.sources.reading import read_records, require
 from src.protocol.dialogue import DataError
 
 RECORDS = [{"query": "a", "n": 1}, {"query": "b – ü", "n": 2}, {"query": "c", "n": 3}]
@@ -106,42 +106,3 @@ def test_require_names_a_missing_key_and_a_wrong_type() -> None:
         require({"k": 1}, "value", str, "x[3]", "a.")
     with pytest.raises(DataError, match=r"x\[3\]: field 'value': expected a list, found 'text'"):
         require({"value": "text"}, "value", list, "x[3]")
-
-
-def test_tools_get_the_published_keys_first_and_keep_the_others() -> None:
-    schema = {"type": "dict", "properties": {"unit": {"enum": ["C", "F"], "type": "str"}}, "required": ["unit"]}
-    bare = {"city": {"default": "Oslo", "description": "The city."}}
-    specs = tool_specs(
-        [{"name": "a", "parameters": schema}, {"name": "b", "description": "d", "parameters": bare}, {"name": "c"}],
-        "x",
-        "tools",
-    )
-
-    unit, city = specs[0].parameters["unit"], specs[1].parameters["city"]
-    assert list(unit.items()) == [("description", ""), ("type", "str"), ("default", ""), ("enum", ["C", "F"])]
-    assert list(city.items()) == [("description", "The city."), ("type", "string"), ("default", "Oslo")]
-    assert specs[2].parameters == {}
-
-
-def test_a_repeated_tool_is_dropped_and_an_ambiguous_one_refused() -> None:
-    tool = {"name": "a", "description": "one", "parameters": {}}
-
-    assert len(tool_specs([tool, dict(tool)], "x", "tools")) == 1
-    with pytest.raises(DataError, match=r"field 'tools\[1\]\.name': expected a name that no other tool has, found 'a'"):
-        tool_specs([tool, {**tool, "description": "two"}], "x", "tools")
-
-
-@pytest.mark.parametrize(
-    ("parameters", "names"),
-    [
-        ({"type": "object"}, []),
-        ({"type": "object", "properties": None}, []),
-        ({"properties": {"city": {"type": "string"}}}, ["city"]),
-        ({"type": "object", "properties": {"city": True}, "required": ["city"]}, ["city"]),
-        (None, []),
-        ({"properties": {"description": "of the house", "type": "string"}}, ["properties"]),  # a parameter of this name
-    ],
-)
-def test_every_legal_schema_of_a_tool_is_read(parameters: object, names: list[str]) -> None:
-    (spec,) = tool_specs([{"name": "a", "parameters": parameters}], "x", "tools")  # type: ignore[dict-item, list-item]
-    assert list(spec.parameters) == names

@@ -156,8 +156,8 @@ def test_a_dialogue_becomes_one_example_a_step(tmp_path: Path) -> None:
     assert examples[1].history[2].text == TURNS[2]["value"]
     assert [tool.name for tool in examples[0].tools] == ["Tide Times (v2)", "ferry.book"]
     assert examples[0].tools[0].parameters == {
-        "harbour": {"description": "Its name.", "type": "string", "default": ""},
-        "days": {"description": "", "type": "int", "default": ""},
+        "harbour": {"description": "Its name.", "type": "string"},
+        "days": {"type": "int"},
     }
 
 

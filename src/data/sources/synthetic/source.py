@@ -326,7 +326,7 @@ def tool_spec(tool: SyntheticTool) -> ToolSpec:
     """A tool as prompts offer it."""
     types = {"small": "integer", "amount": "integer"}
     parameters = {key: {"type": types.get(kind, "string"), "kind": kind} for key, kind in tool.parameters.items()}
-    return ToolSpec(tool.name, tool.description, parameters)
+    return ToolSpec.of(tool.name, tool.description, parameters)
 
 
 def _asked_tool(example: TurnExample) -> ToolSpec:

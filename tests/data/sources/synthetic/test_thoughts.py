@@ -83,8 +83,8 @@ def test_a_thought_ends_with_the_calls_that_follow(long, imperfect):
 def test_thoughts_say_where_the_values_stand():
     """By hand: the flight comes from the result, the passenger from the last request; the other tool does not fit."""
     tools = (
-        ToolSpec("book_flight", "Book a flight for a passenger.", {"flight_id": {}, "passenger": {}}),
-        ToolSpec("play_song", "Play a song.", {"song": {}}),
+        ToolSpec.of("book_flight", "Book a flight for a passenger.", {"flight_id": {}, "passenger": {}}),
+        ToolSpec.of("play_song", "Play a song.", {"song": {}}),
     )
     history = (
         Message("user", "Find flights from Bar to Sol."),

@@ -18,7 +18,7 @@ WEATHER = {
 }
 SYSTEM = published_system(
     [
-        ToolSpec(
+        ToolSpec.of(
             "weather.now",
             "Weather of a city. Note that the provided function is in Python 3 syntax.",
             {"city": {"type": "string", "description": "Its name, e.g. Tromsø."}},

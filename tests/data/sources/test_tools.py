@@ -1,0 +1,120 @@
+import json
+from typing import Any
+
+import pytest
+
+from src.data.rendering import published_system
+from src.data.sources.tools import check_on_offer, tool_specs
+from src.protocol.dialogue import DataError, ToolCall, ToolSpec
+
+
+def test_a_tool_keeps_its_json_and_the_published_prompt_puts_the_three_keys_first() -> None:
+    schema = {"type": "dict", "properties": {"unit": {"enum": ["C", "F"], "type": "str"}}, "required": ["unit"]}
+    bare = {"city": {"default": "Oslo", "description": "The city."}}
+    tools = [
+        {"name": "a", "parameters": schema, "results": 3},
+        {"name": "b", "description": "d", "parameters": bare},
+        {"name": "c"},
+    ]
+    specs = tool_specs(tools, "x", "tools")
+
+    assert [spec.json for spec in specs] == tools
+    assert [spec.required for spec in specs] == [("unit",), (), ()]
+    lines = [line for line in published_system(specs).splitlines() if line.startswith("Parameters: ")]
+    assert lines == [
+        'Parameters: {"unit": {"description": "", "type": "str", "default": "", "enum": ["C", "F"]}}',
+        'Parameters: {"city": {"description": "The city.", "type": "string", "default": "Oslo"}}',
+        "Parameters: {}",
+    ]
+
+
+def test_openai_s_wrapping_of_a_tool_is_read_through() -> None:
+    function = {"name": "a", "description": "d", "parameters": {"type": "object", "properties": {"n": {}}}}
+    (spec,) = tool_specs([{"type": "function", "function": function}], "x", "tools")
+
+    assert (spec.name, spec.description, list(spec.parameters)) == ("a", "d", ["n"])
+    with pytest.raises(DataError, match=r"field 'tools\[0\]\.function\.name': .* The key is missing"):
+        tool_specs([{"type": "function", "function": {}}], "x", "tools")
+
+
+def test_a_repeated_tool_is_dropped_and_an_ambiguous_one_refused() -> None:
+    tool = {"name": "a", "description": "one", "parameters": {}}
+
+    assert len(tool_specs([tool, dict(tool)], "x", "tools")) == 1
+    with pytest.raises(DataError, match=r"field 'tools\[1\]\.name': expected a name that no other tool has, found 'a'"):
+        tool_specs([tool, {**tool, "description": "two"}], "x", "tools")
+
+
+@pytest.mark.parametrize(
+    ("parameters", "names"),
+    [
+        ({"type": "object"}, []),
+        ({"type": "object", "properties": None}, []),
+        ({"properties": {"city": {"type": "string"}}}, ["city"]),
+        ({"type": "object", "properties": {"city": True}, "required": ["city"]}, ["city"]),
+        (None, []),
+        ({"properties": {"description": "of the house", "type": "string"}}, ["properties"]),  # a parameter of this name
+    ],
+)
+def test_every_legal_schema_of_a_tool_is_read(parameters: object, names: list[str]) -> None:
+    (spec,) = tool_specs([{"name": "a", "parameters": parameters}], "x", "tools")  # type: ignore[dict-item, list-item]
+    assert list(spec.parameters) == names
+
+
+WEATHER = {
+    "name": "weather",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "hours": {"type": "array", "items": {"type": "number"}},
+            "at": {"type": "object", "properties": {"lat": {"type": ["number", "null"]}}},
+            "unit": {"type": "Celsius"},
+        },
+        "required": ["city"],
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"city": "Oslo"},
+        {"city": "Oslo", "days": 2.0, "hours": [1, 2.5], "at": {"lat": None, "lon": 3}, "unit": 7},
+        {"city": "Oslo", "days": None, "hours": None},  # not required
+    ],
+)
+def test_calls_that_the_schema_allows(arguments: dict[str, Any]) -> None:
+    check_on_offer([ToolCall("weather", arguments)], [ToolSpec(WEATHER)], "x.json[0]", "answers")
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected", "found"),
+    [
+        ("rain", {}, "calls of the tools on offer (weather)", "'rain'"),
+        ("weather", {"city": "a", "day": 2}, "parameters that 'weather' has (city, days, hours, at, unit)", "'day'"),
+        ("weather", {"days": 2}, "the required parameter 'city' of 'weather'", "{'days': 2}"),
+        ("weather", {"city": None}, "a string in 'city' of 'weather', as its schema says", "None"),
+        ("weather", {"city": 7}, "a string in 'city' of 'weather', as its schema says", "7"),
+        ("weather", {"city": "a", "days": True}, "an integer in 'days' of 'weather', as its schema says", "True"),
+        ("weather", {"city": "a", "days": 2.5}, "an integer in 'days' of 'weather', as its schema says", "2.5"),
+        ("weather", {"city": "a", "hours": [1, "2"]}, "a number in 'hours' of 'weather', as its schema says", "'2'"),
+        (
+            "weather",
+            {"city": "a", "at": {"lat": "n"}},
+            "a number or null in 'at' of 'weather', as its schema says",
+            "'n'",
+        ),
+    ],
+)
+def test_a_call_that_is_not_on_offer_is_named(name: str, arguments: dict[str, Any], expected: str, found: str) -> None:
+    with pytest.raises(DataError) as error:
+        check_on_offer([ToolCall(name, arguments)], [ToolSpec(WEATHER)], "x.json[0]", "answers")
+    assert str(error.value) == f"x.json[0]: field 'answers': expected {expected}, found {found}."
+
+
+def test_a_schema_that_is_open_takes_other_parameters() -> None:
+    tool = json.loads(json.dumps(WEATHER))
+    tool["parameters"]["additionalProperties"] = True
+    check_on_offer([ToolCall("weather", {"city": "Oslo", "day": 2})], [ToolSpec(tool)], "x", "answers")
