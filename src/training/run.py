@@ -23,6 +23,7 @@ from src.models.loading.loading import LoadedPolicy, load_policy
 from src.models.loading.sharding import is_sharded
 from src.models.loading.weight_source import WeightSource
 from src.protocol.token_bytes import TokenBytes
+from src.rewards.tool_call import RewardFunction
 from src.rollout.collect import Collector
 from src.rollout.engine import EngineSource
 from src.rollout.splitting import SplittingEngine
@@ -61,6 +62,7 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
     found = resume_from(config)
     resumed = None if found is None else str(found.path)
     anew = config.ckpt_path == AUTO and found is None and getattr(rank_zero_only, "rank", 0) == 0
+    moved = schedule_moves(instantiate(config.reward), config.updates.rollout_steps)
     ours = [callback for callback in callbacks if isinstance(callback, RolloutCallback)]
     for callback in ours:
         callback.prepare(anew=anew)
@@ -105,11 +107,12 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
             seconds=round(time.monotonic() - started, 1),
             resumed_from=resumed,
             dropped_prompts=getattr(datamodule, "dropped", {}),
+            reward_moved=moved,
             best_checkpoint=_best_checkpoint(trainer),
             start=start,
             final=final,
         )
-        _report(start, final, folder)
+        _report(start, final, folder, moved)
     return final
 
 
@@ -171,9 +174,18 @@ def _best_checkpoint(trainer: L.Trainer) -> dict[str, object] | None:
     return None
 
 
-def _report(start: dict[str, float], final: dict[str, float], folder: Path) -> None:
+def schedule_moves(reward: RewardFunction, rollout_steps: int) -> bool:
+    """Whether the reward's range moves within a run, so that a policy which stays as it is earns another reward.
+
+    All steps count: the published schedule ends with the bounds that it begins with.
+    """
+    return len({reward.bounds(step, step / rollout_steps) for step in range(rollout_steps + 1)}) > 1
+
+
+def _report(start: dict[str, float], final: dict[str, float], folder: Path, moved: bool) -> None:
     for key in sorted(final):
         if key.endswith(("/exact_match", "/reward", "/format", "/overall")):
             before = f"{start[key]:.3f} → " if key in start else ""
-            log.info("%-28s %s%.3f", key, before, final[key])
+            warning = " (a schedule moved the reward's range: compare exact_match)"
+            log.info("%-28s %s%.3f%s", key, before, final[key], warning if moved and key.endswith("/reward") else "")
     log.info("Run folder: %s", folder)

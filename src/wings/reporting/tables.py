@@ -74,6 +74,7 @@ def results(runs: Sequence[RunRecord], baseline: str) -> Table:
     """
     order = methods(runs)
     compared = baseline in order and len(order) > 1
+    moved = any((run.summary or {}).get("reward_moved", True) for run in runs)  # older runs do not say
     head = ["Metric", *(["Method", "Runs"] if len(runs) > 1 else []), "Start", "End", "Change"]
     rows = []
     for key in headline_metrics(runs):
@@ -87,13 +88,15 @@ def results(runs: Sequence[RunRecord], baseline: str) -> Table:
             ]
             is_best = bool(end) and len(order) > 1 and sum(end) / len(end) == best
             who = (Cell(method, "name"), Cell(str(len(of_methods[method])), "number")) if len(runs) > 1 else ()
-            what = (_mean(start), _mean(end, is_best), _change(changes))
+            what = (_mean(start), _mean(end, is_best), _change(changes, plain=moved and key == VAL_REWARD))
             more = (_against(key, method, baseline, runs),) if compared else ()
             rows.append((Cell(key, "name"), *who, *what, *more))
     note = "± is one standard error over seeds." if len(order) < len(runs) else ""
     if compared:
         head.append(f"Against {baseline}")
         note += " Differences are paired by seed, with the 95 % bootstrap interval of their mean."
+    if moved and any(row[0].text == VAL_REWARD for row in rows):
+        note += f" Where a schedule moves the reward's range, {VAL_REWARD} moves without the policy: see exact match."
     return Table("results", "Before and after training", tuple(head), tuple(rows), note.strip())
 
 
@@ -189,11 +192,11 @@ def _mean(values: Sequence[float], best: bool = False) -> Cell:
     return Cell(str(estimate(values)) if values else "–", "number", best)
 
 
-def _change(values: Sequence[float]) -> Cell:
+def _change(values: Sequence[float], *, plain: bool) -> Cell:
     if not values:
         return Cell("–", "number")
     mean = estimate(values).mean
-    return Cell(f"{mean:+.3f}", "better" if mean > 0 else "worse" if mean < 0 else "number")
+    return Cell(f"{mean:+.3f}", "number" if plain else "better" if mean > 0 else "worse" if mean < 0 else "number")
 
 
 def _against(key: str, method: str, baseline: str, runs: Sequence[RunRecord]) -> Cell:

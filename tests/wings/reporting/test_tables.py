@@ -45,6 +45,16 @@ def test_a_change_is_better_above_zero_and_worse_below(tmp_path: Path) -> None:
         assert texts(table)[0][3] == f"{0.5 + lift:+.3f}" and table.rows[0][3].kind == kind
 
 
+def test_a_reward_that_a_schedule_moved_is_neither_better_nor_worse() -> None:
+    """A run that does not say counts as moved."""
+    scores = {0: {"val/exact_match": 0.5, "val/reward": -1.0}, 2: {"val/exact_match": 0.5, "val/reward": 1.0}}
+    for summary, kind in (({"reward_moved": True}, "number"), (None, "number"), ({"reward_moved": False}, "better")):
+        run = RunRecord("rest-1", "rest", 1, {0: {}}, validations=scores, summary=summary)
+        table = tables.results([run], "grpo")
+        assert texts(table)[1] == ["val/reward", "-1.000", "1.000", "+2.000"] and table.rows[1][3].kind == kind
+        assert ("schedule" in table.note) is (kind == "number")
+
+
 def test_a_run_without_measurements_has_dashes() -> None:
     unmeasured = RunRecord("rest-1", "rest", 1, {0: {}}, validations={2: {"val/exact_match": 0.5}})
     assert texts(tables.results([unmeasured], "grpo")) == [["val/exact_match", "–", "0.500", "–"]]
