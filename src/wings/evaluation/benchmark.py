@@ -20,6 +20,9 @@ from src.protocol.dialogue import JsonValue
 
 log = logging.getLogger(__name__)
 
+UNPARSED = "unparsed"
+"""Of samples whose answer means to call and cannot be read: their count; `unparsed/<category>` is a category's."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

@@ -15,14 +15,16 @@ from lightning import LightningModule, Trainer
 
 from src.training.step import RolloutCallback, RolloutStep, Training, rollout_callbacks
 from src.wings.evaluation.answering import EngineGenerate, context_of
-from src.wings.evaluation.benchmark import Benchmark, EvalReport, Ranks, Subset, prepared
+from src.wings.evaluation.benchmark import UNPARSED, Benchmark, EvalReport, Ranks, Subset, prepared
 from src.wings.evaluation.evaluation_folder import RecordStore
 
 log = logging.getLogger(__name__)
 
 
 class BenchmarkCallback(RolloutCallback):
-    """Runs benchmarks at fixed rollout steps; scores are logged as `<benchmark>/<score>`.
+    """Runs benchmarks at fixed rollout steps.
+
+    Scores are logged as `<benchmark>/<score>`, numbers of unparsed answers as `<benchmark>/unparsed/<category>`.
 
     Args:
         benchmarks: name -> benchmark; null entries are left out.
@@ -123,6 +125,8 @@ class BenchmarkCallback(RolloutCallback):
             started = time.monotonic()
             report = benchmark.run(generate, subset=self._subset, ranks=shares_of(module))
             scores |= {f"{report.name}/{key}": value for key, value in report.scores.items()}
+            unparsed = {key: count for key, count in report.counts.items() if key.startswith(f"{UNPARSED}/")}
+            scores |= {f"{report.name}/{key}": float(count) for key, count in unparsed.items()}
             scores[f"{report.name}/seconds"] = time.monotonic() - started
             if trainer.is_global_zero:
                 self._keep(report, module.rollout_step)

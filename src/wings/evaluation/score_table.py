@@ -15,7 +15,7 @@ from pathlib import Path
 import yaml
 
 from src.runs.markdown_table import markdown_table
-from src.wings.evaluation.benchmark import EvalReport, Subset
+from src.wings.evaluation.benchmark import UNPARSED, EvalReport, Subset
 
 _FILE = yaml.safe_load(Path(__file__).with_name("paper_tables.yaml").read_text(encoding="utf-8"))
 _ROUNDING = 0.0101
@@ -133,13 +133,18 @@ def _paper_table(
 
 
 def _all_scores(name: str, report: EvalReport, subset: Subset | None) -> str:
-    """Every score of a benchmark, one a line, with the number of samples where the benchmark tells it."""
-    rows = [[key, f"{100 * value:.2f}%", str(report.counts.get(key, ""))] for key, value in report.scores.items()]
+    """Every score of a benchmark, one a line, with the numbers of samples and unparsed answers where it tells them."""
+    scores, counts = report.scores, report.counts
+    columns = {"n": "", UNPARSED: f"{UNPARSED}/"} if UNPARSED in counts else {"n": ""}
+    rows = [
+        [key, f"{100 * value:.2f}%", *(str(counts.get(prefix + key, "")) for prefix in columns.values())]
+        for key, value in scores.items()
+    ]
     lines = [
         f"## {name}: all scores, {_size(len(report.records), subset)}",
-        markdown_table(["Score", "Value", "n"], rows),
+        markdown_table(["Score", "Value", *columns], rows),
     ]
-    if others := {key: count for key, count in report.counts.items() if key not in report.scores}:
+    if others := {key: count for key, count in counts.items() if key not in scores and "/" not in key}:
         lines.append("Counts: " + ", ".join(f"{key} {count}" for key, count in others.items()) + ".")
     return "\n\n".join(lines)
 

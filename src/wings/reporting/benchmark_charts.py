@@ -88,7 +88,7 @@ def same_model(row: PaperRow, model: str) -> bool:
 def _scores(runs: Sequence[RunRecord], benchmark: str) -> list[str]:
     """A benchmark's scores, its table's columns where the paper has one; totals first."""
     keys = {key for run in runs for scores in (*run.benchmarks.values(), run.final) for key in scores}
-    own = {key.split("/", 1)[1] for key in keys if key.startswith(f"{benchmark}/")}
+    own = {key.split("/", 1)[1] for key in keys if key.startswith(f"{benchmark}/") and key.count("/") == 1}
     found = sorted(own - {"seconds"})
     columns = [score for table in TABLES if table.benchmark == benchmark for score in table.columns.values()]
     kept = [score for score in dict.fromkeys(columns) if score in found] or found

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from src.data.rendering import PromptRenderer
+from src.environments.bfcl.cases import CATEGORIES
 from src.environments.conversation import Answer
 from src.errors import BenchmarkDataError
 from src.models.loading.loading import PolicyConfig, load_policy
@@ -122,6 +123,7 @@ def test_bfcl_and_api_bank_inside_a_training(random_policy, shared_data, tmp_pat
     )  # fmt: skip
     (scores,) = _events(tmp_path, "benchmark")
     assert scores["bfcl/irrelevance_detection"] == 1
+    assert {key: scores[f"bfcl/unparsed/{key}"] for key in CATEGORIES} == dict.fromkeys(CATEGORIES, 0.0)
     assert {scores[f"bfcl/{key}"] for key in ("non_live_ast", "multi_turn", "live_relevance")} == {0.0}
     assert scores["bfcl/overall"] > 0 == scores["api_bank/overall"] == scores["api_bank/strict"]
     for name in ("bfcl", "api_bank"):

@@ -78,6 +78,17 @@ def test_bfcl_tables_have_the_papers_layout():
     assert "truncated 3" in text
 
 
+def test_unparsed_answers_stand_beside_the_scores_that_they_gain():
+    counts = {"irrelevance": 4, "unparsed/irrelevance": 3, "unparsed": 3, "truncated": 1}
+    scores = {"irrelevance": 0.75, "irrelevance_detection": 0.75}
+    report = EvalReport("bfcl", scores, counts, tuple(Record(str(i), "irrelevance", i < 3) for i in range(4)))
+    lines = section(render_report("mine", {"bfcl": report}), "bfcl: all scores")
+    found = rows(lines)
+    assert found["Score"] == ["Value", "n", "unparsed"] and found["irrelevance"] == ["75.00%", "4", "3"]
+    assert found["irrelevance_detection"] == ["75.00%", "", ""]
+    assert lines[-1] == "Counts: unparsed 3, truncated 1."
+
+
 def test_scores_that_were_not_taken_are_dashes():
     found = rows(section(render_report("mine", {"b": bfcl_report("multi_turn_base")}), "BFCL multi-turn"))
     assert found["**mine**"] == ["–", "50.00%", "–", "–", "–"]

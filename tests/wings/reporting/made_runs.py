@@ -35,7 +35,8 @@ def validation(step: int, match: float) -> dict[str, Any]:
 def benchmark(step: int, score: float) -> dict[str, Any]:
     parts = {"single": score, "follow_up": score / 2, "refusal": 1.0}
     scores = {f"synthetic/{part}": value for part, value in parts.items()}
-    return {"event": "benchmark", "rollout_step": step, "synthetic/overall": score, **scores, "synthetic/seconds": 3.0}
+    others = {"synthetic/unparsed/single": 2.0, "synthetic/seconds": 3.0}
+    return {"event": "benchmark", "rollout_step": step, "synthetic/overall": score, **scores, **others}
 
 
 def write_run(

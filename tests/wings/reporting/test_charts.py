@@ -40,7 +40,7 @@ def test_benchmarks_by_step_at_the_end_and_by_part(tmp_path: Path) -> None:
     runs = read_runs([tmp_path])
     by_step, at_the_end = benchmark_charts.benchmark_bars(runs).panels
     assert by_step.categories == ("step 0", "step 4") and by_step.series[1].y == (0.25, 0.875)
-    assert at_the_end.categories == ("overall", "follow up", "refusal", "single")  # no seconds
+    assert at_the_end.categories == ("overall", "follow up", "refusal", "single")  # no seconds, no counts
     assert at_the_end.series[0].y == (0.75, 0.375, 1.0, 0.75)
     assert at_the_end.series[0].start == (0.25, 0.125, 1.0, 0.25)
     (radar,) = benchmark_charts.benchmark_radar(runs).panels

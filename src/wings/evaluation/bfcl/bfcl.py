@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 from src.data.rendering import call_line
@@ -12,8 +12,8 @@ from src.environments.bfcl.sandbox import Sandbox, Verdict, check_limits
 from src.environments.bfcl.world import CaseWorld, turn_messages
 from src.environments.conversation import Answer, Conversation, Generate, Turn, play
 from src.protocol.dialogue import ChatPrompt, JsonValue, ToolCall
-from src.wings.evaluation.benchmark import Benchmark, Record, Sample
-from src.wings.evaluation.bfcl.decoding import decode_calls
+from src.wings.evaluation.benchmark import UNPARSED, Benchmark, Record, Sample
+from src.wings.evaluation.bfcl.decoding import decode_calls, is_unparsed
 from src.wings.evaluation.bfcl.prompting import TurnWording, build_prompt
 from src.wings.evaluation.bfcl.scores import score_records
 
@@ -139,7 +139,7 @@ class Bfcl(Benchmark):
         else:
             verdict = self._sandbox.check_single_turn(case.entry, case.category, case.answer, calls)
         details = {"text": answer.text, "calls": _lines(calls), "tokens": answer.tokens}
-        return _record(case, verdict, answer.finish == "length", details)
+        return _record(case, verdict, [answer.text], answer.finish == "length", details)
 
     def _judge_conversation(self, conversation: CaseConversation) -> Record:
         case = conversation.case
@@ -154,11 +154,16 @@ class Bfcl(Benchmark):
             ]
             for turn in conversation.turns
         ]
-        return _record(case, verdict, conversation.truncated > 0, {"turns": turns, "tokens": conversation.tokens})
+        texts = [step.text for turn in conversation.turns for step in turn.steps]
+        details: dict[str, JsonValue] = {"turns": turns, "tokens": conversation.tokens}
+        return _record(case, verdict, texts, conversation.truncated > 0, details)
 
 
-def _record(case: Case, verdict: Verdict, truncated: bool, details: Mapping[str, JsonValue]) -> Record:
+def _record(
+    case: Case, verdict: Verdict, texts: Iterable[str], truncated: bool, details: Mapping[str, JsonValue]
+) -> Record:
     outcome = {"error_type": verdict.error_type, "error": verdict.error, "truncated": truncated}
+    outcome[UNPARSED] = any(map(is_unparsed, texts))
     return Record(case.id, case.category, verdict.passed, details={**details, **outcome})
 
 

@@ -13,7 +13,7 @@ lines that are not calls. Departures, each on text that no reader can agree on:
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from src.protocol.dialogue import JsonValue, ToolCall
 
@@ -34,21 +34,41 @@ def decode_calls(text: str) -> tuple[ToolCall, ...]:
     >>> decode_calls('<tool_call>\n{"name": "None", "parameters": {}}\n</tool_call>')
     ()
     """
-    _, tag, block = text.rpartition("<tool_call>")
-    if not tag:
-        return ()
     calls = []
-    for line in block.split("</tool_call>")[0].strip().split("\n"):
-        value = _read(line)
-        if not isinstance(value, dict) or not isinstance(value.get("name"), str) or "parameters" not in value:
-            continue
-        name, parameters = value["name"], value["parameters"]
-        if name.strip().lower() == "none":
+    for name, parameters in _named(text):
+        if _is_none(name):
             continue
         if not isinstance(parameters, dict):
             return ()
         calls.append(ToolCall(name, parameters))
     return tuple(calls)
+
+
+def is_unparsed(text: str) -> bool:
+    r"""Whether an answer has a block of calls and none can be read: BFCL then takes it for a refusal.
+
+    A refusal is an answer without a block, whatever else it says, or with a call of `none`. A tag in a thought opens
+    no block.
+
+    >>> is_unparsed('<tool_call>\n{"name": "sky", "param\n</tool_call>'), is_unparsed("<response> No. </response>")
+    (True, False)
+    """
+    _, tag, block = text.rpartition("<tool_call>")
+    refuses = any(_is_none(name) for name, _ in _named(text))
+    return bool(tag) and "</think>" not in block and not refuses and not decode_calls(text)
+
+
+def _named(text: str) -> Iterator[tuple[str, JsonValue]]:
+    """Name and parameters of each line of the last block that has both."""
+    _, tag, block = text.rpartition("<tool_call>")
+    for line in block.split("</tool_call>")[0].strip().split("\n") if tag else ():
+        value = _read(line)
+        if isinstance(value, dict) and isinstance(value.get("name"), str) and "parameters" in value:
+            yield value["name"], value["parameters"]
+
+
+def _is_none(name: str) -> bool:
+    return name.strip().lower() == "none"
 
 
 def _read(line: str) -> JsonValue:

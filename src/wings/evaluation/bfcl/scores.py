@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from src.environments.bfcl.cases import CATEGORIES, GROUPS
-from src.wings.evaluation.benchmark import Record, count_by_category, mean_by_category
+from src.wings.evaluation.benchmark import UNPARSED, Record, count_by_category, mean_by_category
 
 _MEANS: Mapping[str, tuple[str, ...]] = {
     "non_live_simple": ("simple", "java", "javascript"),
@@ -66,8 +66,15 @@ def aggregate(categories: Mapping[str, float]) -> dict[str, float]:
 
 
 def score_records(records: Sequence[Record]) -> tuple[dict[str, float], dict[str, int]]:
-    """(scores, counts): every score that the records determine; cases a category, cut answers, counted failures."""
-    counts = count_by_category(records)
+    """(scores, counts): every score that the records determine, and what is counted.
+
+    That is cases a category; cases with an answer that was cut, or that could not be parsed (in all, and as
+    `unparsed/<category>`); failures for the reasons of `COUNTED_ERRORS`.
+    """
+    samples = count_by_category(records)
+    unparsed = count_by_category([record for record in records if record.details.get(UNPARSED)])
+    counts = samples | {f"{UNPARSED}/{category}": unparsed.get(category, 0) for category in samples}
+    counts[UNPARSED] = sum(unparsed.values())
     counts["truncated"] = sum(bool(record.details.get("truncated")) for record in records)
     for error in COUNTED_ERRORS:
         counts[error] = sum(record.details.get("error_type") == error for record in records)

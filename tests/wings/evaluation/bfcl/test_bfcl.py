@@ -37,6 +37,14 @@ def test_silence_passes_irrelevance_and_nothing_else():
     assert report.scores["non_live"] == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize(("text", "unparsed"), [('<tool_call>\n{"name": "f", "para', 12), ("No.", 0)])
+def test_unparsed_answers_pass_irrelevance_and_are_counted(text, unparsed):
+    report = Bfcl(["irrelevance", "multi_turn_base"]).run(Saying(text), subset=Subset(12))
+    assert report.scores["irrelevance"] == 1.0 and report.scores["multi_turn_base"] == 0.0
+    assert report.counts["unparsed/irrelevance"] == (report.counts["irrelevance"] if unparsed else 0)
+    assert report.counts["unparsed"] == unparsed
+
+
 def test_prompts_that_do_not_fit_fail_and_are_counted():
     report = Bfcl(["irrelevance", "multi_turn_base"]).run(Saying("", "context"), subset=Subset(12))
     assert not any(record.passed for record in report.records)

@@ -4,7 +4,7 @@ import pytest
 
 from src.protocol.dialogue import ToolCall
 from src.protocol.parsing import parse
-from src.wings.evaluation.bfcl.decoding import MAX_DEPTH, decode_calls
+from src.wings.evaluation.bfcl.decoding import MAX_DEPTH, decode_calls, is_unparsed
 
 A, B = ToolCall("a", {}), ToolCall("b", {"x": [1, {"y": None}]})
 LINE_A, LINE_B = '{"name": "a", "parameters": {}}', '{"name": "b", "parameters": {"x": [1, {"y": null}]}}'
@@ -45,6 +45,33 @@ def block(*lines: str) -> str:
 )
 def test_published_rule(text, calls):
     assert decode_calls(text) == calls
+
+
+@pytest.mark.parametrize(
+    ("text", "unparsed"),
+    [
+        # refusals
+        ("", False),
+        ("Hm.", False),
+        ("<response> No tool does that. </response>", False),
+        (block('{"name": "None", "parameters": {}}'), False),
+        ("<think> No <tool_call> fits. </think>\n<response> No. </response>", False),
+        # calls
+        (block(LINE_A), False),
+        (block(LINE_A, "and then"), False),
+        ("<think> A <tool_call> </think>" + block(LINE_A), False),
+        # calls that cannot be read
+        (block('{"name": "a", "parameters": {'), True),
+        ('<think> So. </think>\n<tool_call>\n{"name": "a", "para', True),
+        (block('{"name": "a"}'), True),
+        (block("a()"), True),
+        (block(), True),
+        (block(LINE_A, '{"name": "b", "parameters": [1]}'), True),
+        (block(LINE_A) + "<tool_call>", True),  # the last block counts
+    ],
+)
+def test_which_answers_cannot_be_parsed(text, unparsed):
+    assert is_unparsed(text) is unparsed
 
 
 def test_not_a_number_is_a_value():

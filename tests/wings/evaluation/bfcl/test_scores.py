@@ -98,4 +98,17 @@ def test_failures_are_counted():
     ]
     scores, counts = score_records(records)
     assert scores == {"java": pytest.approx(1 / 6)}
-    assert counts == {"java": 6, "truncated": 4, "context_exceeded": 1, "time_limit": 2, "memory_limit": 1}
+    failures = {"truncated": 4, "context_exceeded": 1, "time_limit": 2, "memory_limit": 1}
+    assert counts == {"java": 6, "unparsed": 0, "unparsed/java": 0, **failures}
+
+
+def test_unparsed_answers_are_counted_by_category():
+    """Whether they pass (irrelevance) or fail; a record of an older version does not say."""
+    told = [("irrelevance", True), ("irrelevance", True), ("irrelevance", False), ("java", True), ("simple", None)]
+    records = [
+        Record(str(index), category, category == "irrelevance", details={} if says is None else {"unparsed": says})
+        for index, (category, says) in enumerate(told)
+    ]
+    counts = score_records(records)[1]
+    found = {key: count for key, count in counts.items() if key.startswith("unparsed")}
+    assert found == {"unparsed": 3, "unparsed/irrelevance": 2, "unparsed/java": 1, "unparsed/simple": 0}
