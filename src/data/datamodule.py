@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning import LightningDataModule
@@ -16,16 +16,25 @@ from torch.utils.data import DataLoader, Dataset
 from src.data.rendering import RenderedPrompt
 from src.data.sampler import ResumableLoader, RolloutSampler
 from src.data.sources.base import Source, check_limits, validation_splits
-from src.protocol.dialogue import TurnExample
+from src.data.sources.checks import TargetCheck, check_example
+from src.protocol.dialogue import DataError, TurnExample
 
 log = logging.getLogger(__name__)
 
+_SHOWN = 5  # bad examples of a split that are logged each; all are counted
+
 
 class Renderer(Protocol):
-    """What turns an example into prompt ids (`rendering.PromptRenderer`)."""
+    """What turns examples into prompt ids (`rendering.PromptRenderer`).
 
-    def render(self, example: TurnExample) -> RenderedPrompt:
-        """The prompt of one example."""
+    Attributes:
+        date: the day that prompts name, kept in checkpoints; None: they name none.
+    """
+
+    date: str | None
+
+    def render_all(self, examples: Sequence[TurnExample]) -> list[RenderedPrompt]:
+        """The prompt of each example."""
         ...
 
 
@@ -62,8 +71,11 @@ class ToolDialogueDataModule(LightningDataModule):
 
     Attributes:
         renderer: set before `setup`, by the constructor or later.
+        check: finds what is wrong with targets; set before `setup`. None: nothing is looked for.
         val_names: names of the validation splits, in the order of `val_dataloader()`.
         dropped: split -> prompts that were left out for being longer than `max_prompt_tokens`.
+        bad: split -> examples that were left out by `on_bad_record=skip`.
+        twins: training prompts that were left out for being validated on.
     """
 
     def __init__(
@@ -78,6 +90,7 @@ class ToolDialogueDataModule(LightningDataModule):
         val_splits: Sequence[str] | None = None,
         seed: int = 0,
         num_workers: int = 0,
+        on_bad_record: Literal["error", "skip"] = "error",
         path: str | Mapping[str, str | None] | None = None,
     ) -> None:
         """Nothing is read or rendered before `setup`.
@@ -94,6 +107,7 @@ class ToolDialogueDataModule(LightningDataModule):
             val_splits: names of the validation splits to use; None: all there are.
             seed: of the training order and of that choice.
             num_workers: loader processes; prompts are rendered before, so 0 is as fast as any.
+            on_bad_record: `error` stops at the first bad example; `skip` leaves bad ones out, logs and counts them.
             path: where a config keeps the location that its sources refer to (`${data.path}`); not read here.
         """
         super().__init__()
@@ -104,7 +118,11 @@ class ToolDialogueDataModule(LightningDataModule):
         self.max_prompt_tokens, self.limit_val = max_prompt_tokens, limit_val
         self.val_splits = None if val_splits is None else tuple(val_splits)
         self.seed, self.num_workers, self.path = seed, num_workers, path
+        self.on_bad_record = on_bad_record
+        self.check: TargetCheck | None = None
         self.dropped: dict[str, int] = {}
+        self.bad: dict[str, int] = {}
+        self.twins = 0
         self._prompts: dict[str, list[RenderedPrompt]] = {}
         self._sampler: RolloutSampler | None = None
         self._restored: dict[str, int] | None = None
@@ -148,8 +166,8 @@ class ToolDialogueDataModule(LightningDataModule):
         """Read and render what the stage needs, once.
 
         Raises:
-            ValueError: no renderer, an unknown validation split, no prompt short enough, or a validation prompt that
-                is trained on.
+            ValueError: no renderer, an unknown validation split, no prompt short enough, or none that is not
+                validated on.
             DataError: a bad record.
         """
         if self.renderer is None:
@@ -158,7 +176,7 @@ class ToolDialogueDataModule(LightningDataModule):
             self._render("train", self.train_source, "train", self.renderer)
         for name, split in self._val_splits().items():
             self._render(name, self.val_source, split, self.renderer)
-        self._check_disjoint()
+        self._leave_out_twins()
         if "train" in self._prompts and self._sampler is None:
             self._sampler = RolloutSampler(len(self._prompts["train"]), self.prompts_per_step, self.seed)
             if self._restored is not None:
@@ -174,15 +192,16 @@ class ToolDialogueDataModule(LightningDataModule):
             limit = self.limit_val
             random.Random(f"{self.seed}:{name}").shuffle(order)
         kept: dict[int, RenderedPrompt] = {}
-        dropped = 0
-        for index in order:
-            if len(kept) == limit:
-                break
-            prompt = renderer.render(examples[index])
-            if len(prompt.prompt_ids) > self.max_prompt_tokens:
-                dropped += 1
-            else:
-                kept[index] = prompt
+        self.dropped[name] = self.bad[name] = 0
+        while order and len(kept) < limit:
+            taken, order = order[: max(limit - len(kept), 64)], order[max(limit - len(kept), 64) :]
+            good = [index for index in taken if self._fine(name, _fault(examples[index]))]
+            prompts = zip(good, renderer.render_all([examples[index] for index in good]), strict=True)
+            short = {index: prompt for index, prompt in prompts if len(prompt.prompt_ids) <= self.max_prompt_tokens}
+            self.dropped[name] += len(good) - len(short)
+            found = self.check.faults([examples[index] for index in short]) if self.check else [None] * len(short)
+            fine = [one for one, fault in zip(short.items(), found, strict=True) if self._fine(name, fault)]
+            kept.update(fine[: limit - len(kept)])
         if not examples:
             raise ValueError(
                 f"data: split '{name}' ({source.name}) has no prompt: its share of the corpus is none. Raise "
@@ -194,19 +213,46 @@ class ToolDialogueDataModule(LightningDataModule):
                 f"than {self.max_prompt_tokens} tokens. Raise it."
             )
         self._prompts[name] = [kept[index] for index in sorted(kept)]
-        self.dropped[name] = dropped
-        log.info("%s: %d prompts, %d dropped (> %d tokens).", name, len(kept), dropped, self.max_prompt_tokens)
+        log.info(
+            "%s: %d prompts, %d dropped (> %d tokens).", name, len(kept), self.dropped[name], self.max_prompt_tokens
+        )
+        if self.bad[name]:
+            log.warning("%s: %d bad examples left out (data.on_bad_record=skip).", name, self.bad[name])
 
-    def _check_disjoint(self) -> None:
-        trained = {_key(prompt): prompt for prompt in self._prompts.get("train", ())}
-        for name in self.val_names:
-            shared = [prompt for prompt in self._prompts[name] if _key(prompt) in trained]
-            if shared:
-                twin = trained[_key(shared[0])]
-                raise ValueError(
-                    f"split '{name}': {len(shared)} of {len(self._prompts[name])} prompts are trained on too, e.g. "
-                    f"example '{shared[0].example.id}' = training example '{twin.example.id}'. Hold out dialogues."
-                )
+    def _fine(self, name: str, fault: DataError | None) -> bool:
+        """Whether an example has no fault; raises it or counts it, as `on_bad_record` says."""
+        if fault is None:
+            return True
+        if self.on_bad_record == "error":
+            raise fault
+        self.bad[name] += 1
+        if self.bad[name] <= _SHOWN:
+            log.warning("Bad record skipped: %s", fault)
+        return False
+
+    @property
+    def held_out(self) -> frozenset[bytes]:
+        """The validation prompts, by `prompt_key`."""
+        return frozenset(prompt_key(prompt) for name in self.val_names for prompt in self._prompts.get(name, ()))
+
+    def _leave_out_twins(self) -> None:
+        """Take what is validated on out of the training prompts."""
+        held_out = self.held_out
+        trained = self._prompts.get("train", [])
+        twins = [prompt for prompt in trained if prompt_key(prompt) in held_out]
+        if not twins:
+            return
+        self._prompts["train"] = [prompt for prompt in trained if prompt_key(prompt) not in held_out]
+        self.twins += len(twins)
+        log.warning(
+            "train: %d of %d prompts are validated on too, e.g. example '%s': left out of training.",
+            len(twins), len(trained), twins[0].example.id,
+        )  # fmt: skip
+        if not self._prompts["train"]:
+            raise ValueError(
+                f"data: all {len(trained)} training prompts are validated on, none is left. Validate on others: set "
+                "data.val.path to another file, or hold dialogues out with val_share of the source."
+            )
 
     def _rank_of_world(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
@@ -246,8 +292,10 @@ class ToolDialogueDataModule(LightningDataModule):
         return loaders
 
     def state_dict(self) -> dict[str, Any]:
-        """The position of training in its data."""
-        return {} if self._sampler is None else {"sampler": self._sampler.state_dict()}
+        """The position of training in its data, and the date in its prompts."""
+        state = {} if self._sampler is None else {"sampler": self._sampler.state_dict()}
+        date = None if self.renderer is None else self.renderer.date
+        return state if date is None else {**state, "date": date}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue with the batch after the last one that training took, also when `setup` comes later."""
@@ -256,5 +304,14 @@ class ToolDialogueDataModule(LightningDataModule):
             self._sampler.load_state_dict(self._restored)
 
 
-def _key(prompt: RenderedPrompt) -> bytes:
+def _fault(example: TurnExample) -> DataError | None:
+    try:
+        check_example(example)
+    except DataError as error:
+        return error
+    return None
+
+
+def prompt_key(prompt: RenderedPrompt) -> bytes:
+    """A digest of a prompt's ids: equal prompts have equal keys."""
     return hashlib.sha256(prompt.prompt_ids.numpy().tobytes()).digest()

@@ -1,16 +1,19 @@
 """The prompt: dialogue steps to chat messages to token ids, and targets to protocol text.
 
-The only caller of `apply_chat_template`. Two layouts: `published` is the one of the paper's training data, byte for
+Two layouts: `published` is the one of the paper's training data, byte for
 byte; `compact` carries the same information in few tokens, for the tiny policy.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from src.data.chat_template import ChatTemplate
 from src.protocol.dialogue import (
     THOUGHT_OF_CALLS,
     THOUGHT_OF_RESPONSE,
@@ -21,6 +24,7 @@ from src.protocol.dialogue import (
     ToolSpec,
     TurnExample,
 )
+from src.runs.token_cache import TokenCache
 
 if TYPE_CHECKING:  # prompt texts are also wanted where neither is installed (bfcl-eval's own environment)
     from torch import Tensor
@@ -60,6 +64,7 @@ object with a "name" field and an "parameters" field containing a dictionary of 
 needed, leave the "parameters" field an empty dictionary.
 3. Refer to the previous dialogue records in the history, including the user's queries, previous `<tool_call>`, \
 `<response>`, and any tool feedback noted as `<obs>` (if exists)."""
+_TAG = re.compile("<(/?(?:think|tool_call|response)>)")
 HISTORY_HEAD = "**Dialogue Records History**\n"
 
 
@@ -79,12 +84,24 @@ class RenderedPrompt:
     example: TurnExample
 
 
-def call_line(call: ToolCall) -> str:
-    """One call as its line of a tool_call block."""
-    return json.dumps({"name": call.name, "parameters": call.parameters}, ensure_ascii=False)
+def call_line(call: ToolCall, escaped: Collection[str] = ()) -> str:
+    r"""One call as its line of a tool_call block, in which neither the protocol's tags nor `escaped` appear.
+
+    Where they are part of a value or a name their first character is written as JSON's escape.
+
+    >>> call_line(ToolCall("say", {"text": "</tool_call><eos>"}), escaped=["<eos>"])
+    '{"name": "say", "parameters": {"text": "\\u003c/tool_call>\\u003ceos>"}}'
+    """
+    line = json.dumps({"name": call.name, "parameters": call.parameters}, ensure_ascii=False)
+    if "<" in line:
+        line = _TAG.sub(r"\\u003c\1", line)
+    for text in escaped:
+        if text in line:
+            line = line.replace(text, f"\\u{ord(text[0]):04x}{text[1:]}")
+    return line
 
 
-def step_text(step: Message, thought: str | None = None) -> str:
+def step_text(step: Message, thought: str | None = None, escaped: Collection[str] = ()) -> str:
     r"""An assistant step in the output protocol: think, then tool_call and/or response, a line break between fields.
 
     >>> step_text(Message("assistant", "Hi!", "Greet."))
@@ -95,7 +112,7 @@ def step_text(step: Message, thought: str | None = None) -> str:
     if thought:
         parts.append(f"<think> {thought} </think>")
     if step.calls:
-        parts.append("\n".join(["<tool_call>", *map(call_line, step.calls), "</tool_call>"]))
+        parts.append("\n".join(["<tool_call>", *(call_line(call, escaped) for call in step.calls), "</tool_call>"]))
     if step.text:
         parts.append(f"<response> {step.text} </response>")
     return "\n".join(parts)
@@ -149,13 +166,22 @@ def compact_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> Cha
 
 
 class PromptRenderer:
-    """Renders steps to prompt ids, and targets to the ids that supervised training imitates."""
+    """Renders steps to prompt ids, and targets to the ids that supervised training imitates.
+
+    Attributes:
+        template: the model's.
+        response_prefix: see `RenderedPrompt`.
+        date: the day that the template writes; None if it writes none.
+    """
 
     def __init__(
         self,
         tokenizer: PreTrainedTokenizerBase,
         layout: Layout = "published",
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        fold_system: bool | None = None,
+        date: str | None = None,
+        cache_dir: str | Path | None = None,
     ) -> None:
         """Check the tokenizer and the layout once.
 
@@ -163,9 +189,13 @@ class PromptRenderer:
             tokenizer: with a chat template.
             layout: `published` or `compact`.
             chat_template_kwargs: passed on to the template, e.g. `{enable_thinking: true}`.
+            fold_system: put the system text before the user's; None: if the template refuses a system message.
+            date: YYYY-MM-DD, what a template that writes today's date writes; None: today.
+            cache_dir: where the ids of large corpora are kept for the next start; None: nowhere.
 
         Raises:
-            ValueError: unknown layout, or a tokenizer without chat template or end-of-turn token.
+            ValueError: unknown layout or date, or a tokenizer without chat template or end-of-turn token.
+            ConfigError: a template that prompts cannot be written with; see `ChatTemplate`.
         """
         if layout not in ("published", "compact"):
             raise ValueError(f"layout: expected 'published' or 'compact', found {layout!r}.")
@@ -178,24 +208,31 @@ class PromptRenderer:
             raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no eos token, which ends a response.")
         self.tokenizer = tokenizer
         self.layout = layout
-        self._template_kwargs = dict(chat_template_kwargs or {})
-        self.response_prefix = self._find_response_prefix()
+        self.template = ChatTemplate(tokenizer, chat_template_kwargs, fold_system, date)
+        self.response_prefix, self.date = self.template.prefix, self.template.date
+        self._ends = sorted({str(tokenizer.eos_token), str(tokenizer.convert_ids_to_tokens(self.template.end_id))})
+        self._cache = TokenCache(None if cache_dir is None else Path(cache_dir), tokenizer)
 
     def render(self, example: TurnExample) -> RenderedPrompt:
-        """Tokenise the prompt of one example.
+        """Tokenise the prompt of one example. Raises as `render_all`."""
+        return self.render_all([example])[0]
+
+    def render_all(self, examples: Sequence[TurnExample]) -> list[RenderedPrompt]:
+        """Tokenise the prompts of examples.
 
         Raises:
             DataError: a corpus of verbatim prompts under the compact layout.
         """
-        return RenderedPrompt(self.encode_chat(self.chat_prompt(example)), self.response_prefix, example)
+        ids = self._cache.encode([self.template.prompt_text(self.chat_prompt(example)) for example in examples])
+        return [RenderedPrompt(one, self.response_prefix, example) for one, example in zip(ids, examples, strict=True)]
 
     def encode_chat(self, prompt: ChatPrompt) -> Tensor:
         """Token ids of two chat messages under the model's template, ready to sample from, int64 [P]."""
-        return _tensor(self._encode(self.chat_text(prompt)))
+        return self._cache.encode([self.chat_text(prompt)])[0]
 
     def chat_text(self, prompt: ChatPrompt) -> str:
         """The text behind `encode_chat`'s ids, special tokens spelled out, for a server that tokenises itself."""
-        return self._template(prompt, add_generation_prompt=True)
+        return self.template.prompt_text(prompt)
 
     def chat_prompt(self, example: TurnExample) -> ChatPrompt:
         """The two chat messages of an example's prompt.
@@ -208,7 +245,7 @@ class PromptRenderer:
             return build(example.tools, example.history)
         if self.layout != "published":
             raise DataError(
-                f"{example.source}[{example.id}]",
+                example.place,
                 "prompt",
                 "structured tools and history for layout 'compact'",
                 "a prompt that the corpus publishes verbatim",
@@ -217,31 +254,15 @@ class PromptRenderer:
         return example.prompt
 
     def render_target(self, example: TurnExample) -> Tensor:
-        """Token ids of the target with its end-of-turn token, int64 [T], as they would follow `render`'s prompt."""
-        text = step_text(example.target)
-        if self.response_prefix:
-            text = text.removeprefix(self.response_prefix.rstrip()).removeprefix(" ")
-        return _tensor([*self._encode(text), self.tokenizer.eos_token_id])
+        """Token ids of the target, int64 [T], as they would follow `render`'s prompt, up to the token that ends it."""
+        return self.render_targets([example])[0]
 
-    def _find_response_prefix(self) -> str:
-        prompt = ChatPrompt("system", "user")
-        closed = self._template(prompt, add_generation_prompt=False)
-        opened = self._template(prompt, add_generation_prompt=True)
-        start = opened.find("<think>", len(closed) if opened.startswith(closed) else 0)
-        return opened[start:] if start >= 0 else ""
-
-    def _template(self, prompt: ChatPrompt, *, add_generation_prompt: bool) -> str:
-        messages = [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
-        text = self.tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=add_generation_prompt, **self._template_kwargs
-        )
-        return str(text)
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
-def _tensor(ids: list[int]) -> Tensor:
-    import torch
-
-    return torch.tensor(ids, dtype=torch.int64)
+    def render_targets(self, examples: Sequence[TurnExample]) -> list[Tensor]:
+        """`render_target` of each."""
+        texts = []
+        for example in examples:
+            text = step_text(example.target, escaped=self._ends)
+            if self.response_prefix:
+                text = text.removeprefix(self.response_prefix.rstrip()).removeprefix(" ")
+            texts.append(text + self.template.end)
+        return self._cache.encode(texts)

@@ -131,12 +131,13 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A whole multi-turn dialogue with the tools that are on offer in it."""
+    """A whole multi-turn dialogue with the tools that are on offer in it; `where` as in `TurnExample`."""
 
     tools: tuple[ToolSpec, ...]
     messages: tuple[Message, ...]
     source: str
     id: str
+    where: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +160,7 @@ class TurnExample:
         id: unique within the source.
         prompt: the already rendered prompt of a corpus that publishes prompts rather than dialogues (`rlla`).
         tags: what kind of step this is, for metrics by kind (e.g. `parallel`, `refusal`).
+        where: file and line or index of the record, for error messages; empty where there is none.
     """
 
     tools: tuple[ToolSpec, ...]
@@ -168,6 +170,12 @@ class TurnExample:
     id: str
     prompt: ChatPrompt | None = None
     tags: tuple[str, ...] = field(default=())
+    where: str = field(default="", compare=False)
+
+    @property
+    def place(self) -> str:
+        """What an error message calls the example."""
+        return self.where or f"{self.source}[{self.id}]"
 
 
 def split_turns(dialogue: Dialogue) -> list[TurnExample]:
@@ -193,7 +201,7 @@ def split_turns(dialogue: Dialogue) -> list[TurnExample]:
     for index, message in enumerate(steps):
         if message.role != "assistant":
             continue
-        where = f"{dialogue.source}[{dialogue.id}]"
+        where = dialogue.where or f"{dialogue.source}[{dialogue.id}]"
         if not message.calls and not message.text:
             raise DataError(where, f"messages[{index}]", "an assistant step with calls or a response", message)
         if index == 0:
@@ -205,6 +213,7 @@ def split_turns(dialogue: Dialogue) -> list[TurnExample]:
                 target=message,
                 source=dialogue.source,
                 id=f"{dialogue.id}/{len(examples)}",
+                where=dialogue.where,
             )
         )
     return examples

@@ -6,8 +6,8 @@ runs to the end of the text.
 
 A tool_call block holds one call a line; blank lines are white space. The calls of all blocks count. A call is a JSON
 object with exactly the keys `name` (a string) and `parameters` (an object). These are not calls, because no two readers
-agree on them: NaN and Infinity (not JSON), an object with a key twice, JSON nested deeper than the interpreter's
-recursion limit.
+agree on them: NaN and Infinity (not JSON), a number that a float cannot hold (1e999), an object with a key twice, JSON
+nested deeper than the interpreter's recursion limit.
 
 Regions do not depend on whether the calls are valid: they are found lexically, in one pass, for the calls of every
 block. Where the calls are known to be valid a pattern of a whole call finds the same in less time. Nothing here raises
@@ -17,6 +17,7 @@ on any text, and the time taken is linear in its length.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from itertools import chain
@@ -242,7 +243,14 @@ def _reject_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
 
-_JSON = json.JSONDecoder(object_pairs_hook=_reject_duplicates, parse_constant=_reject_constant)
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits} is more than a float can hold")
+    return number
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_reject_duplicates, parse_constant=_reject_constant, parse_float=_finite)
 
 
 def _parse_calls(block: bytes) -> tuple[ToolCall, ...] | None:

@@ -8,7 +8,7 @@ does not look at the white space between fields, which the parser reads as forma
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
@@ -121,6 +121,16 @@ class RewardFunction(Protocol):
     def bounds(self, rollout_step: int, progress: float = 0.0) -> tuple[float, float]:
         """The lowest and highest total at this moment."""
         ...
+
+
+def scores_of(reward: RewardFunction) -> Callable[[str, ParsedResponse, Message], tuple[float, float]]:
+    """What a reward makes of a response before the first rollout step: format and correctness, without their ranges."""
+
+    def scores(text: str, parsed: ParsedResponse, target: Message) -> tuple[float, float]:
+        parts = reward(text, parsed, target, rollout_step=0).parts
+        return parts.format, parts.correctness
+
+    return scores
 
 
 def expected_fields(target: Message) -> tuple[str, ...]:

@@ -18,12 +18,13 @@ from src.config.instantiating import instantiate_callbacks, instantiate_loggers
 from src.config.policy_checks import check_policy
 from src.data.datamodule import ToolDialogueDataModule
 from src.data.rendering import PromptRenderer
-from src.models.checkpoints.resume_from import AUTO, resume_from
+from src.data.sources.checks import TargetCheck
+from src.models.checkpoints.resume_from import AUTO, Found, resume_from
 from src.models.loading.loading import LoadedPolicy, load_policy
 from src.models.loading.sharding import is_sharded
 from src.models.loading.weight_source import WeightSource
 from src.protocol.token_bytes import TokenBytes
-from src.rewards.tool_call import RewardFunction
+from src.rewards.tool_call import RewardFunction, scores_of
 from src.rollout.collect import Collector
 from src.rollout.engine import EngineSource
 from src.rollout.splitting import SplittingEngine
@@ -67,7 +68,7 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
     for callback in ours:
         callback.prepare(anew=anew)
     loaded = load_policy(instantiate(config.policy), on_meta=is_sharded(config.trainer))
-    renderer = instantiate(config.prompt, loaded.tokenizer)
+    renderer = _renderer(config, loaded, found)
     datamodule: ToolDialogueDataModule = instantiate(config.data, renderer=renderer)
     trainer: L.Trainer = instantiate(
         config.trainer,
@@ -83,7 +84,8 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
         stage: WarmStart = instantiate(config.warm_start)
         if config.warm_start.source == config.data.train:
             stage = replace(stage, source=datamodule.train_source)  # which has read its corpus
-        file = warm_start(loaded, renderer, stage, cache, _where(config.trainer), config.updates.max_row_tokens)
+        where, row = _where(config.trainer), config.updates.max_row_tokens
+        file = warm_start(loaded, renderer, stage, cache, where, row, datamodule.held_out)
         module.weights = None if loaded.weights is None else WeightSource.of(file)
 
     if resumed is None and config.validate_at_start:
@@ -107,6 +109,8 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
             seconds=round(time.monotonic() - started, 1),
             resumed_from=resumed,
             dropped_prompts=getattr(datamodule, "dropped", {}),
+            bad_records=getattr(datamodule, "bad", {}),
+            twins=getattr(datamodule, "twins", 0),
             reward_moved=moved,
             best_checkpoint=_best_checkpoint(trainer),
             start=start,
@@ -114,6 +118,18 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
         )
         _report(start, final, folder, moved)
     return final
+
+
+def _renderer(config: DictConfig, loaded: LoadedPolicy, found: Found | None) -> PromptRenderer:
+    """The renderer; the day that its prompts name is that of the run's first start, and is kept in config.yaml."""
+    if found is not None and config.prompt.get("date") is None:
+        config.prompt.date = found.progress.date
+    renderer: PromptRenderer = instantiate(config.prompt, loaded.tokenizer)
+    if renderer.date is not None:
+        config.prompt.date = renderer.date
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            save_config(config, Path(config.paths.output_dir) / "config.yaml")
+    return renderer
 
 
 def build_module(
@@ -135,11 +151,12 @@ def build_module(
         objective, tagger = Imitation(algorithm, renderer), None
     else:
         objective, tagger = PolicyGradient(algorithm, ranks, datamodule.draw), algorithm.tagger(loaded.tokenizer)
-    table = TokenBytes.from_tokenizer(loaded.tokenizer)
+    table, reward = TokenBytes.from_tokenizer(loaded.tokenizer), instantiate(config.reward)
+    datamodule.check = TargetCheck(renderer, scores_of(reward), table, loaded.stop_token_ids)
     return TrainingModule(
         policy=loaded.policy,
         engine=engine,
-        collector=Collector(engine, instantiate(config.reward), table, loaded.stop_token_ids, tagger),
+        collector=Collector(engine, reward, table, loaded.stop_token_ids, tagger),
         objective=objective,
         updates=instantiate(config.updates),
         optimizer=instantiate(config.optimizer),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,24 +49,21 @@ class LengthRenderer(PromptRenderer):
     Args:
         tokenizer: see `PromptRenderer`.
         layout: see `PromptRenderer`.
-        chat_template_kwargs: see `PromptRenderer`.
         tokens: of each prompt.
+        **prompt: see `PromptRenderer`.
     """
 
     def __init__(
-        self,
-        tokenizer: PreTrainedTokenizerBase,
-        layout: Any = "published",
-        chat_template_kwargs: Any = None,
-        *,
-        tokens: int,
+        self, tokenizer: PreTrainedTokenizerBase, layout: Any = "published", *, tokens: int, **prompt: Any
     ) -> None:
-        super().__init__(tokenizer, layout, chat_template_kwargs)
+        super().__init__(tokenizer, layout, **prompt)
         self._tokens = tokens
         self._before = torch.empty(0, dtype=torch.int64)
 
-    def render(self, example: TurnExample) -> RenderedPrompt:
-        prompt = super().render(example)
+    def render_all(self, examples: Sequence[TurnExample]) -> list[RenderedPrompt]:
+        return [self._longer(prompt) for prompt in super().render_all(examples)]
+
+    def _longer(self, prompt: RenderedPrompt) -> RenderedPrompt:
         ids = torch.cat([self._before, prompt.prompt_ids])
         while len(ids) < self._tokens:
             ids = torch.cat([prompt.prompt_ids, ids])

@@ -1,6 +1,7 @@
 """Every corpus config composes, finds its file through `data.path`, and yields batches."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,12 @@ CALL = '{"name": "tide_times", "parameters": {"harbour": "Hull"}}'
 class ByteRenderer:
     """One token a byte of the whole prompt."""
 
-    def render(self, example: TurnExample) -> RenderedPrompt:
-        prompt = repr((example.tools, example.history, example.prompt))
-        return RenderedPrompt(torch.tensor(list(prompt.encode())), "", example)
+    date = None
+
+    def render_all(self, examples: Sequence[TurnExample]) -> list[RenderedPrompt]:
+        prompts = [repr((example.tools, example.history, example.prompt)).encode() for example in examples]
+        ids = [torch.tensor(list(prompt)) for prompt in prompts]
+        return [RenderedPrompt(one, "", example) for one, example in zip(ids, examples, strict=True)]
 
 
 @pytest.fixture

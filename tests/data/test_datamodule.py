@@ -1,7 +1,8 @@
 """The data module by itself, under a real Trainer, and as two ranks see it."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from src.data.datamodule import PromptBatch, ToolDialogueDataModule
 from src.data.rendering import RenderedPrompt
-from src.protocol.dialogue import Message, TurnExample
+from src.protocol.dialogue import DataError, Message, TurnExample
 
 
 class Numbers:
@@ -36,9 +37,12 @@ class Numbers:
 class NumberRenderer:
     """Number n as a prompt of n % 10 + 1 tokens, the first of which is n."""
 
-    def render(self, example: TurnExample) -> RenderedPrompt:
-        number = int(example.history[0].text)
-        return RenderedPrompt(torch.tensor([number] + [0] * (number % 10)), "", example)
+    date: str | None = None
+
+    def render_all(self, examples: Sequence[TurnExample]) -> list[RenderedPrompt]:
+        numbers = [int(example.history[0].text) for example in examples]
+        ids = [torch.tensor([number] + [0] * (number % 10)) for number in numbers]
+        return [RenderedPrompt(one, "", example) for one, example in zip(ids, examples, strict=True)]
 
 
 def module(train: Numbers | None = None, **options: Any) -> ToolDialogueDataModule:
@@ -100,8 +104,8 @@ def test_overlong_prompts_are_dropped_and_counted(caplog: pytest.LogCaptureFixtu
 
 def test_a_split_that_is_dropped_whole_is_an_error() -> None:
     class Long(NumberRenderer):
-        def render(self, example: TurnExample) -> RenderedPrompt:
-            return RenderedPrompt(torch.zeros(11, dtype=torch.int64), "", example)
+        def render_all(self, examples: Sequence[TurnExample]) -> list[RenderedPrompt]:
+            return [RenderedPrompt(torch.zeros(11, dtype=torch.int64), "", example) for example in examples]
 
     with pytest.raises(ValueError, match=r"data\.max_prompt_tokens: all 22 prompts of split 'train' \(numbers\) are"):
         ready(renderer=Long())
@@ -136,15 +140,53 @@ def test_val_splits_are_those_to_validate_on() -> None:
             ready(val_splits=wrong)
 
 
-def test_a_validation_prompt_that_is_trained_on_is_an_error() -> None:
+def test_training_prompts_that_are_validated_on_are_left_out_and_counted(caplog: pytest.LogCaptureFixture) -> None:
     class Leaky(Numbers):
         def load(self, split: str) -> list[TurnExample]:
             return Numbers(train=22).load("train")[: self.sizes[split]]
 
-    with pytest.raises(
-        ValueError, match=r"split 'val': 3 of 3 prompts are trained on too, e\.g\. example '0' = training"
-    ):
-        ready(Leaky(train=22, val=3))
+    caplog.set_level("WARNING")
+    made = ready(Leaky(train=22, val=3))
+    assert [int(prompt.example.id) for prompt in made.prompts("train")] == list(range(3, 22))
+    assert (made.twins, len(made.prompts("val")), len(made.held_out)) == (3, 3, 3)
+    assert "train: 3 of 22 prompts are validated on too, e.g. example '0': left out of training." in caplog.text
+    with pytest.raises(ValueError, match=r"data: all 22 training prompts are validated on.*set data\.val\.path"):
+        ready(Leaky(train=22, val=22))
+
+
+def test_a_bad_example_stops_the_run_or_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    class Bad(Numbers):
+        def load(self, split: str) -> list[TurnExample]:
+            found = super().load(split)
+            if split == "train":
+                found[1] = replace(found[1], target=Message("assistant"), where="x.json[1]")
+            return found
+
+    class Check:
+        """The third training target earns nothing."""
+
+        def faults(self, examples: Sequence[TurnExample]) -> list[DataError | None]:
+            fault = DataError("x.json[2]", "target", "full marks", "little")
+            return [fault if example.id == "2" else None for example in examples]
+
+    with pytest.raises(DataError, match=r"x\.json\[1\]: field 'target': expected calls or a response"):
+        ready(Bad(train=22, val=7))
+    caplog.set_level("WARNING")
+    made = module(Bad(train=22, val=7), on_bad_record="skip")
+    made.check = Check()  # type: ignore[assignment]
+    made.setup("fit")
+    assert [int(prompt.example.id) for prompt in made.prompts("train")] == [0, *range(3, 22)]
+    assert made.bad == {"train": 2, "val": 0}
+    assert "Bad record skipped: x.json[2]: field 'target': expected full marks, found 'little'." in caplog.text
+    assert "train: 2 bad examples left out (data.on_bad_record=skip)." in caplog.text
+
+
+def test_the_date_of_prompts_is_kept_with_the_position() -> None:
+    class Dated(NumberRenderer):
+        date = "2026-11-29"
+
+    assert ready(renderer=Dated()).state_dict()["date"] == "2026-11-29"
+    assert "date" not in ready().state_dict()
 
 
 def test_bad_settings_are_refused_by_name() -> None:

@@ -57,10 +57,12 @@ class Progress(NamedTuple):
     Attributes:
         rollout_steps: done.
         optimizer_steps: done.
+        date: the day that its prompts name (`PromptRenderer.date`); None: they name none.
     """
 
     rollout_steps: int
     optimizer_steps: int
+    date: str | None = None
 
 
 def is_sharded(path: Path) -> bool:
@@ -117,7 +119,8 @@ def checkpoint_progress(path: Path) -> Progress:
     """
     content = _torch_load(path / EXTRAS if is_sharded(path) else path)
     try:
-        return Progress(int(content["rollout_step"]), int(content["global_step"]))
+        date = content.get("ToolDialogueDataModule", {}).get("date")
+        return Progress(int(content["rollout_step"]), int(content["global_step"]), date)
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"checkpoint '{path}': expected the keys rollout_step and global_step, found not both."

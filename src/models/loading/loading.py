@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from src.data.chat_template import turn_end
 from src.models.loading.architecture import empty_model
 from src.models.loading.files import check_tokenizer_files, check_weight_files, hub_errors, locate
 from src.models.loading.lora import add_lora
@@ -139,7 +140,11 @@ def _pretrained(source: str, dtype: torch.dtype | str, trust: bool) -> PreTraine
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Ids that end a completion: the tokenizer's end-of-sequence token, then the generation config's."""
+    """Ids that end a completion: the tokenizer's end of sequence, the generation config's, the chat template's.
+
+    Raises:
+        ConfigError: the chat template ends answers with what stops nothing.
+    """
     found = getattr(model.generation_config, "eos_token_id", None)
-    ids = [tokenizer.eos_token_id, *(found if isinstance(found, list) else [found])]
+    ids = [tokenizer.eos_token_id, *(found if isinstance(found, list) else [found]), turn_end(tokenizer)[1]]
     return tuple(dict.fromkeys(int(token) for token in ids if token is not None))

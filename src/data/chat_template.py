@@ -1,0 +1,156 @@
+"""The model's chat template: what it makes of the messages of a prompt, and how it ends an answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from datetime import date, datetime
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+from src.errors import ConfigError
+
+if TYPE_CHECKING:  # prompt texts are also wanted where it is not installed (bfcl-eval's own environment)
+    from transformers import PreTrainedTokenizerBase
+
+    from src.protocol.dialogue import ChatPrompt
+
+log = logging.getLogger(__name__)
+
+_SYSTEM, _USER, _ANSWER = (
+    f'The {role} says {{"a": "<b> & \u00fc"}}.\n\n  Twice.' for role in ("system", "user", "answer")
+)
+"""Texts in which a template that drops, escapes or rewraps what it is given shows."""
+
+
+class ChatTemplate:
+    """A tokenizer's chat template, tried out once.
+
+    Attributes:
+        folds_system: whether the system text goes before the user's, because the template takes no system message.
+        date: the day that the template writes, as YYYY-MM-DD; None if it writes none.
+        prefix: the part of an answer that the template writes at the end of a prompt (`<think>` of thinking
+            templates), empty for most.
+        end: what the template writes behind an answer, up to the token that ends the turn.
+        end_id: that token.
+    """
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: Mapping[str, Any] | None = None,
+        fold_system: bool | None = None,
+        day: str | None = None,
+    ) -> None:
+        """Render marked messages and look for them in what comes out.
+
+        Args:
+            tokenizer: with a chat template and an end-of-sequence token.
+            settings: passed on to the template.
+            fold_system: see `folds_system`; None: if the template refuses a system message.
+            day: see `date`; None: today.
+
+        Raises:
+            ConfigError: the template drops or changes a text, or ends answers with text that stops nothing.
+            ValueError: `day` is no date.
+        """
+        self._tokenizer, self._settings = tokenizer, dict(settings or {})
+        self.date: str | None = None
+        if "strftime_now" in str(tokenizer.chat_template):
+            self.date = day or date.today().isoformat()
+            try:
+                self._settings["strftime_now"] = datetime.strptime(self.date, "%Y-%m-%d").strftime
+            except ValueError as error:
+                raise ValueError(f"prompt.date: expected a date as YYYY-MM-DD, found {day!r}.") from error
+        self.folds_system = bool(fold_system)
+        opened = self._tried(fold_system)
+        closed = self._text(_SYSTEM, _USER)
+        start = opened.find("<think>", len(closed) if opened.startswith(closed) else 0)
+        self.prefix = opened[start:] if start >= 0 else ""
+        self.end, self.end_id = turn_end(tokenizer, self._settings)
+
+    def prompt_text(self, prompt: ChatPrompt) -> str:
+        """The text of a prompt, ready to be continued by an answer."""
+        return self._text(prompt.system, prompt.user, opened=True)
+
+    def _tried(self, fold: bool | None) -> str:
+        """The text of the marked prompt, once the template takes it; sets `folds_system` if it takes no system role."""
+        from jinja2 import TemplateError
+
+        try:
+            text = self._text(_SYSTEM, _USER, opened=True)
+        except TemplateError as error:
+            if fold is not None:
+                advice = "" if fold else " Set prompt.fold_system=true to put its text before the user's."
+                raise self._error(f"refuses the messages of a prompt ({error}).{advice}") from error
+            self.folds_system = True
+            text = self._tried(True)
+            _say(f"takes no system message ({error}): its text goes before the user's (prompt.fold_system)")
+        if _SYSTEM not in text:
+            raise self._error(
+                "drops or changes the system message, which holds the tools. Set prompt.fold_system=true to put its "
+                f"text before the user's, or mend the template. It writes {text[:200]!r}"
+            )
+        if _USER not in text:
+            raise self._error(f"drops or changes the user's message. Mend the template. It writes {text[:200]!r}")
+        return text
+
+    def _text(self, system: str, user: str, *, opened: bool = False) -> str:
+        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        if self.folds_system:
+            messages = [{"role": "user", "content": f"{system}\n\n{user}"}]
+        return _render(self._tokenizer, messages, opened, self._settings)
+
+    def _error(self, found: str) -> ConfigError:
+        return _error(self._tokenizer, found)
+
+
+def turn_end(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any] | None = None) -> tuple[str, int]:
+    """What the chat template writes behind an answer, up to the token that ends the turn, and that token's id.
+
+    It is the end-of-sequence token where the template writes nothing there.
+
+    Raises:
+        ConfigError: the template drops or changes the answer, or ends it with text that stops nothing.
+    """
+    messages = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}]
+    text = _render(tokenizer, messages, False, settings or {})
+    if _ANSWER not in text:
+        raise _error(
+            tokenizer, f"drops or changes the assistant's answer. Mend the template. It writes {text[-200:]!r}"
+        )
+    written = text[text.rfind(_ANSWER) + len(_ANSWER) :]
+    eos = tokenizer.eos_token_id
+    ids = list(tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"])
+    stop = next((index for index in ids if index in {eos, *tokenizer.all_special_ids}), None)
+    if stop is None and not written.strip():
+        return str(tokenizer.eos_token), eos
+    if stop is None:
+        raise _error(
+            tokenizer,
+            f"ends an answer with {written!r}, expected a special token, at which generation can stop. Let it write "
+            f"{tokenizer.eos_token!r} there.",
+        )
+    token = str(tokenizer.convert_ids_to_tokens(stop))
+    if stop != eos:
+        _say(
+            f"ends a turn with {token!r}, the tokenizer's end of sequence is {tokenizer.eos_token!r}: completions end "
+            "at either, and targets with the template's"
+        )
+    return written[: written.find(token) + len(token)], stop
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], opened: bool, settings: Mapping[str, Any]
+) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened, **settings))
+
+
+def _error(tokenizer: PreTrainedTokenizerBase, found: str) -> ConfigError:
+    return ConfigError(f"policy: the chat template of '{tokenizer.name_or_path}' {found}")
+
+
+@cache
+def _say(found: str) -> None:
+    """Once a process: a run tries its template before it loads weights, and again with the model's tokenizer."""
+    log.info("The chat template %s.", found)

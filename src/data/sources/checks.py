@@ -1,0 +1,132 @@
+"""What must hold of every example, whatever its source: that it is text, and that its own target earns full marks."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Collection, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from src.data.sources.tools import check_on_offer
+from src.protocol.dialogue import DataError, Message, TurnExample
+from src.protocol.matching import json_equal
+from src.protocol.regions import DecodedCompletion, read_completions
+from src.protocol.token_bytes import TokenBytes
+from src.protocol.types import ParsedResponse
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_TAG = re.compile("</?(?:think|tool_call|response)>")
+
+
+class TargetRenderer(Protocol):
+    """What writes targets (`rendering.PromptRenderer`)."""
+
+    response_prefix: str
+
+    def render_targets(self, examples: Sequence[TurnExample]) -> list[Tensor]:
+        """Ids of each target, int64 [T]."""
+        ...
+
+
+def check_example(example: TurnExample) -> None:
+    """Check what needs no tokenizer.
+
+    Raises:
+        DataError: a prompt without a user, a target without calls and text, a call that is not on offer, or what no
+            tokenizer and no JSON takes: a lone surrogate, a number that is not finite.
+    """
+    place, target = example.place, example.target
+    asked = [message.text for message in example.history if message.role == "user"]
+    if not any(map(str.strip, asked if example.prompt is None else [example.prompt.user])):
+        found = [message.role for message in example.history] if example.prompt is None else example.prompt.user
+        raise DataError(place, "prompt", "a user's message with text", found)
+    if not target.calls and not target.text.strip():
+        raise DataError(place, "target", "calls or a response", target)
+    parts: dict[str, Any] = {
+        "tools": [tool.json for tool in example.tools],
+        "prompt": None if example.prompt is None else [example.prompt.system, example.prompt.user],
+        "history": list(map(_plain, example.history)),
+        "target": _plain(target),
+    }
+    if _unwritable(parts):
+        field = next(name for name, part in parts.items() if _unwritable(part))
+        raise DataError(place, field, f"text and JSON ({_unwritable(parts[field])})", parts[field])
+    if example.prompt is None:
+        check_on_offer(target.calls, example.tools, place, "target.calls")
+
+
+def _plain(message: Message) -> list[object]:
+    return [message.text, message.thought, [[call.name, dict(call.parameters)] for call in message.calls]]
+
+
+def _unwritable(value: object) -> str:
+    """Why a value cannot be written as JSON in UTF-8; empty where it can."""
+    try:
+        json.dumps(value, ensure_ascii=False, allow_nan=False, check_circular=False).encode()
+    except UnicodeEncodeError as error:
+        return f"no lone surrogate such as {error.object[error.start : error.end]!r}"
+    except (TypeError, ValueError, RecursionError) as error:
+        return str(error)
+    return ""
+
+
+class TargetCheck:
+    """Whether targets read back as they were written, and earn full marks from the run's own reward.
+
+    What a policy is asked for must be worth the most: a response that holds `</response>`, or a thought with the
+    end-of-turn token in it, is cut there by every reader, and no policy could ever match it.
+
+    Args:
+        renderer: writes the targets.
+        score: the run's reward, as (text, parsed, target) → the scores of format and correctness, 1 at most.
+        table: the tokenizer's tokens as bytes.
+        stop_ids: end-of-turn tokens.
+    """
+
+    def __init__(
+        self,
+        renderer: TargetRenderer,
+        score: Callable[[str, ParsedResponse, Message], tuple[float, float]],
+        table: TokenBytes,
+        stop_ids: Collection[int],
+    ) -> None:
+        self._renderer, self._score, self._table, self._stop_ids = renderer, score, table, stop_ids
+        self._marks = re.compile("|".join([_TAG.pattern, *(re.escape(_text(table, one)) for one in stop_ids)]))
+
+    def faults(self, examples: Sequence[TurnExample]) -> list[DataError | None]:
+        """What is wrong with each example's target; None where nothing is."""
+        ids = self._renderer.render_targets(examples)
+        read = read_completions(ids, self._table, self._stop_ids, [self._renderer.response_prefix] * len(ids))
+        return [self._fault(example, decoded) for example, decoded in zip(examples, read, strict=True)]
+
+    def _fault(self, example: TurnExample, decoded: DecodedCompletion) -> DataError | None:
+        target, parsed = example.target, decoded.parsed
+        found = parsed.calls or ()
+        same = len(found) == len(target.calls) and all(
+            one.name == other.name and json_equal(one.parameters, other.parameters)
+            for one, other in zip(found, target.calls, strict=True)
+        )
+        for field, written, back in (
+            ("thought", target.thought, parsed.thought or ""),
+            ("calls", "" if same else decoded.text, ""),
+            ("response", target.text, parsed.response or ""),
+        ):
+            if written.strip() != back.strip():
+                mark = self._marks.search(written)
+                shown = written if mark is None else written[max(0, mark.start() - 40) : mark.end() + 40]
+                advice = f"It cannot hold {mark[0]!r}: reword it." if mark else ""
+                expected = "what can be written in the output protocol and read back the same"
+                return DataError(example.place, f"target.{field}", expected, shown, advice)
+        format, correctness = self._score(decoded.text, parsed, target)
+        if format == correctness == 1:
+            return None
+        expected = "a target that earns full marks from the run's own reward (format 1, correctness 1)"
+        return DataError(
+            example.place, "target", f"{expected}, here format {format:g}, correctness {correctness:g}", decoded.text
+        )
+
+
+def _text(table: TokenBytes, token: int) -> str:
+    return table.decode([token]).decode("utf-8", "replace")
