@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from src.data.chat_template import ChatTemplate
+from src.data.templates.chat_template import ChatTemplate
 from src.protocol.dialogue import (
     THOUGHT_OF_CALLS,
     THOUGHT_OF_RESPONSE,
@@ -211,7 +211,7 @@ class PromptRenderer:
         self.template = ChatTemplate(tokenizer, chat_template_kwargs, fold_system, date)
         self.response_prefix, self.date = self.template.prefix, self.template.date
         self._ends = sorted({str(tokenizer.eos_token), str(tokenizer.convert_ids_to_tokens(self.template.end_id))})
-        self._cache = TokenCache(None if cache_dir is None else Path(cache_dir), tokenizer)
+        self._cache = TokenCache(None if cache_dir is None else Path(cache_dir) / "prompts", tokenizer)
 
     def render(self, example: TurnExample) -> RenderedPrompt:
         """Tokenise the prompt of one example. Raises as `render_all`."""

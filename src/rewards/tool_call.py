@@ -8,9 +8,9 @@ does not look at the white space between fields, which the parser reads as forma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol, get_args
+from typing import ClassVar, Literal, Protocol, get_args
 
 from src.protocol.dialogue import Message, ToolCall
 from src.protocol.matching import is_exact_match, match_calls, overlap
@@ -102,7 +102,11 @@ class Reward:
 
 
 class RewardFunction(Protocol):
-    """What `reward` in a config instantiates."""
+    """What `reward` in a config instantiates.
+
+    One that gives every target's own text format 1 and correctness 1 says so with the attribute `full_marks = True`:
+    targets that do not get them are then bad records.
+    """
 
     def __call__(
         self, text: str, parsed: ParsedResponse, target: Message, *, rollout_step: int, progress: float = 0.0
@@ -121,16 +125,6 @@ class RewardFunction(Protocol):
     def bounds(self, rollout_step: int, progress: float = 0.0) -> tuple[float, float]:
         """The lowest and highest total at this moment."""
         ...
-
-
-def scores_of(reward: RewardFunction) -> Callable[[str, ParsedResponse, Message], tuple[float, float]]:
-    """What a reward makes of a response before the first rollout step: format and correctness, without their ranges."""
-
-    def scores(text: str, parsed: ParsedResponse, target: Message) -> tuple[float, float]:
-        parts = reward(text, parsed, target, rollout_step=0).parts
-        return parts.format, parts.correctness
-
-    return scores
 
 
 def expected_fields(target: Message) -> tuple[str, ...]:
@@ -199,6 +193,7 @@ class ToolCallReward:
     correctness_range: Sequence[float] = (-3.0, 3.0)
     format_range: Sequence[float] = (0.0, 1.0)
     ramps: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    full_marks: ClassVar[bool] = True
     _ramps: RewardRamps = field(init=False, repr=False)
     _known: dict[tuple[int, float], RewardRanges] = field(init=False, repr=False, compare=False, default_factory=dict)
 

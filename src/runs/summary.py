@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import platform
 import shlex
 import sys
@@ -15,6 +16,8 @@ from hydra.core.hydra_config import HydraConfig
 
 from src.runs.config_file import without_home
 
+log = logging.getLogger(__name__)
+
 _PACKAGES = ("torch", "lightning", "transformers", "hydra-core", "torchmetrics", "vllm", "bfcl-eval")
 
 
@@ -22,6 +25,21 @@ def write_summary(folder: Path, **values: Any) -> None:
     """Write `summary.json` with the given values, the command, and the versions that it ran with; no home folder."""
     content: Mapping[str, Any] = {**values, "command": command_line(), "versions": versions()}
     (folder / "summary.json").write_text(without_home(json.dumps(content, indent=2)) + "\n", encoding="utf-8")
+
+
+def log_scores(start: Mapping[str, float], final: Mapping[str, float], moved: bool) -> None:
+    """Log the main scores of a run's end, beside those of its start.
+
+    Args:
+        start: metric → value.
+        final: the same, at the end.
+        moved: a schedule moved the reward's range in between, so that rewards cannot be compared.
+    """
+    for key in sorted(final):
+        if key.endswith(("/exact_match", "/reward", "/format", "/overall")):
+            before = f"{start[key]:.3f} → " if key in start else ""
+            warning = " (a schedule moved the reward's range: compare exact_match)"
+            log.info("%-28s %s%.3f%s", key, before, final[key], warning if moved and key.endswith("/reward") else "")
 
 
 def command_line(*more: str) -> str:

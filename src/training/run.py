@@ -24,13 +24,13 @@ from src.models.loading.loading import LoadedPolicy, load_policy
 from src.models.loading.sharding import is_sharded
 from src.models.loading.weight_source import WeightSource
 from src.protocol.token_bytes import TokenBytes
-from src.rewards.tool_call import RewardFunction, scores_of
+from src.rewards.tool_call import RewardFunction
 from src.rollout.collect import Collector
 from src.rollout.engine import EngineSource
 from src.rollout.splitting import SplittingEngine
 from src.runs.config_file import save_config
 from src.runs.folder import held, keep_to_owner, open_run_folder
-from src.runs.summary import write_summary
+from src.runs.summary import log_scores, write_summary
 from src.training.module import TrainingModule
 from src.training.objective import Imitation, Objective, PolicyGradient
 from src.training.ranks import Ranks
@@ -116,7 +116,8 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
             start=start,
             final=final,
         )
-        _report(start, final, folder, moved)
+        log_scores(start, final, moved)
+        log.info("Run folder: %s", folder)
     return final
 
 
@@ -152,7 +153,7 @@ def build_module(
     else:
         objective, tagger = PolicyGradient(algorithm, ranks, datamodule.draw), algorithm.tagger(loaded.tokenizer)
     table, reward = TokenBytes.from_tokenizer(loaded.tokenizer), instantiate(config.reward)
-    datamodule.check = TargetCheck(renderer, scores_of(reward), table, loaded.stop_token_ids)
+    datamodule.check = TargetCheck(renderer, reward, table, loaded.stop_token_ids)
     return TrainingModule(
         policy=loaded.policy,
         engine=engine,
@@ -197,12 +198,3 @@ def schedule_moves(reward: RewardFunction, rollout_steps: int) -> bool:
     All steps count: the published schedule ends with the bounds that it begins with.
     """
     return len({reward.bounds(step, step / rollout_steps) for step in range(rollout_steps + 1)}) > 1
-
-
-def _report(start: dict[str, float], final: dict[str, float], folder: Path, moved: bool) -> None:
-    for key in sorted(final):
-        if key.endswith(("/exact_match", "/reward", "/format", "/overall")):
-            before = f"{start[key]:.3f} → " if key in start else ""
-            warning = " (a schedule moved the reward's range: compare exact_match)"
-            log.info("%-28s %s%.3f%s", key, before, final[key], warning if moved and key.endswith("/reward") else "")
-    log.info("Run folder: %s", folder)

@@ -12,7 +12,6 @@ from src.protocol.dialogue import DataError, Message, TurnExample
 from src.protocol.matching import json_equal
 from src.protocol.regions import DecodedCompletion, read_completions
 from src.protocol.token_bytes import TokenBytes
-from src.protocol.types import ParsedResponse
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,7 +79,8 @@ class TargetCheck:
 
     Args:
         renderer: writes the targets.
-        score: the run's reward, as (text, parsed, target) → the scores of format and correctness, 1 at most.
+        reward: the run's. Where it has no attribute `full_marks`, it may score by other things than the target, and its
+            scores are not looked at.
         table: the tokenizer's tokens as bytes.
         stop_ids: end-of-turn tokens.
     """
@@ -88,11 +88,11 @@ class TargetCheck:
     def __init__(
         self,
         renderer: TargetRenderer,
-        score: Callable[[str, ParsedResponse, Message], tuple[float, float]],
+        reward: Callable[..., Any],
         table: TokenBytes,
         stop_ids: Collection[int],
     ) -> None:
-        self._renderer, self._score, self._table, self._stop_ids = renderer, score, table, stop_ids
+        self._renderer, self._reward, self._table, self._stop_ids = renderer, reward, table, stop_ids
         self._marks = re.compile("|".join([_TAG.pattern, *(re.escape(_text(table, one)) for one in stop_ids)]))
 
     def faults(self, examples: Sequence[TurnExample]) -> list[DataError | None]:
@@ -119,13 +119,14 @@ class TargetCheck:
                 advice = f"It cannot hold {mark[0]!r}: reword it." if mark else ""
                 expected = "what can be written in the output protocol and read back the same"
                 return DataError(example.place, f"target.{field}", expected, shown, advice)
-        format, correctness = self._score(decoded.text, parsed, target)
-        if format == correctness == 1:
+        if not getattr(self._reward, "full_marks", False):
             return None
+        parts = self._reward(decoded.text, parsed, target, rollout_step=0).parts
+        if parts.format == parts.correctness == 1:
+            return None
+        got = f"format {parts.format:g}, correctness {parts.correctness:g}"
         expected = "a target that earns full marks from the run's own reward (format 1, correctness 1)"
-        return DataError(
-            example.place, "target", f"{expected}, here format {format:g}, correctness {correctness:g}", decoded.text
-        )
+        return DataError(example.place, "target", f"{expected}, here {got}", decoded.text)
 
 
 def _text(table: TokenBytes, token: int) -> str:

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from src.data.chat_template import turn_end
+from src.data.templates.chat_template import turn_end
 from src.models.loading.architecture import empty_model
 from src.models.loading.files import check_tokenizer_files, check_weight_files, hub_errors, locate
 from src.models.loading.lora import add_lora
@@ -65,6 +65,7 @@ def load_policy(config: PolicyConfig, *, on_meta: bool = False) -> LoadedPolicy:
         attention=config.attention,
         gradient_checkpointing=config.gradient_checkpointing,
         head_chunk=config.head_chunk,
+        dropout=config.dropout,
     )
     weights = None
     if on_meta:

@@ -85,7 +85,7 @@ def find_model(config: DictConfig) -> tuple[torch.device, ModelSource]:
     """
     device = choose_device(config.device)
     source = resolve_model(config)
-    usual = {"layout": "published", "chat_template_kwargs": {}}
+    usual: dict[str, object] = {"layout": "published", "chat_template_kwargs": {}, "fold_system": None, "date": None}
     with open_dict(config.prompt):
         for key, value in usual.items():
             if config.prompt[key] is None:

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from src.data.rendering import step_text
 from src.protocol.dialogue import Message
@@ -52,6 +52,7 @@ class PublishedReward:
     scheduled: bool = True
     turn_start: str = "<|im_start|>assistant"
     turn_end: str = "<|im_end|>"
+    full_marks: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.format_rule not in get_args(FormatRule):

@@ -14,10 +14,11 @@ from src.data.sources.rlla import RllaSource
 from src.protocol.dialogue import ChatPrompt, DataError, Message, ToolCall, ToolSpec, TurnExample
 from src.protocol.parsing import parse
 from src.protocol.token_bytes import TokenBytes
-from src.rewards.tool_call import ToolCallReward, scores_of
+from src.rewards.tool_call import ToolCallReward
 from src.wings.published.reward import PublishedReward
 from src.wings.tiny.make import build_tokenizer
 from tests.conftest import needs_shared_data
+from tests.models.even_reward import EvenReward
 
 TOOL = ToolSpec.of("say", "Say a text.", {"text": {"type": "string"}, "times": {"type": "integer"}})
 
@@ -39,7 +40,7 @@ def tokenizer():
 def check(tokenizer, reward=None, renderer=None) -> TargetCheck:
     renderer = renderer or PromptRenderer(tokenizer)
     table = TokenBytes.from_tokenizer(tokenizer)
-    return TargetCheck(renderer, scores_of(reward or ToolCallReward()), table, (tokenizer.eos_token_id,))
+    return TargetCheck(renderer, reward or ToolCallReward(), table, (tokenizer.eos_token_id,))
 
 
 SURROGATE = "text and JSON (no lone surrogate such as"
@@ -105,6 +106,10 @@ def test_a_target_must_earn_full_marks_from_the_run_s_own_reward(tokenizer) -> N
     assert check(tokenizer).faults([bad]) == [None]
     (fault,) = check(tokenizer, PublishedReward()).faults([bad])
     assert "full marks from the run's own reward (format 1, correctness 1), here format 0, correctness 1" in str(fault)
+
+
+def test_a_reward_that_scores_by_other_things_is_not_asked(tokenizer) -> None:
+    assert check(tokenizer, EvenReward()).faults([example(say(text="a"))]) == [None]
 
 
 def test_thinking_templates_too(tokenizer) -> None:

@@ -184,6 +184,12 @@ def test_the_digest_is_that_of_the_weights(shards, tmp_path, trained_run):
     assert checkpoint_digest(folder) != first
 
 
+def test_progress_has_the_date_of_the_prompts(tmp_path):
+    state = {"rollout_step": 3, "global_step": 6, "ToolDialogueDataModule": {"date": "2025-02-03"}}
+    torch.save(state, tmp_path / "dated.ckpt")
+    assert checkpoint_progress(tmp_path / "dated.ckpt") == Progress(3, 6, "2025-02-03")
+
+
 def test_progress_of_what_is_no_checkpoint_of_a_run(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
     with pytest.raises(ValueError, match=r"other.ckpt': expected the keys rollout_step and global_step"):

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from transformers import PreTrainedTokenizerBase
 
-from src.data import chat_template
-from src.data.chat_template import ChatTemplate, turn_end
 from src.data.rendering import PromptRenderer
+from src.data.templates import chat_template
+from src.data.templates.chat_template import ChatTemplate, turn_end
 from src.errors import ConfigError
 from src.protocol.dialogue import ChatPrompt, Message, TurnExample
 from src.wings.tiny.make import build_tokenizer
