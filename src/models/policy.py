@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from src.algorithm.packing import PackedRow
 from src.models.attention.packed import PACKED_ATTENTION, check_attention_support, sliding_window
 from src.models.attention.plan import AttentionPlan, dense_mask
+from src.models.dropout import dropout_of, switch_off
 from src.models.fused_norm import fuse_norms
 from src.models.head.gradients import LastLayerGradients, last_layer_gradients
 from src.models.head.head import TokenLoss, token_logprobs_and_entropies, token_loss
@@ -48,6 +49,10 @@ class Policy(nn.Module):
         gradient_checkpointing: recompute each decoder layer in backward.
         fused_norms: RMSNorm layers in fewer passes where they run in float32 on a CPU (`models.fused_norm`).
         head_chunk: tokens whose logits exist at once; None: as many as `models.head.head.chunk_tokens` says.
+        dropout: leave the model's dropout as it is, for training mode; otherwise it is switched off.
+
+    Attributes:
+        dropout: the dropout that the model came with (`models.dropout`).
 
     Raises:
         ValueError: the model cannot run on packed rows, or scales its logits in a way that the head does not know.
@@ -61,11 +66,15 @@ class Policy(nn.Module):
         gradient_checkpointing: bool = False,
         fused_norms: bool = True,
         head_chunk: int | None = None,
+        dropout: bool = False,
     ) -> None:
         super().__init__()
         check_attention_support(model.config, attention)
         _check_head(model)
         self.model = model
+        self.dropout = dropout_of(model)
+        if not dropout:
+            switch_off(model)
         self.attention = attention
         self.head_chunk = head_chunk
         implementation = PACKED_ATTENTION if attention == "packed" else "sdpa"

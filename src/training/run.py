@@ -16,10 +16,12 @@ from omegaconf import DictConfig
 
 from src.config.instantiating import instantiate_callbacks, instantiate_loggers
 from src.config.policy_checks import check_policy
+from src.config.rules import samples
 from src.data.datamodule import ToolDialogueDataModule
 from src.data.rendering import PromptRenderer
 from src.data.sources.checks import TargetCheck
 from src.models.checkpoints.resume_from import AUTO, Found, resume_from
+from src.models.dropout import tell_dropout
 from src.models.loading.loading import LoadedPolicy, load_policy
 from src.models.loading.sharding import is_sharded
 from src.models.loading.weight_source import WeightSource
@@ -68,6 +70,7 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
     for callback in ours:
         callback.prepare(anew=anew)
     loaded = load_policy(instantiate(config.policy), on_meta=is_sharded(config.trainer))
+    tell_dropout(loaded.policy.dropout, used=config.policy.get("dropout", False), samples=samples(config))
     renderer = _renderer(config, loaded, found)
     datamodule: ToolDialogueDataModule = instantiate(config.data, renderer=renderer)
     trainer: L.Trainer = instantiate(

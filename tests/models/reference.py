@@ -43,6 +43,14 @@ def tiny_model(kind: str, *, seed: int = 0, **overrides: object) -> PreTrainedMo
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32)
 
 
+def perturb_adapters(model: PreTrainedModel) -> None:
+    """Adapters start as nothing (B = 0); make them count."""
+    generator = torch.Generator().manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+
+
 def random_group(prompt: int, lengths: list[int], vocabulary: int = VOCABULARY, seed: int = 0) -> PromptGroup:
     """A group of random ids; its other fields are zeros."""
     generator = torch.Generator().manual_seed(seed)

@@ -63,6 +63,16 @@ def test_sampler_agrees_with_trainer_after_every_update(random_policy, tmp_path)
     assert moved > 1e-3  # ten optimizer steps of 1e-3: the agreement is about new weights
 
 
+@pytest.mark.parametrize("kept", [False, True])
+def test_adapters_with_dropout_leave_the_sampler_gap_at_rounding_unless_it_is_kept(kept, random_policy, tmp_path):
+    """Adapters start at nothing, so that dropping their inputs changes nothing before the first update."""
+    lora = ("policy/lora=default", "policy.lora.dropout=0.1", f"policy.dropout={kept}")
+    steps = run(tmp_path, random_policy, *lora, "updates.rollout_steps=4", "trainer.val_check_interval=4")
+    gaps = [step["train/sampler_gap"] for step in steps]
+    assert max(gaps[:1] if kept else gaps) < 2e-6
+    assert min(gaps[1:]) > 1e-4 or not kept
+
+
 def test_resumed_run_is_the_uninterrupted_run(random_policy, tmp_path):
     """Four steps at once, and two plus two: the same metrics, curriculum included, and the same weights."""
     settings = (

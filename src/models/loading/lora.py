@@ -22,7 +22,7 @@ class LoraSettings:
     Attributes:
         rank: of the update B A.
         alpha: the update counts alpha / rank.
-        dropout: on the adapter's input.
+        dropout: on the adapter's input, where `policy.dropout` is true.
         target_modules: last parts of the names of the linear layers to adapt, or `all-linear`.
     """
 

@@ -27,6 +27,7 @@ class PolicyConfig:
         attention: see `Policy`.
         gradient_checkpointing: see `Policy`.
         head_chunk: see `Policy`.
+        dropout: see `Policy`.
         lora: adapters to train instead of the weights.
     """
 
@@ -41,6 +42,7 @@ class PolicyConfig:
     attention: Literal["packed", "dense"] = "packed"
     gradient_checkpointing: bool = False
     head_chunk: int | None = None
+    dropout: bool = False
     lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:

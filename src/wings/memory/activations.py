@@ -107,6 +107,7 @@ def _without_data(architecture: PretrainedConfig, traits: ModelTraits) -> Iterat
             attention=traits.attention,
             gradient_checkpointing=traits.checkpointing,
             fused_norms=not traits.cuda,
+            dropout=traits.dropout,
         ).train()
         with autocast:
             yield policy

@@ -34,6 +34,7 @@ class ModelTraits:
         attention: see `Policy`.
         checkpointing: see `Policy`.
         lora: adapters.
+        dropout: see `Policy`.
         trust_remote_code: run Python code that comes with the model.
         cuda: where the forward runs.
     """
@@ -43,6 +44,7 @@ class ModelTraits:
     attention: Literal["packed", "dense"] = "packed"
     checkpointing: bool = False
     lora: LoraSettings | None = None
+    dropout: bool = False
     trust_remote_code: bool = False
     cuda: bool = False
 
@@ -56,6 +58,7 @@ def model_traits(policy: PolicyConfig, stored: torch.dtype, place: Placement, pr
         attention=policy.attention,
         checkpointing=policy.gradient_checkpointing,
         lora=policy.lora,
+        dropout=policy.dropout,
         trust_remote_code=policy.trust_remote_code,
         cuda=place.cuda,
     )

@@ -15,7 +15,7 @@ from src.algorithm.packing import pack
 from src.models.loading.loading import LoadedPolicy, PolicyConfig, load_model, load_policy, load_tokenizer
 from src.models.loading.lora import LoraSettings, add_lora, merged_named_tensors
 from src.wings.exporting.folder import export
-from tests.models.reference import TOLERANCE, VOCABULARY, random_group, tiny_model
+from tests.models.reference import TOLERANCE, VOCABULARY, perturb_adapters, random_group, tiny_model
 
 IDS = torch.arange(3, 15)[None]
 
@@ -27,14 +27,6 @@ def tokenizer(**settings: str) -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(tokenizer_object=core, **{"eos_token": "</s>", "pad_token": "<pad>"} | settings)
     fast.chat_template = "{% for message in messages %}{{ message['content'] }} {% endfor %}"
     return fast
-
-
-def perturb_adapters(model: PreTrainedModel) -> None:
-    """Adapters start as nothing (B = 0); make them count."""
-    generator = torch.Generator().manual_seed(3)
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name:
-            parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
 
 
 def assert_same_weights(found: PreTrainedModel, expected: PreTrainedModel) -> None:
