@@ -11,18 +11,23 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Literal, Protocol
 
-from src.data.sources.reading import Record, read_records
+from src.data.sources.reading import Record, read_records, require
 from src.protocol.dialogue import (
     THOUGHT_OF_CALLS,
     THOUGHT_OF_RESPONSE,
     DataError,
     Dialogue,
+    JsonValue,
     Message,
+    ToolCall,
     TurnExample,
     split_turns,
 )
 
 log = logging.getLogger(__name__)
+
+REFUSAL = "None of the provided functions can be used to answer this request."
+"""The response where a corpus has an empty list of calls."""
 
 
 class Source(Protocol):
@@ -88,7 +93,29 @@ def target_tags(target: Message) -> tuple[str, ...]:
         return ("call_and_response",)
     if target.calls:
         return ("single_call",) if len(target.calls) == 1 else ("parallel_calls",)
-    return ("response",)
+    return ("response", "refusal") if target.text == REFUSAL else ("response",)
+
+
+def json_calls(calls: JsonValue, where: str, field: str) -> tuple[ToolCall, ...]:
+    """Calls from a list of `{"name": …, "arguments": {…}}`, or from one such object.
+
+    `parameters` is read where there are no `arguments`.
+
+    Raises:
+        DataError: a value of another shape.
+    """
+    if isinstance(calls, dict):
+        calls = [calls]
+    if not isinstance(calls, list):
+        raise DataError(where, field, "a list of calls", calls)
+    found = []
+    for index, call in enumerate(calls):
+        if not isinstance(call, dict):
+            raise DataError(where, f"{field}[{index}]", "an object", call)
+        name = require(call, "name", str, where, f"{field}[{index}].")
+        key = "parameters" if "parameters" in call and "arguments" not in call else "arguments"
+        found.append(ToolCall(name, require(call, key, dict, where, f"{field}[{index}].")))
+    return tuple(found)
 
 
 def dialogue_examples(dialogue: Dialogue) -> list[TurnExample]:
@@ -171,7 +198,7 @@ class CorpusSource(ABC):
             val_share: or their share of all dialogues. Neither: no `val` split.
             seed: of the held-out choice.
             on_bad_record: `error` stops the load at the first bad record; `skip` leaves bad ones out, logs and counts
-                them in `skipped`. A file that does not parse at all always stops the load.
+                them in `skipped`. A file that cannot be read at all always stops the load.
             name: name of the corpus in examples and metrics.
         """
         if on_bad_record not in ("error", "skip"):
@@ -223,9 +250,12 @@ class CorpusSource(ABC):
         self.skipped = 0
         for record in read_records(self.path, self.hub_id, self.hub_split):
             try:
+                if isinstance(record, DataError):
+                    raise record
                 examples += self.convert(record)
             except DataError as error:
                 if self.on_bad_record == "error":
+                    error.args = (f"{error} Correct it, or leave bad records out with data.on_bad_record=skip.",)
                     raise
                 self.skipped += 1
                 log.warning("Bad record skipped: %s", error)

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
+import gzip
+import io
 import json
-from collections.abc import Iterator, Mapping
+import logging
+import math
+import re
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 
 from src.protocol.dialogue import DataError, JsonValue
 
-SUFFIXES = (".json", ".jsonl", ".parquet")
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+log = logging.getLogger(__name__)
+
+SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".arrow")
+_SURROGATE = re.compile(r"[\ud800-\udfff]")
+_SHALLOW = "JSON that is not nested a thousand levels deep"
+_NO_CORPUS = re.compile(
+    r"\.|(dataset_infos?|dataset_dict|state|croissant|metadata)\.json$"
+)  # hidden, or about a corpus
 T = TypeVar("T")
 
 
@@ -29,24 +47,28 @@ class Record:
     id: str
 
 
-def read_records(path: str | None, hub_id: str | None = None, hub_split: str = "train") -> Iterator[Record]:
-    """Read a corpus record by record.
+def read_records(path: str | None, hub_id: str | None = None, hub_split: str = "train") -> Iterator[Record | DataError]:
+    """Read a corpus record by record. A record that cannot be read comes as the error that names it.
+
+    A `.json` file holds a list of records, an object with such a list under `train` or under its only key of that kind,
+    or JSON lines. An `.arrow` file is one that `datasets.save_to_disk` wrote.
 
     Args:
-        path: a `.json` (a list of records), `.jsonl` or `.parquet` file, or a folder of such files, read in the order
-            of their names. A folder with files named `train*` is read for these alone, so that a published test file
-            never ends up in training. Wins over `hub_id`.
+        path: a file or a folder; see `corpus_files`. Wins over `hub_id`.
         hub_id: a dataset on the hub, read through `datasets.load_dataset`.
         hub_split: its split.
 
     Raises:
         ValueError: neither `path` nor `hub_id`.
         FileNotFoundError: nothing readable at `path`.
-        DataError: a file that does not parse, or a record that is not an object.
+        DataError: a file that cannot be read at all.
     """
     if path is not None:
-        for file in corpus_files(path):
-            yield from _read_file(file)
+        files = corpus_files(path)
+        stems = [file.name.removesuffix(_suffix(file)) for file in files]
+        alone = len(set(stems)) == len(stems)
+        for file, stem in zip(files, stems, strict=True):
+            yield from _read_file(file, stem if alone else file.relative_to(Path(path).expanduser()).as_posix())
     elif hub_id is not None:
         yield from _read_hub(hub_id, hub_split)
     else:
@@ -56,7 +78,10 @@ def read_records(path: str | None, hub_id: str | None = None, hub_split: str = "
 
 
 def corpus_files(path: str) -> list[Path]:
-    """The files that `read_records` reads for a path.
+    """The files that `read_records` reads for a path, in the order of their names.
+
+    Of a folder these are the files named `train*` in it and in its folder `data`, and all in its folder `train`: a
+    published test file never ends up in training. Without any of these, all files of the folder itself.
 
     Raises:
         FileNotFoundError: nothing is there, or a folder without such files.
@@ -64,82 +89,265 @@ def corpus_files(path: str) -> list[Path]:
     """
     root = Path(path).expanduser()
     if root.is_file():
-        if root.suffix not in SUFFIXES:
+        if not _suffix(root):
             raise ValueError(f"path: expected a file ending in {', '.join(SUFFIXES)}, found '{root}'.")
         return [root]
     if not root.is_dir():
         raise FileNotFoundError(f"path: no file or folder '{root}'. Set data.path to where the corpus lies.")
-    files = sorted(file for file in root.iterdir() if file.suffix in SUFFIXES)
+    found = sorted(file for folder in (root, root / "data", root / "train") for file in folder.glob("*"))
+    found = [file for file in found if _suffix(file) and file.is_file() and not _NO_CORPUS.match(file.name)]
+    files = [file for file in found if file.name.startswith("train") or file.parent == root / "train"]
+    files = files or [file for file in found if file.parent == root]
     if not files:
-        raise FileNotFoundError(f"path: folder '{root}' holds no {', '.join(SUFFIXES)} file.")
-    return [file for file in files if file.name.startswith("train")] or files
+        raise FileNotFoundError(
+            f"path: folder '{root}' holds no {', '.join(SUFFIXES)} file, nor do its folders data and train hold those "
+            "of a train split."
+        )
+    return files
 
 
-def _read_file(file: Path) -> Iterator[Record]:
-    if file.suffix == ".parquet":
-        for index, value in enumerate(_parquet_values(file)):
-            yield _record(value, f"{file}[{index}]", f"{file.stem}-{index}")
-    elif file.suffix == ".jsonl":
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    value = parse_json(_text(line, f"{file}:{number}"), f"{file}:{number}", "line")
-                    yield _record(value, f"{file}:{number}", f"{file.stem}-{number}")
-    else:
-        values = parse_json(_text(file.read_bytes(), str(file)), str(file), "file")
-        if not isinstance(values, list):
-            raise DataError(str(file), "file", "a JSON list of records", values, "Use .jsonl for one record a line.")
-        for index, value in enumerate(values):
-            yield _record(value, f"{file}[{index}]", f"{file.stem}-{index}")
+def _suffix(file: Path) -> str:
+    """The one of `SUFFIXES` that a file has, or nothing."""
+    return next((end for end in SUFFIXES if file.name.endswith(end)), "")
 
 
-def _parquet_values(file: Path) -> Iterator[JsonValue]:
-    import pyarrow.parquet as parquet
-    from pyarrow import ArrowException
-
+def _read_file(file: Path, name: str) -> Iterator[Record | DataError]:
+    if file.suffix in (".parquet", ".arrow"):
+        for index, value in enumerate(_arrow_rows(file)):
+            yield _record(value, f"{file}[{index}]", f"{name}-{index}", columns=True)
+        return
     try:
-        for batch in parquet.ParquetFile(file).iter_batches():
-            yield from batch.to_pylist()
-    except (ArrowException, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise DataError(
-            str(file), "file", f"a whole parquet file ({reason})", f"{file.stat().st_size} bytes"
-        ) from error
+        with cast(IO[bytes], gzip.open(file) if file.suffix == ".gz" else file.open("rb")) as stream:
+            if ".jsonl" in _suffix(file):
+                yield from _read_lines(stream, file, name)
+            else:
+                yield from _read_json(_text(stream.read(), str(file)), file, name)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(str(file), "file", f"a whole gzip file ({error})", f"{file.stat().st_size} bytes") from error
 
 
-def _text(data: bytes, where: str) -> str:
+def _read_lines(lines: Iterable[bytes], file: Path, name: str) -> Iterator[Record | DataError]:
+    for number, line in enumerate(lines, start=1):
+        where = f"{file}:{number}"
+        if line := line.strip():
+            try:
+                value = _loads(_text(line, where), where, "line")
+            except DataError as error:
+                yield error
+            else:
+                yield _record(value, where, f"{name}-{number}")
+
+
+def _read_json(text: str, file: Path, name: str) -> Iterator[Record | DataError]:
+    if _is_json_lines(text):
+        yield from _read_lines(map(str.encode, io.StringIO(text)), file, name)
+        return
+    values, where = _loads(text, str(file), "file"), str(file)
+    if isinstance(values, dict):
+        lists = [key for key, value in values.items() if isinstance(value, list) and dict in map(type, value)]
+        if "train" in lists or len(lists) == 1:
+            key = "train" if "train" in lists else lists[0]
+            values, where = values[key], f"{file}.{key}"
+    if not isinstance(values, list):
+        raise DataError(where, "file", "a JSON list of records", values, "Use .jsonl for one record a line.")
+    for index, value in enumerate(values):
+        yield _record(value, f"{where}[{index}]", f"{name}-{index}")
+
+
+def _is_json_lines(text: str) -> bool:
+    """Whether the first line is a whole object and another follows."""
+    first = re.match(r"\s*(\{.*)\n\s*\S", text)
     try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        spot = data[max(0, error.start - 10) : error.start + 10]
-        raise DataError(where, "file", f"UTF-8 text ({error.reason} at byte {error.start})", spot) from None
+        return first is not None and bool(_loads(first[1], "", ""))
+    except DataError:
+        return False
 
 
-def _read_hub(hub_id: str, split: str) -> Iterator[Record]:
+def _arrow_rows(file: Path) -> Iterator[dict[str, JsonValue]]:
+    import pyarrow as pa
+    from pyarrow import ipc, parquet
+
+    kind = "parquet" if file.suffix == ".parquet" else "Arrow"
+    try:
+        with pa.memory_map(str(file)) as stream:
+            table = parquet.ParquetFile(stream) if kind == "parquet" else ipc.open_stream(stream)
+            batches = table.iter_batches() if isinstance(table, parquet.ParquetFile) else table
+            schema = table.schema_arrow if isinstance(table, parquet.ParquetFile) else table.schema
+            yield from _present(chain.from_iterable(batch.to_pylist() for batch in batches), schema, str(file))
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        size = f"{file.stat().st_size} bytes"
+        raise DataError(str(file), "file", f"a whole {kind} file ({reason})", size) from error
+
+
+def _read_hub(hub_id: str, split: str) -> Iterator[Record | DataError]:
     from datasets import load_dataset
 
     try:
-        values = load_dataset(hub_id, split=split)
+        rows = load_dataset(hub_id, split=split)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise OSError(
             f"source.hub_id: the split '{split}' of '{hub_id}' cannot be loaded: {reason} Check the name and the "
             "connection (gated datasets need a token), or set data.path to a local file or folder."
         ) from error
-    for index, value in enumerate(values):
-        yield _record(value, f"{hub_id}[{index}]", str(index))
+    for index, value in enumerate(_present(rows, rows.features.arrow_schema, hub_id)):
+        yield _record(value, f"{hub_id}[{index}]", str(index), columns=True)
 
 
-def _record(value: JsonValue, where: str, id: str) -> Record:
-    if not isinstance(value, dict):
-        raise DataError(where, "record", "an object", value)
+def _present(rows: Iterable[dict[str, JsonValue]], schema: pa.Schema, where: str) -> Iterator[dict[str, JsonValue]]:
+    """The rows without null fields of nested structs: Arrow gives each struct the keys of all, absent ones as null.
+
+    Nulls of the rows themselves and in lists stay, and so do pairs of map columns.
+    """
+    shapes = {field.name: shape for field in schema if (shape := _structs(field.type)) is not None}
+    dropped = 0
+
+    def present(value: JsonValue, shape: Any) -> JsonValue:
+        nonlocal dropped
+        if isinstance(shape, list) and isinstance(value, list):
+            return [present(item, shape[0]) for item in value]
+        if isinstance(shape, dict) and isinstance(value, dict):
+            kept = {name: present(item, shape.get(name)) for name, item in value.items() if item is not None}
+            dropped += len(value) - len(kept)
+            return kept
+        return value
+
+    for row in rows:
+        yield {name: present(value, shapes.get(name)) for name, value in row.items()}
+    if dropped:
+        log.warning(
+            "%s: %s nulls inside nested columns read as absent keys; Arrow fills them in. Publish such columns as JSON "
+            "text to keep a null that was said.",
+            where,
+            f"{dropped:,}",
+        )
+
+
+def _structs(kind: pa.DataType) -> dict[str, Any] | list[Any] | None:
+    """Where the structs of a type are: a dict for a struct, a list of one for a list; None for all else.
+
+    >>> import pyarrow
+    >>> _structs(pyarrow.list_(pyarrow.struct({"name": pyarrow.string(), "arguments": pyarrow.struct([])})))
+    [{'name': None, 'arguments': {}}]
+    """
+    import pyarrow as pa
+
+    if pa.types.is_struct(kind):
+        return {field.name: _structs(field.type) for field in kind.fields}
+    lists = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
+    inner = _structs(kind.value_type) if isinstance(kind, lists) else None
+    return None if inner is None else [inner]
+
+
+def _text(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        spot = data[max(0, error.start - 10) : error.start + 10]
+        raise DataError(where, "file", f"UTF-8 text ({error.reason} at byte {error.start})", spot) from None
+
+
+def _record(value: JsonValue, where: str, id: str, columns: bool = False) -> Record | DataError:
+    """The record, or what is wrong with it. NaN in a column of Arrow stands for a number that is missing."""
+    try:
+        if not isinstance(value, dict):
+            raise DataError(where, "record", "an object", value)
+        checked = {name: one for name, one in value.items() if not isinstance(one, float)} if columns else value
+        check_json(checked, where, "")
+    except DataError as error:
+        return error
     return Record(value, where, id)
 
 
-def parse_json(text: str, where: str, field: str) -> JsonValue:
-    """`json.loads`, strict about NaN and Infinity; what does not parse is a DataError that shows the spot."""
+@dataclass(frozen=True, slots=True)
+class _Repeated:
+    """In an object: the values of a key that occurs more than once. No JSON, so that `check_json` comes upon it."""
+
+    values: list[JsonValue]
+
+
+def _object(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        repeated = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+        value |= {key: _Repeated([item for name, item in pairs if name == key]) for key in repeated}
+    return value
+
+
+DECODER = json.JSONDecoder(object_pairs_hook=_object)
+"""Reads JSON, with what is left to `check_json` to refuse."""
+
+
+def _no_json(value: object) -> None:
+    """A repeated key is refused; the dates and bytes that Arrow may have in columns are not looked at."""
+    if isinstance(value, _Repeated):
+        raise ValueError
+
+
+_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, default=_no_json)
+
+
+def check_json(value: JsonValue, where: str, field: str) -> None:
+    """Refuse in a value that `DECODER` read what other readers of JSON would read differently, or not at all.
+
+    >>> check_json(DECODER.decode('[{"city": "Oslo", "days": 1e999}]'), "x.json[4]", "answers")
+    Traceback (most recent call last):
+    src.protocol.dialogue.DataError: x.json[4]: field 'answers[0].days': expected a finite number, found inf.
+
+    Raises:
+        DataError: a key twice in an object, a number that is not finite, or a lone surrogate; it names the path.
+    """
     try:
-        return json.loads(text, parse_constant=_reject_constant)
+        _ENCODER.encode(value).encode()
+    except ValueError:
+        _refuse(value, where, field)
+        raise
+    except RecursionError:
+        raise DataError(where, field or "record", _SHALLOW, "…") from None
+
+
+def _refuse(value: JsonValue, where: str, path: str) -> None:
+    if isinstance(value, _Repeated):
+        raise DataError(where, path, "this key once in its object", value.values)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise DataError(where, path, "a finite number", value)
+    if isinstance(value, str) and _SURROGATE.search(value):
+        raise DataError(where, path, "text without a lone surrogate", value)
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _refuse(item, where, f"{path}[{index}]")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            if _SURROGATE.search(key):
+                raise DataError(where, path or "record", "keys without a lone surrogate", key)
+            _refuse(item, where, f"{path}.{key}" if path else key)
+
+
+def parse_json(text: str, where: str, field: str) -> JsonValue:
+    """The value of JSON text in a field.
+
+    Raises:
+        DataError: it does not parse, shown at the spot, or holds what `check_json` refuses.
+    """
+    value = _loads(text, where, field)
+    check_json(value, where, field)
+    return value
+
+
+def unfenced(text: str) -> str:
+    r"""The text inside of a Markdown fence, where the whole text is one; else the text as it is.
+
+    >>> unfenced("```json\n[]\n```"), unfenced("Write ```[]```.")
+    ('[]', 'Write ```[]```.')
+    """
+    opening, _, body = text.strip().partition("\n")
+    return body[:-3].strip() if re.fullmatch(r"```\s*\w*\s*", opening) and body.endswith("```") else text
+
+
+def _loads(text: str, where: str, field: str) -> JsonValue:
+    try:
+        return DECODER.decode(text)
     except json.JSONDecodeError as error:
         spot = text[max(0, error.pos - 30) : error.pos + 30] or text[-60:]
         at = f"line {error.lineno} column {error.colno}"
@@ -147,11 +355,7 @@ def parse_json(text: str, where: str, field: str) -> JsonValue:
     except ValueError as error:
         raise DataError(where, field, f"valid JSON ({error})", text[:60]) from None
     except RecursionError:
-        raise DataError(where, field, "JSON that is not nested a thousand levels deep", text[:60]) from None
-
-
-def _reject_constant(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
+        raise DataError(where, field, _SHALLOW, text[:60]) from None
 
 
 _NAMES: Mapping[type, str] = {str: "a string", list: "a list", dict: "an object", int: "an integer"}

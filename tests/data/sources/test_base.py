@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from src.data.sources.base import dialogue_key, hold_out, target_tags
+from src.data.sources.base import REFUSAL, dialogue_key, hold_out, json_calls, target_tags
 from src.data.sources.toolace import ToolAceSource
-from src.protocol.dialogue import ChatPrompt, Message, ToolCall, TurnExample
+from src.protocol.dialogue import ChatPrompt, DataError, Message, ToolCall, TurnExample
 
 CALL = ToolCall("f", {})
 SYSTEM = 'Here is a list of functions in JSON format that you can invoke:\n[{"name": "f", "parameters": {}}]'
@@ -118,3 +118,55 @@ def test_tags_name_the_kind_of_a_step() -> None:
         "response",
         "call_and_response",
     ]
+    assert target_tags(Message("assistant", REFUSAL)) == ("response", "refusal")
+
+
+def test_calls_in_json_have_arguments_or_parameters() -> None:
+    both = [{"name": "f", "arguments": {"x": 1}}, {"name": "g", "parameters": {}}]
+
+    assert json_calls(both, "x", "answers") == (ToolCall("f", {"x": 1}), ToolCall("g", {}))
+    assert json_calls(both[0], "x", "answers") == (ToolCall("f", {"x": 1}),)
+    with pytest.raises(DataError, match=r"^x: field 'answers': expected a list of calls, found 7\.$"):
+        json_calls(7, "x", "answers")
+    with pytest.raises(DataError, match=r"^x: field 'answers\[1\]': expected an object, found 'f'\.$"):
+        json_calls([both[0], "f"], "x", "answers")
+
+
+def test_lines_that_do_not_parse_are_skipped_like_other_bad_records(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "x.jsonl"
+    good = json.dumps(multi_turn(0))
+    path.write_text(f'{good}\n{{"system"\n{good}\n{{"system": 1, "system": 2}}\n')
+    source = ToolAceSource(path=str(path), on_bad_record="skip")
+
+    assert [example.id for example in source.load("train")] == ["x-1/0", "x-1/1", "x-3/0", "x-3/1"]
+    assert source.skipped == 2
+    assert caplog.messages == [
+        f"Bad record skipped: {path}:2: field 'line': expected valid JSON (Expecting ':' delimiter at line 1 column "
+        "10), found '{\"system\"'.",
+        f"Bad record skipped: {path}:4: field 'system': expected this key once in its object, found [1, 2].",
+        "toolace: 2 bad records skipped, 4 examples read.",
+    ]
+
+
+def test_only_the_error_of_a_record_says_how_to_skip_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("7\n")
+    with pytest.raises(DataError) as error:
+        ToolAceSource(path=str(path)).load("train")
+    assert str(error.value) == (
+        f"{path}:1: field 'record': expected an object, found 7. Correct it, or leave bad records out with "
+        "data.on_bad_record=skip."
+    )
+    (tmp_path / "x.json").write_text("7")
+    for choice in ("error", "skip"):
+        with pytest.raises(DataError) as error:
+            ToolAceSource(path=str(tmp_path / "x.json"), on_bad_record=choice).load("train")
+        assert str(error.value).endswith("a JSON list of records, found 7. Use .jsonl for one record a line.")
+
+
+def test_examples_know_their_place(tmp_path: Path) -> None:
+    source = corpus(tmp_path, [multi_turn(0), multi_turn(1)])
+
+    assert [example.where for example in source.load("train")] == [f"{source.path}[{index}]" for index in (0, 0, 1, 1)]
