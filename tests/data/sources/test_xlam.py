@@ -4,10 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as parquet
 import pytest
 
+from src.data.sources.hammer import HammerSource
 from src.data.sources.xlam import XlamSource
-from src.protocol.dialogue import THOUGHT_OF_CALLS, DataError, Message, ToolCall
+from src.protocol.dialogue import THOUGHT_OF_CALLS, THOUGHT_OF_RESPONSE, DataError, Message, ToolCall
 
 TOOLS = [
     {
@@ -61,11 +64,80 @@ def test_tools_and_answers_may_be_parsed_already(tmp_path: Path) -> None:
     assert load(tmp_path, record(tools=TOOLS, answers=ANSWERS)).load("train") == load(tmp_path, record()).load("train")
 
 
+@pytest.mark.parametrize(
+    ("answers", "text"),
+    [
+        ([], "None of the provided functions can be used to answer this request."),
+        ("[]", "None of the provided functions can be used to answer this request."),
+        ("```json\n[ ]\n```", "None of the provided functions can be used to answer this request."),
+        (" Sorry, none of [these] tools can help.\n", "Sorry, none of [these] tools can help."),
+    ],
+)
+def test_no_answers_are_a_refusal(tmp_path: Path, answers: Any, text: str) -> None:
+    source = load(tmp_path, record(answers=answers))
+    (plain,) = source.load("train")
+    (masked,) = HammerSource(source).load("train")
+
+    assert plain.target == masked.target == Message("assistant", text, THOUGHT_OF_RESPONSE)
+    assert (plain.tags, masked.tags) == (("response", "refusal"), ("response", "refusal", "masked"))
+    assert [tool.name for tool in plain.tools] == ["tide_times", "v1/moon"] != [tool.name for tool in masked.tools]
+
+
+def test_answers_in_a_fence_are_calls(tmp_path: Path) -> None:
+    fenced = load(tmp_path, record(answers=f"```json\n{json.dumps(ANSWERS)}\n```")).load("train")
+
+    assert fenced == load(tmp_path, record()).load("train")
+
+
+def test_calls_in_nested_columns_have_the_parameters_that_were_said(tmp_path: Path) -> None:
+    answers = [*ANSWERS, {"name": "v1/moon", "arguments": {}}]
+    parquet.write_table(pa.Table.from_pylist([record(answers=answers)]), tmp_path / "x.parquet")
+    (example,) = XlamSource(path=str(tmp_path)).load("train")
+
+    assert [call.parameters for call in example.target.calls] == [
+        {"harbour": "Hull", "days": 2},
+        {"harbour": "Whitby"},
+        {},
+    ]
+
+
+def test_a_required_null_of_a_nested_column_is_a_missing_parameter(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"days": {"type": ["integer", "null"]}}, "required": ["days"]}
+    tools = json.dumps([{"name": "f", "parameters": schema}])
+    rows = [record(tools=tools, answers=[{"name": "f", "arguments": {"days": days}}]) for days in (1, None)]
+    parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"x\.parquet\[1\]: field 'answers': .*parameter 'days' of 'f', found \{\}"):
+        XlamSource(path=str(tmp_path)).load("train")
+
+    text = record(tools=tools, answers=json.dumps(rows[1]["answers"]))
+    assert load(tmp_path, text).load("train")[0].target.calls == (ToolCall("f", {"days": None}),)
+
+
 BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "missing": (record(answers=...), ("field 'answers'", "a string under this key", "['id', 'query', 'tools']")),
     "type": (record(query=3), ("field 'query'", "expected a string, found 3")),
     "json": (record(tools='[{"name"'), ("field 'tools'", "valid JSON", "line 1 column 9")),
-    "no-call": (record(answers="[]"), ("field 'answers'", "a list of at least one call, found []")),
+    "number": (record(answers="7"), ("field 'answers'", "a list of calls, found 7.")),
+    "blank": (record(answers=" "), ("field 'answers'", "valid JSON")),
+    "prose": (record(answers=f"Call {ANSWERS}.".replace("'", '"')), ("field 'answers'", "valid JSON")),
+    "cut": (record(answers='```json\n[{"name": "v1/moon"'), ("field 'answers'", "valid JSON")),
+    "twice": (
+        record(answers='[{"name": "v1/moon", "arguments": {"x": [{"a": 1, "a": 2}]}}]'),
+        ("field 'answers[0].arguments.x[0].a'", "this key once in its object, found [1, 2]"),
+    ),
+    "overflow": (
+        record(tools='[{"name": "f", "parameters": {"x": {"default": 1e999}}}]'),
+        (
+            "field 'tools[0].parameters.x.default'",
+            "a finite number, found inf",
+        ),
+    ),
+    "surrogate": (
+        record(answers='[{"name": "v1/moon", "arguments": {"x": "\\ud83d"}}]'),
+        ("field 'answers[0].arguments.x'", "text without a lone surrogate, found '\\ud83d'"),
+    ),
+    "no-user": (record(query=" \n"), ("field 'query'", "a user's request, found ' \\n'")),
+    "no-query": (record(query=...), ("field 'query'", "a string under this key")),
     "call": (record(answers='[{"name": "v1/moon"}]'), ("field 'answers[0].arguments'", "an object under this key")),
     "unknown": (
         record(answers='[{"name": "sun", "arguments": {}}]'),
@@ -91,8 +163,8 @@ def test_bad_records_can_be_skipped_with_a_count(tmp_path: Path, caplog: pytest.
     source = load(tmp_path, *bad, record(), on_bad_record="skip")
 
     assert len(source.load("train")) == 1
-    assert source.skipped == len(bad) == 7
-    assert "xlam: 7 bad records skipped, 1 examples read." in caplog.text
+    assert source.skipped == len(bad) == 15
+    assert "xlam: 15 bad records skipped, 1 examples read." in caplog.text
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
