@@ -1,20 +1,24 @@
 """ToolACE: multi-turn dialogues whose system prompt lists the tools as JSON and whose calls are `[Name(x="…")]`.
 
 In that notation of calls, names are free text (spaces, dots, slashes). Values are Python or JSON literals, read here
-without evaluating anything.
+without evaluating anything. Calls in some other shapes are read too, see `ToolAceSource`.
 """
 
 from __future__ import annotations
 
-import json
+import logging
 import math
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
+from typing import Any
 
-from src.data.sources.base import CorpusSource, dialogue_examples
-from src.data.sources.reading import Record, require
+from src.data.sources.base import REFUSAL, CorpusSource, dialogue_examples, json_calls
+from src.data.sources.reading import DECODER, Record, check_json, require, unfenced
 from src.data.sources.tools import check_on_offer, tool_specs
 from src.protocol.dialogue import DataError, Dialogue, JsonValue, Message, ToolCall, ToolSpec, TurnExample
+
+log = logging.getLogger(__name__)
 
 MAX_DEPTH = 64
 _SPACE = re.compile(r"\s*")
@@ -24,8 +28,15 @@ _CONSTANTS = {"true": True, "True": True, "false": False, "False": False, "null"
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 _PARAMETER = re.compile(r"[^=,()'\"]+")
 _LOOKS_LIKE_CALLS = re.compile(r"\[\s*[^\[\](){}\n]+\(")
+_ARGUMENTS = re.compile(r"\(\s*(?:\)|[^=,()'\"]+=)")
+_OBJECT = re.compile(r"\[?\s*\{\s*[\"']")
+_JSON_CALL = re.compile(
+    r"""\[?\s*\{\s*["']name["']\s*:\s*["'][^"'\n]*["']\s*,\s*["'](?:arguments|parameters)["']\s*:"""
+)
+_FENCE = re.compile(r"```(?:\w*\s+)?")
+_FENCE_END = re.compile(r"\s*```")
+_BETWEEN = re.compile(r"[\s,]*")
 _LIST_MARKER = "Here is a list of functions in JSON format that you can invoke"
-_SKIP_ADVICE = "Correct the record, or leave bad records out with on_bad_record=skip."
 
 
 class ToolAceSource(CorpusSource):
@@ -33,9 +44,16 @@ class ToolAceSource(CorpusSource):
 
     An assistant message that opens like a call must be calls; text behind their closing bracket is a response of the
     same step. Every other assistant message is a response. A `tool` message is an observation.
+
+    Calls are also read in several lists, without brackets, as JSON (`[{"name": …, "arguments": {…}}]`) and in a
+    Markdown fence; `[]` is a refusal. How many messages came so is logged.
     """
 
     default_name = "toolace"
+
+    def __init__(self, **corpus: Any) -> None:
+        super().__init__(**corpus)
+        self._shapes: Counter[str] = Counter()
 
     def convert(self, record: Record) -> list[TurnExample]:
         """One example an assistant step.
@@ -45,31 +63,41 @@ class ToolAceSource(CorpusSource):
         """
         tools = _tools(require(record.value, "system", str, record.where), record.where)
         turns = require(record.value, "conversations", list, record.where)
-        messages = [_message(turn, index, tools, record.where) for index, turn in enumerate(turns)]
+        messages = [_message(turn, index, tools, record.where, self._shapes) for index, turn in enumerate(turns)]
         if not messages or messages[0].role != "user":
             raise DataError(record.where, "conversations[0].from", "a dialogue that a user opens", turns[:1])
-        examples = dialogue_examples(Dialogue(tools, tuple(messages), self.name, record.id))
+        if not messages[0].text:
+            raise DataError(record.where, "conversations[0].value", "a user's request", turns[0]["value"])
+        examples = dialogue_examples(Dialogue(tools, tuple(messages), self.name, record.id, record.where))
         if not examples:
             raise DataError(record.where, "conversations", "at least one assistant message", turns)
+        return examples
+
+    def _read(self) -> list[TurnExample]:
+        self._shapes.clear()
+        examples = super()._read()
+        if self._shapes:
+            counts = ", ".join(f"{count} {shape}" for shape, count in sorted(self._shapes.items()))
+            log.info("%s: messages with calls in other shapes than one list: %s.", self.name, counts)
         return examples
 
 
 def _tools(system: str, where: str) -> tuple[ToolSpec, ...]:
     """The first JSON list of named objects in the system prompt (behind the marker, where it has one)."""
     start = max(system.find(_LIST_MARKER), 0)
-    decoder = json.JSONDecoder()
     while (start := system.find("[", start)) >= 0:
         try:
-            tools = decoder.raw_decode(system, start)[0]
-        except (json.JSONDecodeError, RecursionError):
+            tools = DECODER.raw_decode(system, start)[0]
+        except (ValueError, RecursionError):
             tools = None
         if isinstance(tools, list) and all(isinstance(tool, dict) and "name" in tool for tool in tools):
+            check_json(tools, where, "system")
             return tool_specs(tools, where, "system")
         start += 1
-    raise DataError(where, "system", "a JSON list of tools in the system prompt", system[-120:], _SKIP_ADVICE)
+    raise DataError(where, "system", "a JSON list of tools in the system prompt", system[-120:])
 
 
-def _message(turn: JsonValue, index: int, tools: tuple[ToolSpec, ...], where: str) -> Message:
+def _message(turn: JsonValue, index: int, tools: tuple[ToolSpec, ...], where: str, shapes: Counter[str]) -> Message:
     prefix = f"conversations[{index}]."
     if not isinstance(turn, dict):
         raise DataError(where, prefix[:-1], "an object", turn)
@@ -82,50 +110,52 @@ def _message(turn: JsonValue, index: int, tools: tuple[ToolSpec, ...], where: st
     if role != "assistant":
         raise DataError(where, prefix + "from", "'user', 'assistant' or 'tool'", role)
     if not text:
-        raise DataError(where, prefix + "value", "calls or a response", turn["value"], _SKIP_ADVICE)
-    if not looks_like_calls(text):
-        return Message("assistant", text)
-    try:
-        calls, rest = parse_calls(text, [tool.name for tool in tools])
-    except CallSyntaxError as error:
-        expected = f"calls as [Name(parameter=value)], here {error}"
-        raise DataError(where, prefix + "value", expected, text, _SKIP_ADVICE) from None
+        raise DataError(where, prefix + "value", "calls or a response", turn["value"])
+    if re.fullmatch(r"\[\s*\]", unfenced(text)):
+        shapes["as an empty list"] += 1
+        return Message("assistant", REFUSAL)
+    calls, response, found = parse_calls(text, [tool.name for tool in tools], where, prefix + "value")
+    shapes.update(found)
     check_on_offer(calls, tools, where, prefix + "value")
-    return Message("assistant", rest, calls=calls)
+    return Message("assistant", response, calls=calls)
 
 
-class CallSyntaxError(ValueError):
-    """Text that does not follow the notation: says what was expected where, and what stands there."""
+def parse_calls(
+    text: str, names: Collection[str], where: str, field: str
+) -> tuple[tuple[ToolCall, ...], str, set[str]]:
+    """Read the calls that a message opens with.
 
-
-def looks_like_calls(text: str) -> bool:
-    """Whether a message is meant as calls: an opening bracket, a name and an opening parenthesis.
-
-    >>> looks_like_calls('[Time(zone="CET")]'), looks_like_calls("[1] See the source.")
-    (True, False)
-    """
-    return _LOOKS_LIKE_CALLS.match(text.lstrip()) is not None
-
-
-def parse_calls(text: str, names: Collection[str] = ()) -> tuple[tuple[ToolCall, ...], str]:
-    """Read a list of calls and the text after it.
+    What looks like calls must be calls: a list with `name(`, the name of a tool on offer with `(parameter=` or `()`,
+    JSON objects with a name and arguments.
 
     Args:
-        text: a message that starts with the list.
+        text: the message, stripped.
         names: tools on offer. A call's name is the longest of these that fits, so that a name may hold parentheses;
             any other name ends at the first opening parenthesis.
+        where: of the record, for the error.
+        field: of the message.
 
     Returns:
-        The calls, and what follows the closing bracket (stripped; mostly empty).
+        The calls, none if the message is a response; what follows them; and in which shapes they are, other than one
+        list.
 
-    >>> parse_calls('[Get Weather(city="Oslo (north)", days=3), ping()]')[0]
-    (ToolCall(name='Get Weather', parameters={'city': 'Oslo (north)', 'days': 3}), ToolCall(name='ping', parameters={}))
+    >>> calls, response, shapes = parse_calls("[Get Weather(city='Oslo (north)'), ping()] Wait.", [], "", "")
+    >>> calls, response
+    ((ToolCall(name='Get Weather', parameters={'city': 'Oslo (north)'}), ToolCall(name='ping', parameters={})), 'Wait.')
 
     Raises:
-        CallSyntaxError: see there.
+        DataError: what looks like calls cannot be read.
     """
     reader = _Reader(text, sorted(names, key=len, reverse=True))
-    return reader.calls(), text[reader.position :].strip()
+    try:
+        calls, shapes = reader.message(where, field)
+    except _CallSyntaxError as error:
+        raise DataError(where, field, f"calls as [Name(parameter=value)], here {error}", text) from None
+    return calls, text[reader.position :].strip(), shapes
+
+
+class _CallSyntaxError(ValueError):
+    """Says what was expected where, and what stands there."""
 
 
 class _Reader:
@@ -135,6 +165,67 @@ class _Reader:
         self.text = text
         self.names = names
         self.position = 0
+
+    def message(self, where: str, field: str) -> tuple[tuple[ToolCall, ...], set[str]]:
+        """Calls and shapes as in `parse_calls`."""
+        calls: list[ToolCall] = []
+        shapes: set[str] = set()
+        fenced = False
+        while True:
+            behind = self.position
+            self.skip(_BETWEEN)
+            opened = not fenced and self.skip(_FENCE)
+            if _LOOKS_LIKE_CALLS.match(self.text, self.position):
+                shapes |= {"in several lists"} if calls else set()
+                calls += self.calls()
+            elif self.opens_like_a_call():
+                shapes.add("without brackets")
+                calls.append(self.call())
+            elif (objects := self.objects()) is not None:
+                shapes.add("as JSON")
+                calls += json_calls(objects, where, field)
+            else:
+                self.position = behind
+                break
+            shapes |= {"in a fence"} if opened else set()
+            fenced = (fenced or opened) and not self.skip(_FENCE_END)
+        if fenced:
+            raise self.error("'```' behind the calls")
+        if "without brackets" in shapes and self.text[behind:].strip():
+            raise self.error("nothing behind calls without brackets")
+        return tuple(calls), shapes
+
+    def opens_like_a_call(self) -> bool:
+        """Whether here stands the name of a tool on offer, with arguments or `()`."""
+        at = self.position
+        return any(
+            self.text.startswith(name, at) and _ARGUMENTS.match(self.text, at + len(name)) for name in self.names
+        )
+
+    def objects(self) -> JsonValue | None:
+        """The JSON that stands here, if it is meant as calls."""
+        start = self.position
+        if not _OBJECT.match(self.text, start):
+            return None
+        try:
+            value = self.value(0)
+        except _CallSyntaxError:
+            if _JSON_CALL.match(self.text, start):
+                raise
+            value = None
+        if any(map(self.is_call, value if isinstance(value, list) else [value])):
+            return value
+        self.position = start
+        return None
+
+    def is_call(self, value: JsonValue) -> bool:
+        """Whether an object has a name and arguments, or is the name of a tool on offer."""
+        if not isinstance(value, dict):
+            return False
+        call = value["function"] if isinstance(value.get("function"), dict) else value
+        return "name" in call and (
+            "arguments" in call or "parameters" in call or call in ({"name": n} for n in self.names)
+        )
 
     def calls(self) -> tuple[ToolCall, ...]:
         self.expect("[")
@@ -208,8 +299,12 @@ class _Reader:
         digits = match.group()
         if re.match(r"[-+]?0\d", digits):
             raise self.error("a number without leading zeros, or a quoted string")
-        number = int(digits) if re.fullmatch(r"[-+]?\d+", digits) else float(digits)
-        if math.isinf(number):
+        try:
+            number = int(digits) if re.fullmatch(r"[-+]?\d+", digits) else float(digits)
+            finite = math.isfinite(number)
+        except (ValueError, OverflowError):  # an integer of hundreds of digits
+            finite = False
+        if not finite:
             raise self.error("a finite number")
         self.position = match.end()
         return number
@@ -225,6 +320,8 @@ class _Reader:
             if self.text[self.skip_space() : self.position + 1] not in ("'", '"'):
                 raise self.error("a quoted key")
             key = self.string()
+            if key in mapping:
+                raise self.error(f"key {key!r} once in an object")
             self.expect(":")
             mapping[key] = self.value(depth + 1)
         return mapping
@@ -237,8 +334,12 @@ class _Reader:
         while at < len(self.text):
             char = self.text[at]
             if char == quote:
+                try:
+                    text = "".join(parts).encode("utf-16", "surrogatepass").decode("utf-16")
+                except UnicodeDecodeError:
+                    raise self.error("text without a lone surrogate") from None
                 self.position = at + 1
-                return "".join(parts).encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+                return text
             if char != "\\":
                 parts.append(char)
                 at += 1
@@ -261,9 +362,13 @@ class _Reader:
         return _ESCAPES.get(char, "\\" + char), 1
 
     def skip_space(self) -> int:
-        match = _SPACE.match(self.text, self.position)
-        self.position = match.end() if match else self.position
+        self.skip(_SPACE)
         return self.position
+
+    def skip(self, pattern: re.Pattern[str]) -> bool:
+        match = pattern.match(self.text, self.position)
+        self.position = match.end() if match else self.position
+        return match is not None
 
     def accept(self, mark: str) -> bool:
         found = self.text.startswith(mark, self.skip_space())
@@ -274,7 +379,7 @@ class _Reader:
         if not self.accept(mark):
             raise self.error(expected or f"'{mark}'")
 
-    def error(self, expected: str) -> CallSyntaxError:
+    def error(self, expected: str) -> _CallSyntaxError:
         rest = self.text[self.position : self.position + 40]
         found = f"at character {self.position}, found {rest!r}" if rest else "at the end of the text"
-        return CallSyntaxError(f"{expected} {found}")
+        return _CallSyntaxError(f"{expected} {found}")

@@ -1,13 +1,29 @@
 """ToolACE: the notation of its calls, and its records."""
 
 import json
+import logging
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from src.data.sources.toolace import CallSyntaxError, ToolAceSource, looks_like_calls, parse_calls
+from src.data.sources.reading import Record
+from src.data.sources.toolace import ToolAceSource, parse_calls
 from src.protocol.dialogue import THOUGHT_OF_CALLS, THOUGHT_OF_RESPONSE, DataError, Message, ToolCall
+from tests.fuzzing import mutated_texts
+
+
+def read(text: str, names: Collection[str] = ()) -> tuple[list[tuple[str, Any]], str, set[str]]:
+    """Calls as pairs, response and shapes."""
+    calls, response, shapes = parse_calls(text, names, "x", "value")
+    return [(call.name, call.parameters) for call in calls], response, shapes
+
+
+def refused(text: str, names: Collection[str] = ()) -> str:
+    with pytest.raises(DataError) as error:
+        parse_calls(text, names, "x", "value")
+    return str(error.value).removeprefix("x: field 'value': expected ")
 
 
 @pytest.mark.parametrize(
@@ -40,16 +56,15 @@ from src.protocol.dialogue import THOUGHT_OF_CALLS, THOUGHT_OF_RESPONSE, DataErr
 )
 def test_calls_are_read(text: str, calls: list[tuple[str, dict[str, Any]]] | None) -> None:
     if calls is None:
-        with pytest.raises(CallSyntaxError):
-            parse_calls(text)
-        return
-    assert parse_calls(text) == (tuple(ToolCall(name, parameters) for name, parameters in calls), "")
+        refused(text)
+    else:
+        assert read(text) == (calls, "", set())
 
 
 def test_numbers_keep_their_type() -> None:
-    ((call,), _) = parse_calls("[f(a=3, b=3.0, c=.5, d=12345678901234567890)]")
+    ((_, parameters),) = read("[f(a=3, b=3.0, c=.5, d=12345678901234567890)]")[0]
 
-    assert [(type(value), value) for value in call.parameters.values()] == [
+    assert [(type(value), value) for value in parameters.values()] == [
         (int, 3),
         (float, 3.0),
         (float, 0.5),
@@ -60,14 +75,11 @@ def test_numbers_keep_their_type() -> None:
 def test_a_known_name_may_hold_a_parenthesis() -> None:
     text = '[Rates (daily)(base="EUR"), Rates(base="USD")]'
 
-    assert parse_calls(text, ["Rates", "Rates (daily)"])[0] == (
-        ToolCall("Rates (daily)", {"base": "EUR"}),
-        ToolCall("Rates", {"base": "USD"}),
-    )
+    assert read(text, ["Rates", "Rates (daily)"])[0] == [("Rates (daily)", {"base": "EUR"}), ("Rates", {"base": "USD"})]
 
 
 def test_text_behind_the_calls_is_returned() -> None:
-    assert parse_calls("[f(x=1)]  Then I will sum up [1]. ")[1] == "Then I will sum up [1]."
+    assert read("[f(x=1)]  Then I will sum up [1]. ")[1] == "Then I will sum up [1]."
 
 
 @pytest.mark.parametrize(
@@ -87,20 +99,101 @@ def test_text_behind_the_calls_is_returned() -> None:
         ("[f(x=[1, 2)]", "',' or ']' after an item at character 10, found ')]'"),
         ("[f(x={a: 1})]", "a quoted key at character 6"),
         (f"[f(x={'[' * 5000})]", "at most 64 levels of brackets"),
-        ("f(x=1)", "'[' at character 0"),
+        ("[f(x={'a': 1, 'a': 2})]", "key 'a' once in an object at character 17"),
+        ('[f(x="\\ud83d")]', "text without a lone surrogate at character 5"),
+        (f"[f(x=1{'0' * 400})]", "a finite number at character 5"),
+        (f"[f(x={'1' * 5000})]", "a finite number at character 5"),
     ],
 )
 def test_what_is_not_the_notation_is_refused_at_its_place(text: str, message: str) -> None:
-    with pytest.raises(CallSyntaxError) as error:
-        parse_calls(text)
-    assert message in str(error.value)
+    assert f"calls as [Name(parameter=value)], here {message}" in refused(text)
 
 
-def test_only_an_opening_bracket_with_a_name_and_a_parenthesis_looks_like_calls() -> None:
-    assert looks_like_calls(' [Get It(x="1")]') and looks_like_calls("[f(broken")
-    assert not any(
-        map(looks_like_calls, ["[1] (a source)", "Use [f(x=1)].", "[note] f(x)", "[]", "[list, of] (words)"])
-    )
+ONE, TWO = ("f", {"a": 1}), ("f", {"a": 2})
+TWO_IN_JSON = '[{"name": "f", "arguments": {"a": 1}}, {"name": "f", "parameters": {"a": 2}}]'
+
+
+@pytest.mark.parametrize(
+    ("text", "calls", "response", "shapes"),
+    [
+        ("[f(a=1)]\n[f(a=2)]", [ONE, TWO], "", {"in several lists"}),
+        ("[f(a=1)], [f(a=2)] Done, [1].", [ONE, TWO], "Done, [1].", {"in several lists"}),
+        ("f(a=1)", [ONE], "", {"without brackets"}),
+        ("f(a=1), f(a=2)\nf()", [ONE, TWO, ("f", {})], "", {"without brackets"}),
+        (TWO_IN_JSON, [ONE, TWO], "", {"as JSON"}),
+        ("{'name': 'f', 'arguments': {'a': True}} Wait.", [("f", {"a": True})], "Wait.", {"as JSON"}),
+        ('{"arguments": {"a": 1}, "name": "f"}\n[f(a=2)]', [ONE, TWO], "", {"as JSON", "in several lists"}),
+        (f"```json\n{TWO_IN_JSON}\n```\nWait.", [ONE, TWO], "Wait.", {"as JSON", "in a fence"}),
+        ("```python\nf(a=1)\nf(a=2)\n```", [ONE, TWO], "", {"without brackets", "in a fence"}),
+        ("```\n[f(a=1)]```\n\n``` [f(a=2)] ```", [ONE, TWO], "", {"in several lists", "in a fence"}),
+    ],
+)
+def test_calls_in_other_shapes_are_read(
+    text: str, calls: list[tuple[str, Any]], response: str, shapes: set[str]
+) -> None:
+    assert read(text, ["f"]) == (calls, response, shapes)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[1] See the source.",
+        "[1] (a source)",
+        "[note] f(x)",
+        "[list, of] (words)",
+        "Use [f(a=1)].",
+        "Use f(a=1).",
+        "f (the function) needs a city.",
+        "f(city) needs a city.",
+        "g(a=1)",
+        "f",
+        '{"city": "Oslo", "name": {"first": "f"}}',
+        '[{"name": "Oslo", "population": 700000}]',
+        '{"name": "Oslo"',
+        '[{"city": "Oslo"}, {broken',
+        "```python\nprint(f)\n```\nThis prints it.",
+        '```json\n{"city": "Oslo"}\n```',
+        "```\nUse [f(a=1)]\n```",
+        "[] is an empty list.",
+        "",
+    ],
+)
+def test_a_response_with_code_or_brackets_stays_one(text: str) -> None:
+    assert read(text, ["f"]) == ([], text, set())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[f(a=1)]\n[f(a=2", "',' or ')' after a value at the end of the text"),
+        ("f(a=name)", "a value (quoted string, number, true, false, null, list or object) at character 4"),
+        ("f(a=1) fetches it.", "nothing behind calls without brackets at character 6, found ' fetches it.'"),
+        ("```python\nf(a=1)\nprint(f)\n```", "'```' behind the calls at character 16"),
+        ("```\n[f(a=1)]", "'```' behind the calls at the end of the text"),
+        ('[{"name": "f", "arguments": {"a": 1}', "',' or '}' after a value at the end of the text"),
+        ('{"name": "f", "arguments": {"a": NaN}}', "a value (quoted string, number,"),
+        ('{"name": "f", "arguments": {"a": 1, "a": 2}}', "key 'a' once in an object"),
+    ],
+)
+def test_what_looks_like_calls_and_cannot_be_read_is_refused(text: str, message: str) -> None:
+    assert message in refused(text, ["f"])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"name": "f", "arguments": "{}"}]', "x: field 'value[0].arguments': expected an object, found '{}'."),
+        ('{"name": "f"}', "x: field 'value[0].arguments': expected an object under this key, found ['name']."),
+        (
+            '{"type": "function", "function": {"name": "f", "arguments": "{}"}}',
+            "x: field 'value[0].name': expected a string under this key, found ['function', 'type'].",
+        ),
+    ],
+)
+def test_json_calls_of_another_form_are_refused_by_field(text: str, message: str) -> None:
+    with pytest.raises(DataError) as error:
+        parse_calls(text, ["f"], "x", "value")
+    assert str(error.value).startswith(message)
 
 
 TOOLS = [
@@ -161,6 +254,58 @@ def test_a_dialogue_becomes_one_example_a_step(tmp_path: Path) -> None:
     }
 
 
+def test_an_empty_list_is_a_refusal_and_unusual_shapes_are_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = ["[]", "```json\n[]\n```", "ferry.book()", "[ferry.book()]\n[ferry.book()]", "[ferry.book()]"]
+    dialogues = [record(turns=[TURNS[0], {"from": "assistant", "value": text}]) for text in texts]
+    source = load(tmp_path, *dialogues)
+    with caplog.at_level(logging.INFO, "src"):
+        examples = source.load("train")
+        source.load("train")
+
+    text = "None of the provided functions can be used to answer this request."
+    assert [example.target for example in examples[:2]] == [Message("assistant", text, THOUGHT_OF_RESPONSE)] * 2
+    assert [example.tags for example in examples] == [
+        *[("response", "refusal")] * 2,
+        ("single_call",),
+        ("parallel_calls",),
+        ("single_call",),
+    ]
+    assert caplog.messages == [
+        "toolace: messages with calls in other shapes than one list: 2 as an empty list, 1 in several lists, "
+        "1 without brackets."
+    ]
+
+
+def test_mutated_messages_raise_nothing_but_data_errors(tmp_path: Path) -> None:
+    source = load(tmp_path)
+    bases = [
+        TURNS[1]["value"],
+        TURNS[3]["value"],
+        "ferry.book()\nferry.book()",
+        "```json\n" + json.dumps([{"name": "ferry.book", "arguments": {}}]) + "\n```",
+    ]
+    read_so = dict.fromkeys(("calls", "response", "refused"), 0)
+    for text in mutated_texts(3000, 20260101, bases):
+        turns = [TURNS[0], {"from": "assistant", "value": text}]
+        try:
+            (example,) = source.convert(Record(record(turns=turns), "x", "0"))
+            read_so["calls" if example.target.calls else "response"] += 1
+        except DataError:
+            read_so["refused"] += 1
+    assert min(read_so.values()) > 200  # the texts are not all junk
+
+
+def test_mutated_systems_raise_nothing_but_data_errors(tmp_path: Path) -> None:
+    source = load(tmp_path)
+    for system in mutated_texts(300, 20260101, [SYSTEM]):
+        try:
+            source.convert(Record(record(system=system), "x", "0"))
+        except DataError as error:
+            assert str(error).startswith("x: field '")
+
+
 BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "missing": (record(turns=...), ("field 'conversations'", "a list under this key, found ['system']")),
     "no-tools": (record(system="You are kind."), ("field 'system'", "a JSON list of tools", "You are kind.")),
@@ -175,11 +320,28 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "silent": (record(turns=TURNS[:1]), ("field 'conversations'", "at least one assistant message")),
     "call": (
         record(turns=[TURNS[0], {"from": "assistant", "value": "[ferry.book(day=Monday)]"}]),
-        ("field 'conversations[1].value'", "calls as [Name(parameter=value)]", "at character 16", "on_bad_record=skip"),
+        (
+            "field 'conversations[1].value'",
+            "calls as [Name(parameter=value)]",
+            "at character 16",
+            "data.on_bad_record=skip",
+        ),
     ),
     "unknown": (
         record(turns=[TURNS[0], {"from": "assistant", "value": "[hotel.book()]"}]),
         ("field 'conversations[1].value'", "tools on offer (Tide Times (v2), ferry.book), found 'hotel.book'"),
+    ),
+    "twice": (
+        record(system=SYSTEM.replace('"name": "ferry.book"', '"name": "ferry.book", "name": "b"')),
+        ("field 'system[1].name'", "this key once in its object, found ['ferry.book', 'b']"),
+    ),
+    "overflow": (
+        record(system=SYSTEM.replace('"type": "int"', '"type": "int", "default": 1e999')),
+        ("field 'system[0].parameters.properties.days.default'", "a finite number, found inf"),
+    ),
+    "no-user": (
+        record(turns=[{"from": "user", "value": " "}, *TURNS[1:]]),
+        ("field 'conversations[0].value'", "a user's request, found ' '"),
     ),
     "empty": (
         record(turns=[TURNS[0], {"from": "assistant", "value": " "}]),
