@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any, Literal
 
 from src.data.sources.base import CorpusSource, target_tags
-from src.data.sources.reading import Record, require
+from src.data.sources.reading import Record, check_json, parse_json, require
 from src.protocol.dialogue import (
     THOUGHT_OF_CALLS,
     THOUGHT_OF_RESPONSE,
@@ -56,9 +55,10 @@ class RllaSource(CorpusSource):
             field = "output"
             text = require(record.value, "output", str, record.where)
         target = parse_target(text, record.where, field)
+        check_json([{call.name: call.parameters} for call in target.calls], record.where, field)
         if self.thoughts == "placeholder":
             target = replace(target, thought=THOUGHT_OF_CALLS if target.calls else THOUGHT_OF_RESPONSE)
-        return [TurnExample((), (), target, self.name, record.id, prompt, target_tags(target))]
+        return [TurnExample((), (), target, self.name, record.id, prompt, target_tags(target), record.where)]
 
 
 def parse_target(text: str, where: str, field: str) -> Message:
@@ -104,8 +104,8 @@ def _bad_call(text: str) -> str:
 
 def _is_call(line: str) -> bool:
     try:
-        call: Any = json.loads(line)
-    except json.JSONDecodeError:
+        call = parse_json(line, "", "")
+    except DataError:
         return False
     return isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("parameters"), dict)
 

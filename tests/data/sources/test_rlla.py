@@ -108,6 +108,15 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ("field 'output'", 'calls as {"name": …, "parameters": {…}}, one a line', '"tide_times", "param'),
     ),
     "no-call": (sft("<think> a </think>\n<tool_call>\n</tool_call>"), ("calls as",)),
+    "twice": (
+        sft(OUTPUT.replace("}}", ', "harbour": "Leith"}}')),
+        ("field 'output'", "calls as", '"harbour": "Hull", "harbour": "Leith"'),
+    ),
+    "deep": (sft(f"<think> a </think>\n<tool_call>\n{'[' * 5000}\n</tool_call>"), ("calls as", "found '[[[[")),
+    "surrogate": (
+        sft(OUTPUT.replace("Hull", "Hull\\ud83d")),
+        ("field 'output[0].tide_times.harbour'", "text without a lone surrogate"),
+    ),
     "outside": (sft(OUTPUT + " Done."), ("no text outside the fields, found 'Done.'",)),
     "empty": (sft("<think> a </think>\n<response> </response>"), ("text inside <response>",)),
     "roles": ({**published(), "prompt": [{"role": "user", "content": "x"}]}, ("a system and a user message",)),
