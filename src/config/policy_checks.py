@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
 from src.config.placement import stored_dtype
-from src.config.rules import samples
+from src.config.rules import made, samples
 from src.data.rendering import PromptRenderer
 from src.errors import ConfigError
 from src.models.loading.architecture import load_architecture
@@ -123,10 +123,9 @@ def check_template(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> No
     """Check that the chat template leaves thinking to the policy: what a prompt has closed has no region to weigh.
 
     Raises:
-        ConfigError: it opens and closes `<think>` itself.
-        ValueError: a template that cannot be rendered.
+        ConfigError: it opens and closes `<think>` itself, or prompts cannot be written with it.
     """
-    renderer: PromptRenderer = instantiate(config.prompt, tokenizer)
+    renderer: PromptRenderer = made(config.prompt, "prompt", tokenizer)
     prefix = renderer.response_prefix
     if samples(config) and "think" in (read := parse(prefix)).fields and all(read.closed):
         raise ConfigError(

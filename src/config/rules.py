@@ -57,7 +57,7 @@ def _required(config: DictConfig) -> None:
 def _settings(config: DictConfig) -> None:
     """Each section by itself."""
     for section in _SETTINGS:
-        _made(config[section], section)
+        made(config[section], section)
     if config.get("warm_start") is not None and config.paths.cache_dir is None:
         raise ConfigError("paths.cache_dir: expected a folder, which keeps the result of warm_start, found null.")
     path = config.policy.get("path")
@@ -164,7 +164,7 @@ def _engine(config: DictConfig) -> None:
             f"{config.sampling.max_new_tokens} is more than rollout.max_model_len={limit}. Raise it, or lower one of "
             "them."
         )
-    params: SamplingParams = _made(config.sampling, "sampling")
+    params: SamplingParams = made(config.sampling, "sampling")
     try:
         check_mode(rollout.logprobs_mode)
         check_request([], params, [], logprobs_mode=rollout.logprobs_mode, max_model_len=limit or longest)
@@ -196,8 +196,8 @@ def _engine(config: DictConfig) -> None:
 def _data(config: DictConfig) -> None:
     """The datamodule's sources and limits, where the corpora lie, and what the metrics of its splits are called."""
     data = config.data
-    given = {name: data[name] for name in ("train", "val") if data.get(name) is not None}
-    made = {name: _made(node, "data") for name, node in given.items()}
+    given = {name: data[name] for name in ("train", "val") if "_target_" in (data.get(name) or {})}
+    sources_of = {name: made(node, "data") for name, node in given.items()}
     sources = [found for name, node in given.items() for found in _nodes(node, f"data.{name}")]
     if config.prompt.get("layout") == "compact":
         for path, node in sources:
@@ -209,14 +209,15 @@ def _data(config: DictConfig) -> None:
     if not config.get("dry_run"):
         for path, node in sources:
             target = target_of(node, path)
-            if isinstance(target, type) and issubclass(target, CorpusSource) and node.get("path") is not None:
-                try:
-                    corpus_files(node.path)
-                except (FileNotFoundError, ValueError) as error:
-                    raise ConfigError(f"{path}.{error}") from error
+            for key in ("path", "val_path"):
+                if isinstance(target, type) and issubclass(target, CorpusSource) and node.get(key) is not None:
+                    try:
+                        corpus_files(node[key])
+                    except (FileNotFoundError, ValueError) as error:
+                        raise ConfigError(f"{path}.{str(error).replace('path:', f'{key}:', 1)}") from error
     try:
         check_limits(data.max_prompt_tokens, data.get("limit_val"))
-        splits = tuple(validation_splits(made["train"], made.get("val"), data.get("val_splits")))
+        splits = tuple(validation_splits(sources_of["train"], sources_of.get("val"), data.get("val_splits")))
     except ValueError as error:
         raise ConfigError(str(error)) from error
     watched = {"optimized_metric": config.get("optimized_metric")}
@@ -247,14 +248,14 @@ def samples(config: DictConfig) -> bool:
     return "loss" in config.algorithm
 
 
-def _made(node: DictConfig, section: str) -> Any:
-    """The object of a section.
+def made(node: DictConfig, section: str, *arguments: Any) -> Any:
+    """The object of a section, from its config and further arguments.
 
     Raises:
         ConfigError: it refuses its settings; says what it says.
     """
     try:
-        return instantiate(node)
+        return instantiate(node, *arguments)
     except InstantiationException as error:
         cause = error.__cause__ or error
         raise ConfigError(f"{section}: {cause}" if section not in str(cause) else str(cause)) from error

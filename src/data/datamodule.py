@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from src.data.rendering import RenderedPrompt
 from src.data.sampler import ResumableLoader, RolloutSampler
-from src.data.sources.base import Source, check_limits, validation_splits
+from src.data.sources.base import Source, check_limits, dialogue_key, validation_splits
 from src.data.sources.checks import TargetCheck, check_example
 from src.protocol.dialogue import DataError, TurnExample
 
@@ -83,7 +83,7 @@ class ToolDialogueDataModule(LightningDataModule):
         train: Source,
         prompts_per_step: int,
         max_prompt_tokens: int,
-        val: Source | None = None,
+        val: Source | Mapping[str, Any] | None = None,
         renderer: Renderer | None = None,
         val_batch_size: int = 64,
         limit_val: int | None = None,
@@ -100,7 +100,8 @@ class ToolDialogueDataModule(LightningDataModule):
             prompts_per_step: prompts of a rollout step, over all ranks.
             max_prompt_tokens: longer prompts are dropped and counted, never cut.
             val: source to validate on: its splits other than `train`, or `train` as `val` if it has no other.
-                Without it, those other splits of the training source.
+                Without it, those other splits of the training source. A mapping is no source: `path` in it is where a
+                config keeps the location that the training source's `val_path` refers to.
             renderer: see there.
             val_batch_size: prompts of a validation batch on one rank.
             limit_val: at most so many prompts a validation split, a seeded choice.
@@ -112,7 +113,7 @@ class ToolDialogueDataModule(LightningDataModule):
         """
         super().__init__()
         check_limits(max_prompt_tokens, limit_val)
-        self.train_source, self.val_source = train, val or train
+        self.train_source, self.val_source = train, train if val is None or isinstance(val, Mapping) else val
         self.renderer = renderer
         self.prompts_per_step, self.val_batch_size = prompts_per_step, val_batch_size
         self.max_prompt_tokens, self.limit_val = max_prompt_tokens, limit_val
@@ -232,20 +233,23 @@ class ToolDialogueDataModule(LightningDataModule):
 
     @property
     def held_out(self) -> frozenset[bytes]:
-        """The validation prompts, by `prompt_key`."""
-        return frozenset(prompt_key(prompt) for name in self.val_names for prompt in self._prompts.get(name, ()))
+        """The `keys` of the validation prompts."""
+        return frozenset(
+            key for name in self.val_names for prompt in self._prompts.get(name, ()) for key in keys(prompt)
+        )
 
     def _leave_out_twins(self) -> None:
-        """Take what is validated on out of the training prompts."""
+        """Take prompts that are validated on, and other turns of their dialogues, out of the training prompts."""
         held_out = self.held_out
         trained = self._prompts.get("train", [])
-        twins = [prompt for prompt in trained if prompt_key(prompt) in held_out]
+        twins = [prompt for prompt in trained if not held_out.isdisjoint(keys(prompt))]
         if not twins:
             return
-        self._prompts["train"] = [prompt for prompt in trained if prompt_key(prompt) not in held_out]
+        taken = set(map(id, twins))
+        self._prompts["train"] = [prompt for prompt in trained if id(prompt) not in taken]
         self.twins += len(twins)
         log.warning(
-            "train: %d of %d prompts are validated on too, e.g. example '%s': left out of training.",
+            "train: %d of %d prompts are of dialogues that are validated on, e.g. '%s': left out of training.",
             len(twins), len(trained), twins[0].example.id,
         )  # fmt: skip
         if not self._prompts["train"]:
@@ -312,6 +316,6 @@ def _fault(example: TurnExample) -> DataError | None:
     return None
 
 
-def prompt_key(prompt: RenderedPrompt) -> bytes:
-    """A digest of a prompt's ids: equal prompts have equal keys."""
-    return hashlib.sha256(prompt.prompt_ids.numpy().tobytes()).digest()
+def keys(prompt: RenderedPrompt) -> tuple[bytes, bytes]:
+    """Digests by which prompts are told apart: equal prompts share the first, turns of one dialogue the second."""
+    return hashlib.sha256(prompt.prompt_ids.numpy().tobytes()).digest(), dialogue_key(prompt.example).encode()

@@ -138,11 +138,11 @@ def published_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> C
 
 def published_system(tools: Sequence[ToolSpec]) -> str:
     """The system message of the published training data: the tools and the output protocol (paper, Figure G.1)."""
-    listing = []
-    for number, tool in enumerate(tools, start=1):
-        head = {"description": "", "type": "string", "default": ""} if tool.filled else {}
-        parameters = json.dumps({name: {**head, **about} for name, about in tool.parameters.items()})
-        listing.append(f"{number}. Name: {tool.name}\nDescription: {tool.description}\nParameters: {parameters}")
+    listing = [
+        f"{number}. Name: {tool.name}\nDescription: {tool.description}\n"
+        f"Parameters: {json.dumps(tool.published_parameters())}"
+        for number, tool in enumerate(tools, start=1)
+    ]
     return _SYSTEM_HEAD + "\n".join(listing) + _SYSTEM_TAIL
 
 

@@ -77,6 +77,11 @@ class ToolSpec:
         schema = {"type": "object", "properties": dict(parameters)}
         return cls({"name": name, "description": description, "parameters": schema})
 
+    def published_parameters(self) -> dict[str, dict[str, JsonValue]]:
+        """The parameters as the published prompt shows them; see `filled`."""
+        head = {"description": "", "type": "string", "default": ""} if self.filled else {}
+        return {name: {**head, **about} for name, about in self.parameters.items()}
+
     def renamed(self, name: str, description: str, parameters: Mapping[str, str]) -> ToolSpec:
         """The tool with another name and description, and with new names of its parameters by their old ones."""
         function = dict(_function(self.json))

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.algorithm.region_weights import RegionWeighting
-from src.data.datamodule import PromptBatch, prompt_key
+from src.data.datamodule import PromptBatch, keys
 from src.data.rendering import PromptRenderer, RenderedPrompt
 from src.data.sources.base import Source
 from src.models.loading.loading import LoadedPolicy
@@ -82,7 +82,7 @@ def warm_start(
         cache: folder of finished stages, one file each; the same for all nodes.
         trainer: arguments of Lightning's Trainer that say where to run (accelerator, devices, strategy, …).
         max_row_tokens: longest packed row; it does not change the result.
-        held_out: prompts that the run validates on, by `prompt_key`; they are left out.
+        held_out: prompts that the run validates on, by their `keys`; they and their dialogues are left out.
 
     Returns:
         The cached file. Its name is a digest of the settings, the start weights, and the tokenised examples.
@@ -176,7 +176,7 @@ def within(
         examples: to imitate.
         renderer: of prompts and targets.
         max_tokens: of the longest example.
-        held_out: prompts to leave out, by `prompt_key`.
+        held_out: `keys` of the prompts to leave out, with their dialogues.
 
     Raises:
         ValueError: there is none.
@@ -188,7 +188,7 @@ def within(
         raise ValueError(f"max_tokens: all {len(examples)} examples are longer than {max_tokens} tokens.")
     if len(kept) < len(examples):
         log.info("Warm start: %d examples, %d dropped (> %d tokens).", len(kept), len(examples) - len(kept), max_tokens)
-    apart = [prompt for prompt in kept if prompt_key(prompt) not in held_out]
+    apart = [prompt for prompt in kept if set(held_out).isdisjoint(keys(prompt))]
     if not apart:
         raise ValueError(f"warm_start.source: all {len(kept)} prompts are validated on. Imitate others.")
     if len(apart) < len(kept):

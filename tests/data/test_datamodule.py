@@ -148,8 +148,10 @@ def test_training_prompts_that_are_validated_on_are_left_out_and_counted(caplog:
     caplog.set_level("WARNING")
     made = ready(Leaky(train=22, val=3))
     assert [int(prompt.example.id) for prompt in made.prompts("train")] == list(range(3, 22))
-    assert (made.twins, len(made.prompts("val")), len(made.held_out)) == (3, 3, 3)
-    assert "train: 3 of 22 prompts are validated on too, e.g. example '0': left out of training." in caplog.text
+    assert (made.twins, len(made.prompts("val")), len(made.held_out)) == (3, 3, 6)
+    assert (
+        "train: 3 of 22 prompts are of dialogues that are validated on, e.g. '0': left out of training." in caplog.text
+    )
     with pytest.raises(ValueError, match=r"data: all 22 training prompts are validated on.*set data\.val\.path"):
         ready(Leaky(train=22, val=22))
 

@@ -5,6 +5,7 @@ A builder gets a `Place` and raises, or returns what was said instead.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -30,6 +31,7 @@ from src.config.instantiating import instantiate_loggers
 from src.config.policy_checks import check_policy
 from src.config.rules import check_config
 from src.data.sources.rlla import RllaSource
+from src.data.sources.toolace import ToolAceSource
 from src.data.sources.xlam import XlamSource
 from src.models.checkpoints.resume_from import resume_from
 from src.models.loading.loading import PolicyConfig, load_policy
@@ -41,11 +43,12 @@ from src.runs.launching import check_launch
 from src.train import train
 from src.wings.evaluation.resolving import resolve_model
 from src.wings.memory.preflight import check_disk
-from tests.conftest import ROOT, eval_config, train_config
+from tests.conftest import ROOT, SMALL, eval_config, published_corpus, train_config
 
 TOOLS = [{"name": "sky", "description": "The sky.", "parameters": {"city": {"type": "str", "description": "Where."}}}]
 ANSWERS = [{"name": "sky", "arguments": {"city": "Oslo"}}]
 XLAM = {"query": "Sun?", "tools": json.dumps(TOOLS), "answers": json.dumps(ANSWERS)}
+TURNS = [{"from": "user", "value": "Sun?"}, {"from": "assistant", "value": '[sky(city="Oslo)]'}]
 SMALL_POLICY = ("data.max_prompt_tokens=400", "sampling.max_new_tokens=112", "optimizer.learning_rate=1.0e-4")
 
 
@@ -148,6 +151,29 @@ def _closed_thought(folder: Path) -> None:
     end = "{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}"
     opened = "{% if add_generation_prompt %}<|im_start|>assistant\n" + end + "{% endif %}"
     (folder / "chat_template.jinja").write_text(template + opened)
+
+
+def _template(change: Callable[[str], str]) -> Callable[[Path], object]:
+    """What rewrites the chat template of a model folder."""
+
+    def rewrite(folder: Path) -> None:
+        file = folder / "chat_template.jinja"
+        before = file.read_text()
+        file.write_text(change(before))
+        assert file.read_text() != before
+
+    return rewrite
+
+
+def _unmatchable(place: Place) -> None:
+    """Training on a target with the end-of-turn token in its thought."""
+    corpus = published_corpus(place.folder / "x.json", 12)
+    rows = json.loads(corpus.read_text())
+    rows[0]["output"] = "<think> It ends with <|im_end|> here. </think>\n<response> Hi. </response>"
+    corpus.write_text(json.dumps(rows))
+    small = [override for override in SMALL if not override.startswith("data.train.")]
+    settings = ("data=rlla", f"data.path={corpus}", "prompt.layout=published", f"policy.path={place.policy}", *small)
+    train(train_config(place.folder / "run", *settings, "data.train.val_share=0.25", "data.limit_val=1"))
 
 
 def _one_token_more(folder: Path) -> None:
@@ -311,6 +337,15 @@ def _torn_parquet(path: Path) -> None:
     cut(path)
 
 
+def _null_in_parquet(path: Path) -> None:
+    schema = {"type": "object", "properties": {"city": {"type": ["string", "null"]}}, "required": ["city"]}
+    rows = [
+        {"query": "Sun?", "tools": json.dumps([{"name": "sky", "parameters": schema}]), "answers": [answer]}
+        for answer in (*ANSWERS, {"name": "sky", "arguments": {"city": None}})
+    ]
+    parquet.write_table(pa.Table.from_pylist(rows), path)
+
+
 BAD_INPUTS: Mapping[str, Builder] = {
     "misspelt key on the command line": lambda place: "".join(unknown_keys(["updates.rollout_step=3"], "train.yaml")),
     "misspelt key behind `+`, or in an experiment's file": config("+updates.rollout_step=3"),
@@ -347,24 +382,55 @@ BAD_INPUTS: Mapping[str, Builder] = {
     "chat template that closes `<think>` itself": policy(
         "+prompt.chat_template_kwargs.enable_thinking=false", change=_closed_thought
     ),
+    "chat template that drops the system message": policy(
+        change=_template(lambda text: text.replace("in messages", "in messages if message['role'] != 'system'"))
+    ),
+    "chat template that changes a text": policy(
+        change=_template(lambda text: text.replace("['content']", "['content'] | escape"))
+    ),
+    "chat template that ends answers with plain text": policy(
+        change=_template(lambda text: text.replace("<|im_end|>", "[END]"))
+    ),
+    "date that is none": policy(
+        "prompt.date=yesterday", change=_template(lambda text: "{{ strftime_now('%d %b') }}" + text)
+    ),
     "compact prompts of a corpus that has its own": config("data=rlla", "data.path=x.json", "prompt.layout=compact"),
     "several processes without a common run folder": lambda place: check_launch(
         {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2"}, []
     ),
     "file that is not there": config("data=xlam", "data.path=nowhere.json"),
     "file of an unknown kind": lambda place: config("data=xlam", f"data.path={place.file('x.csv', 'a,b')}")(place),
+    "folder without a corpus": lambda place: config("data=xlam", f"data.path={place.file('README.md', '').parent}")(
+        place
+    ),
     "JSON that is cut short": records("x.json", xlam()[:-20]),
     "JSON lines with a broken one": records("x.jsonl", f"{json.dumps(XLAM)}\n{json.dumps(XLAM)[:-9]}\n"),
     "parquet that is cut short": records("x.parquet", _torn_parquet),
+    "gzip file that is cut short": records("x.json.gz", gzip.compress(xlam().encode())[:-9]),
     "text that is not UTF-8": records("x.json", xlam().encode().replace(b"Sun", b"\xff\xfe")),
     "JSON nested without end": records("x.json", _nested),
-    "list that is an object": records("x.json", json.dumps({"data": [XLAM]})),
+    "object with several lists of records, or none": records("x.json", json.dumps({"a": [XLAM], "b": [XLAM]})),
+    "record that is no object": records("x.json", json.dumps([XLAM, "Sun?"])),
+    "key that occurs twice in an object": records(
+        "x.json", xlam(answers=json.dumps(ANSWERS).replace("}}", ', "city": "Rome"}}'))
+    ),
+    "NaN, Infinity, or a number that no float can hold": records(
+        "x.json", xlam(tools=json.dumps(TOOLS).replace('"Where."', '"Where.", "default": 1e999'))
+    ),
+    "half of an emoji": records("x.json", xlam(query="Sun \ud83d")),
     "field of the wrong type": records("x.json", xlam(query=7)),
     "field that is missing": records("x.json", xlam(answers=None)),
+    "request without text": records("x.json", xlam(query=" ")),
+    "answers that open like calls and are none": records("x.json", xlam(answers=json.dumps(ANSWERS)[:-2])),
+    "null for a required parameter in a nested column of parquet": records("x.parquet", _null_in_parquet),
     "call of a tool that is not on offer": records("x.json", xlam(answers=json.dumps([{**ANSWERS[0], "name": "sea"}]))),
+    "message of ToolACE that opens like calls and is none": records(
+        "x.json", json.dumps([{"system": json.dumps(TOOLS), "conversations": TURNS}]), ToolAceSource
+    ),
     "target outside the output protocol": records(
         "x.json", json.dumps([{"instruction": "i", "input": "j", "output": "Sure!"}]), RllaSource
     ),
+    "target that no reader reads back as it was written": _unmatchable,
     "benchmark without its data": lambda place: instantiate(
         eval_config(place.folder, "benchmark=[api_bank]", f"paths.data_dir={place.folder}").benchmark.api_bank
     ).samples(),

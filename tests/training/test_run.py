@@ -105,5 +105,5 @@ def test_prompts_that_are_validated_on_are_neither_trained_on_nor_imitated(rando
     settings = (*settings, "data.limit_val=null", "warm_start=sft", f"policy.path={random_policy}")
     train(train_config(tmp_path / "run", *settings))
     assert json.loads((tmp_path / "run/summary.json").read_text())["twins"] == 3
-    assert "train: 3 of 12 prompts are validated on too" in caplog.text
+    assert "train: 3 of 12 prompts are of dialogues that are validated on" in caplog.text
     assert "Warm start: 3 prompts are validated on: left out." in caplog.text

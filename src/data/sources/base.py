@@ -138,7 +138,11 @@ def dialogue_key(example: TurnExample) -> str:
     if example.prompt is not None:
         opening: object = [example.prompt.system, example.prompt.user.split("</user>", 1)[0]]
     else:
-        opening = [[asdict(tool) for tool in example.tools], asdict(example.history[0])]
+        tools = [
+            {"name": tool.name, "description": tool.description, "parameters": tool.published_parameters()}
+            for tool in example.tools
+        ]
+        opening = [tools, asdict(example.history[0])]
     return hashlib.sha256(json.dumps(opening, sort_keys=True).encode()).hexdigest()
 
 
@@ -184,6 +188,7 @@ class CorpusSource(ABC):
         hub_split: str = "train",
         val_count: int = 0,
         val_share: float = 0.0,
+        val_path: str | None = None,
         seed: int = 0,
         on_bad_record: Literal["error", "skip"] = "error",
         name: str | None = None,
@@ -196,6 +201,7 @@ class CorpusSource(ABC):
             hub_split: its split.
             val_count: dialogues to hold out for validation.
             val_share: or their share of all dialogues. Neither: no `val` split.
+            val_path: file or folder to validate on, in place of held-out dialogues.
             seed: of the held-out choice.
             on_bad_record: `error` stops the load at the first bad record; `skip` leaves bad ones out, logs and counts
                 them in `skipped`. A file that cannot be read at all always stops the load.
@@ -205,7 +211,7 @@ class CorpusSource(ABC):
             raise ValueError(f"on_bad_record: expected 'error' or 'skip', found {on_bad_record!r}.")
         self.name = name or self.default_name
         self.path, self.hub_id, self.hub_split = path, hub_id, hub_split
-        self.val_count, self.val_share, self.seed = val_count, val_share, seed
+        self.val_count, self.val_share, self.val_path, self.seed = val_count, val_share, val_path, seed
         self.on_bad_record = on_bad_record
         self.skipped = 0
 
@@ -218,8 +224,8 @@ class CorpusSource(ABC):
         """
 
     def splits(self) -> tuple[str, ...]:
-        """`train`, and `val` where dialogues are held out."""
-        return ("train", "val") if self.val_count or self.val_share else ("train",)
+        """`train`, and `val` where dialogues are held out or there is a file of them."""
+        return ("train", "val") if self.val_count or self.val_share or self.val_path else ("train",)
 
     def load(self, split: str) -> list[TurnExample]:
         """All examples of a split, in the order of the corpus.
@@ -231,13 +237,16 @@ class CorpusSource(ABC):
         if split not in self.splits():
             raise ValueError(
                 f"source '{self.name}': expected a split of {self.splits()}, found '{split}'. "
-                "Set val_count or val_share to hold dialogues out."
+                "Set val_path to a file, or val_count or val_share to hold dialogues out."
             )
         return list(self._by_split[split])
 
     @cached_property
     def _by_split(self) -> dict[str, list[TurnExample]]:
-        examples = self._read()
+        self.skipped = 0
+        if self.val_path is not None:
+            return {"train": self._read(self.path), "val": self._read(self.val_path)}
+        examples = self._read(self.path)
         keys = [dialogue_key(example) for example in examples]
         held_out = hold_out(keys, self.val_count, self.val_share, self.seed)
         parts: dict[str, list[TurnExample]] = {"train": [], "val": []}
@@ -245,10 +254,9 @@ class CorpusSource(ABC):
             parts["val" if key in held_out else "train"].append(example)
         return parts
 
-    def _read(self) -> list[TurnExample]:
+    def _read(self, path: str | None) -> list[TurnExample]:
         examples: list[TurnExample] = []
-        self.skipped = 0
-        for record in read_records(self.path, self.hub_id, self.hub_split):
+        for record in read_records(path, self.hub_id, self.hub_split):
             try:
                 if isinstance(record, DataError):
                     raise record
@@ -262,5 +270,5 @@ class CorpusSource(ABC):
         if self.skipped:
             log.warning("%s: %d bad records skipped, %d examples read.", self.name, self.skipped, len(examples))
         if not examples:
-            raise ValueError(f"source '{self.name}': no example in {self.path or self.hub_id}.")
+            raise ValueError(f"source '{self.name}': no example in {path or self.hub_id}.")
         return examples

@@ -73,9 +73,9 @@ class ToolAceSource(CorpusSource):
             raise DataError(record.where, "conversations", "at least one assistant message", turns)
         return examples
 
-    def _read(self) -> list[TurnExample]:
+    def _read(self, path: str | None) -> list[TurnExample]:
         self._shapes.clear()
-        examples = super()._read()
+        examples = super()._read(path)
         if self._shapes:
             counts = ", ".join(f"{count} {shape}" for shape, count in sorted(self._shapes.items()))
             log.info("%s: messages with calls in other shapes than one list: %s.", self.name, counts)

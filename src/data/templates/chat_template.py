@@ -147,7 +147,7 @@ def _render(
 
 
 def _error(tokenizer: PreTrainedTokenizerBase, found: str) -> ConfigError:
-    return ConfigError(f"policy: the chat template of '{tokenizer.name_or_path}' {found}")
+    return ConfigError(f"prompt: the chat template of '{tokenizer.name_or_path}' {found}")
 
 
 @cache

@@ -9,6 +9,7 @@ import pytest
 
 from src.data.sources.base import REFUSAL, dialogue_key, hold_out, json_calls, target_tags
 from src.data.sources.toolace import ToolAceSource
+from src.data.sources.tools import tool_specs
 from src.protocol.dialogue import ChatPrompt, DataError, Message, ToolCall, TurnExample
 
 CALL = ToolCall("f", {})
@@ -170,3 +171,12 @@ def test_examples_know_their_place(tmp_path: Path) -> None:
     source = corpus(tmp_path, [multi_turn(0), multi_turn(1)])
 
     assert [example.where for example in source.load("train")] == [f"{source.path}[{index}]" for index in (0, 0, 1, 1)]
+
+
+def test_the_key_of_a_dialogue_never_changes() -> None:
+    """Which dialogues are held out depends on it."""
+    tool = {"name": "sky", "parameters": {"city": {"type": "str"}, "day": {"description": "When.", "default": 1}}}
+    for parameters in (tool["parameters"], {"type": "object", "properties": tool["parameters"], "required": ["city"]}):
+        (spec,) = tool_specs([{**tool, "parameters": parameters}], "x", "tools")
+        example = TurnExample((spec,), (Message("user", "Sun?"),), Message("assistant", "Yes."), "doc", "0")
+        assert dialogue_key(example)[:16] == "5c11144b83be63cb"
