@@ -170,9 +170,12 @@ def _arrow_rows(file: Path) -> Iterator[dict[str, JsonValue]]:
     kind = "parquet" if file.suffix == ".parquet" else "Arrow"
     try:
         with pa.memory_map(str(file)) as stream:
-            table = parquet.ParquetFile(stream) if kind == "parquet" else ipc.open_stream(stream)
-            batches = table.iter_batches() if isinstance(table, parquet.ParquetFile) else table
-            schema = table.schema_arrow if isinstance(table, parquet.ParquetFile) else table.schema
+            if kind == "parquet":
+                table = parquet.ParquetFile(stream)
+                batches, schema = table.iter_batches(), table.schema_arrow
+            else:
+                batches = ipc.open_stream(stream)
+                schema = batches.schema
             yield from _present(chain.from_iterable(batch.to_pylist() for batch in batches), schema, str(file))
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -231,12 +234,11 @@ def _structs(kind: pa.DataType) -> dict[str, Any] | list[Any] | None:
     >>> _structs(pyarrow.list_(pyarrow.struct({"name": pyarrow.string(), "arguments": pyarrow.struct([])})))
     [{'name': None, 'arguments': {}}]
     """
-    import pyarrow as pa
+    from pyarrow import types
 
-    if pa.types.is_struct(kind):
+    if types.is_struct(kind):
         return {field.name: _structs(field.type) for field in kind.fields}
-    lists = (pa.ListType, pa.LargeListType, pa.FixedSizeListType, pa.ListViewType, pa.LargeListViewType)
-    inner = _structs(kind.value_type) if isinstance(kind, lists) else None
+    inner = _structs(kind.value_type) if hasattr(kind, "value_field") else None  # lists of all kinds
     return None if inner is None else [inner]
 
 
@@ -262,7 +264,7 @@ def _record(value: JsonValue, where: str, id: str, columns: bool = False) -> Rec
 
 @dataclass(frozen=True, slots=True)
 class _Repeated:
-    """In an object: the values of a key that occurs more than once. No JSON, so that `check_json` comes upon it."""
+    """Stands for the values of a key that occurs more than once in an object. `check_json` refuses it."""
 
     values: list[JsonValue]
 
@@ -276,11 +278,11 @@ def _object(pairs: list[tuple[str, JsonValue]]) -> dict[str, JsonValue]:
 
 
 DECODER = json.JSONDecoder(object_pairs_hook=_object)
-"""Reads JSON, with what is left to `check_json` to refuse."""
+"""Reads JSON and keeps what `check_json` refuses: repeated keys, numbers that are not finite, lone surrogates."""
 
 
 def _no_json(value: object) -> None:
-    """A repeated key is refused; the dates and bytes that Arrow may have in columns are not looked at."""
+    """The encoder asks this for other values than JSON's, such as dates and bytes in columns of Arrow."""
     if isinstance(value, _Repeated):
         raise ValueError
 
@@ -289,7 +291,7 @@ _ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=
 
 
 def check_json(value: JsonValue, where: str, field: str) -> None:
-    """Refuse in a value that `DECODER` read what other readers of JSON would read differently, or not at all.
+    """Refuse what `DECODER` keeps and other readers of JSON read differently or not at all.
 
     >>> check_json(DECODER.decode('[{"city": "Oslo", "days": 1e999}]'), "x.json[4]", "answers")
     Traceback (most recent call last):
@@ -300,11 +302,12 @@ def check_json(value: JsonValue, where: str, field: str) -> None:
     """
     try:
         _ENCODER.encode(value).encode()
-    except ValueError:
-        _refuse(value, where, field)
+    except (ValueError, RecursionError):
+        try:
+            _refuse(value, where, field)
+        except RecursionError:
+            raise DataError(where, field or "record", _SHALLOW, "…") from None
         raise
-    except RecursionError:
-        raise DataError(where, field or "record", _SHALLOW, "…") from None
 
 
 def _refuse(value: JsonValue, where: str, path: str) -> None:
