@@ -116,7 +116,7 @@ def test_every_step_of_a_dialogue_is_learnt_once_and_from_what_came_before(messa
 
 NAMES = st.from_regex(r"[a-z]{2,6}_[a-z]{2,6}", fullmatch=True)
 TOOLS = st.lists(
-    st.builds(ToolSpec, NAMES, WORDS, st.dictionaries(NAMES, st.just({"type": "string"}), max_size=3)),
+    st.builds(ToolSpec.of, NAMES, WORDS, st.dictionaries(NAMES, st.just({"type": "string"}), max_size=3)),
     min_size=1,
     max_size=4,
     unique_by=lambda tool: tool.name,

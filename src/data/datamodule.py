@@ -16,12 +16,10 @@ from torch.utils.data import DataLoader, Dataset
 from src.data.rendering import RenderedPrompt
 from src.data.sampler import ResumableLoader, RolloutSampler
 from src.data.sources.base import Source, check_limits, dialogue_key, validation_splits
-from src.data.sources.checks import TargetCheck, check_example
+from src.data.sources.checks import TargetCheck, example_fault
 from src.protocol.dialogue import DataError, TurnExample
 
 log = logging.getLogger(__name__)
-
-_SHOWN = 5  # bad examples of a split that are logged each; all are counted
 
 
 class Renderer(Protocol):
@@ -196,7 +194,7 @@ class ToolDialogueDataModule(LightningDataModule):
         self.dropped[name] = self.bad[name] = 0
         while order and len(kept) < limit:
             taken, order = order[: max(limit - len(kept), 64)], order[max(limit - len(kept), 64) :]
-            good = [index for index in taken if self._fine(name, _fault(examples[index]))]
+            good = [index for index in taken if self._fine(name, example_fault(examples[index]))]
             prompts = zip(good, renderer.render_all([examples[index] for index in good]), strict=True)
             short = {index: prompt for index, prompt in prompts if len(prompt.prompt_ids) <= self.max_prompt_tokens}
             self.dropped[name] += len(good) - len(short)
@@ -214,9 +212,8 @@ class ToolDialogueDataModule(LightningDataModule):
                 f"than {self.max_prompt_tokens} tokens. Raise it."
             )
         self._prompts[name] = [kept[index] for index in sorted(kept)]
-        log.info(
-            "%s: %d prompts, %d dropped (> %d tokens).", name, len(kept), self.dropped[name], self.max_prompt_tokens
-        )
+        dropped = self.dropped[name]
+        log.info("%s: %d prompts, %d dropped (> %d tokens).", name, len(kept), dropped, self.max_prompt_tokens)
         if self.bad[name]:
             log.warning("%s: %d bad examples left out (data.on_bad_record=skip).", name, self.bad[name])
 
@@ -225,10 +222,10 @@ class ToolDialogueDataModule(LightningDataModule):
         if fault is None:
             return True
         if self.on_bad_record == "error":
+            fault.args = (f"{fault} Correct it, or leave bad records out with data.on_bad_record=skip.",)
             raise fault
         self.bad[name] += 1
-        if self.bad[name] <= _SHOWN:
-            log.warning("Bad record skipped: %s", fault)
+        log.warning("Bad record skipped: %s", fault)
         return False
 
     @property
@@ -306,14 +303,6 @@ class ToolDialogueDataModule(LightningDataModule):
         self._restored = state_dict.get("sampler")
         if self._sampler is not None and self._restored is not None:
             self._sampler.load_state_dict(self._restored)
-
-
-def _fault(example: TurnExample) -> DataError | None:
-    try:
-        check_example(example)
-    except DataError as error:
-        return error
-    return None
 
 
 def keys(prompt: RenderedPrompt) -> tuple[bytes, bytes]:

@@ -228,11 +228,7 @@ class PromptRenderer:
 
     def encode_chat(self, prompt: ChatPrompt) -> Tensor:
         """Token ids of two chat messages under the model's template, ready to sample from, int64 [P]."""
-        return self._cache.encode([self.chat_text(prompt)])[0]
-
-    def chat_text(self, prompt: ChatPrompt) -> str:
-        """The text behind `encode_chat`'s ids, special tokens spelled out, for a server that tokenises itself."""
-        return self.template.prompt_text(prompt)
+        return self._cache.encode([self.template.prompt_text(prompt)])[0]
 
     def chat_prompt(self, example: TurnExample) -> ChatPrompt:
         """The two chat messages of an example's prompt.

@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from src.protocol.parsing import parse_bytes
-from src.protocol.token_bytes import DecodedBatch, TokenBytes
+from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import ParsedResponse, Region
-
-__all__ = ["DecodedCompletion", "TokenBytes", "read_completion", "read_completions", "tag_tokens", "token_regions"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +53,8 @@ def read_completions(
     """
     if not token_ids:
         return []
-    batch, lengths = _decode(token_ids, table, stop_ids)
+    lengths = list(map(len, token_ids))
+    batch = table.decode_batch(torch.cat(list(token_ids)).cpu().numpy(), lengths, stop_ids)
     parsed = [
         parse_bytes(text, prefix=prefix.encode("utf-8", "surrogatepass"))
         for text, prefix in zip(batch.texts, prefixes, strict=True)
@@ -63,40 +62,6 @@ def read_completions(
     regions = torch.from_numpy(tag_tokens(batch.sizes, parsed)).to(token_ids[0].device).split(lengths)
     texts = [prefix + text.decode("utf-8", "replace") for text, prefix in zip(batch.texts, prefixes, strict=True)]
     return list(map(DecodedCompletion, texts, parsed, regions))
-
-
-def token_regions(token_ids: Tensor, parsed: ParsedResponse, table: TokenBytes, stop_ids: Collection[int]) -> Tensor:
-    """Region of each sampled token: that of its first byte.
-
-    A token that straddles a border belongs to the region that it begins in. The stop token, anything after it and
-    tokens without bytes are FORMAT.
-
-    Args:
-        token_ids: int64 [T].
-        parsed: what the bytes of these ids, up to the stop token, parsed to.
-        table: the bytes of each token.
-        stop_ids: end-of-turn tokens.
-
-    Returns:
-        int64 [T] on the device of `token_ids`.
-
-    Raises:
-        ValueError: `parsed` is about a text of another length than these ids'.
-
-    >>> from src.protocol.parsing import parse
-    >>> table = TokenBytes((b"<think>", b"Hm", b"m.</", b"think>", b"<eos>"))
-    >>> ids = torch.tensor([0, 1, 2, 3, 4])
-    >>> [Region(i).label for i in token_regions(ids, parse("<think>Hmm.</think>"), table, {4}).tolist()]
-    ['format', 'reasoning', 'reasoning', 'format', 'format']
-    """
-    batch, _ = _decode([token_ids], table, stop_ids)
-    size = len(batch.texts[0])
-    if size != parsed.size:
-        raise ValueError(
-            f"token_regions: expected a response of {size} bytes, the tokens' own, found one of {parsed.size}. "
-            "Parse table.decode(token_ids) without the stop token, or call read_completion."
-        )
-    return torch.from_numpy(tag_tokens(batch.sizes, [parsed])).to(token_ids.device)
 
 
 def tag_tokens(sizes: NDArray[np.int32], parsed: Sequence[ParsedResponse]) -> NDArray[np.int64]:
@@ -126,11 +91,3 @@ def tag_tokens(sizes: NDArray[np.int32], parsed: Sequence[ParsedResponse]) -> ND
     regions[: counts.sum()] = np.repeat(labels, counts)
     regions[sizes == 0] = Region.FORMAT
     return regions
-
-
-def _decode(
-    token_ids: Sequence[Tensor], table: TokenBytes, stop_ids: Collection[int]
-) -> tuple[DecodedBatch, list[int]]:
-    """The bytes of completions, and how many tokens each has."""
-    lengths = list(map(len, token_ids))
-    return table.decode_batch(torch.cat(list(token_ids)).cpu().numpy(), lengths, stop_ids), lengths

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -70,7 +70,7 @@ def warm_start(
     cache: Path,
     trainer: Mapping[str, Any],
     max_row_tokens: int = 16384,
-    held_out: Collection[bytes] = (),
+    held_out: frozenset[bytes] = frozenset(),
 ) -> Path:
     """Fine-tune the policy in place, or load the result of the same stage from the cache.
 
@@ -168,7 +168,7 @@ def imitate(
 
 
 def within(
-    examples: Sequence[TurnExample], renderer: PromptRenderer, max_tokens: int, held_out: Collection[bytes] = ()
+    examples: Sequence[TurnExample], renderer: PromptRenderer, max_tokens: int, held_out: frozenset[bytes] = frozenset()
 ) -> list[RenderedPrompt]:
     """The rendered prompts of the examples that take at most `max_tokens` tokens, prompt and target.
 
@@ -188,7 +188,7 @@ def within(
         raise ValueError(f"max_tokens: all {len(examples)} examples are longer than {max_tokens} tokens.")
     if len(kept) < len(examples):
         log.info("Warm start: %d examples, %d dropped (> %d tokens).", len(kept), len(examples) - len(kept), max_tokens)
-    apart = [prompt for prompt in kept if set(held_out).isdisjoint(keys(prompt))]
+    apart = [prompt for prompt in kept if held_out.isdisjoint(keys(prompt))]
     if not apart:
         raise ValueError(f"warm_start.source: all {len(kept)} prompts are validated on. Imitate others.")
     if len(apart) < len(kept):

@@ -24,9 +24,9 @@ import pyarrow.parquet as parquet
 from src.data.rendering import PromptRenderer
 from src.data.sources import base
 from src.data.sources.base import CorpusSource
-from src.data.sources.checks import TargetCheck, check_example
+from src.data.sources.checks import TargetCheck, example_fault
 from src.data.sources.xlam import XlamSource
-from src.protocol.dialogue import DataError, TurnExample
+from src.protocol.dialogue import TurnExample
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import ToolCallReward
 from src.wings.tiny.make import build_tokenizer
@@ -209,19 +209,11 @@ class Reader:
             examples = source.load("train")
         finally:
             base.log.warning = warn  # type: ignore[method-assign]
-        faults = [_fault(example) for example in examples]
+        faults = [example_fault(example) for example in examples]
         fine = [example for example, fault in zip(examples, faults, strict=True) if fault is None]
         found = self._check.faults(fine)
         said += [str(fault) for fault in [*faults, *found] if fault is not None]
         return [example for example, fault in zip(fine, found, strict=True) if fault is None], said
-
-
-def _fault(example: TurnExample) -> DataError | None:
-    try:
-        check_example(example)
-    except DataError as error:
-        return error
-    return None
 
 
 def found(fault: Callable[[random.Random, Record], None], count: int, seed: int, reader: Reader) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from src.protocol import parsing
 from src.protocol.parsing import parse_bytes
-from src.protocol.regions import DecodedCompletion, read_completion, read_completions, token_regions
+from src.protocol.regions import DecodedCompletion, read_completion, read_completions
 from src.protocol.token_bytes import LeadingSpace, TokenBytes
 from src.protocol.types import ParsedResponse, Region
 from tests.fuzzing import PIECES, base_texts, mutated_texts
@@ -118,7 +118,6 @@ def test_a_batch_of_real_targets(
     read = read_completions([torch.tensor(ids) for ids in batch], table, (stop,), [""] * len(batch))
     for ids, one in zip(batch, read, strict=True):
         assert_same(one, one_by_one(ids, table, (stop,), "", monkeypatch))
-        assert torch.equal(one.regions, token_regions(torch.tensor(ids), one.parsed, table, (stop,)))
         assert torch.equal(one.regions, read_completion(torch.tensor(ids), table, (stop,)).regions)
 
 

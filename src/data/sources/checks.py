@@ -29,6 +29,15 @@ class TargetRenderer(Protocol):
         ...
 
 
+def example_fault(example: TurnExample) -> DataError | None:
+    """What `check_example` finds."""
+    try:
+        check_example(example)
+    except DataError as error:
+        return error
+    return None
+
+
 def check_example(example: TurnExample) -> None:
     """Check what needs no tokenizer.
 

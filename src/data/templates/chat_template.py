@@ -70,7 +70,7 @@ class ChatTemplate:
         self.end, self.end_id = turn_end(tokenizer, self._settings)
 
     def prompt_text(self, prompt: ChatPrompt) -> str:
-        """The text of a prompt, ready to be continued by an answer."""
+        """The text of a prompt, ready to be continued by an answer; special tokens are spelled out."""
         return self._text(prompt.system, prompt.user, opened=True)
 
     def _tried(self, fold: bool | None) -> str:

@@ -104,7 +104,7 @@ def official_entry(case: Case) -> dict:
 
 def rendered(prompts: list[ChatPrompt]) -> list[str]:
     renderer = PromptRenderer(AutoTokenizer.from_pretrained(TINY))
-    return [renderer.chat_text(prompt) for prompt in prompts]
+    return [renderer.template.prompt_text(prompt) for prompt in prompts]
 
 
 def test_without_its_dependencies_the_error_says_what_to_install(monkeypatch, tmp_path):
