@@ -42,6 +42,10 @@ def with_new_names(config: Any, keys: Mapping[str, str | None] = _NOW["keys"]) -
         section, name = _section(config, key)
         if section is not None and name in section:
             section[name] = values.get(section[name], section[name])
+    for key, value in _NOW["added"].items():
+        section, name = _section(config, key)
+        if section is not None:
+            section.setdefault(name, value)
     return config
 
 

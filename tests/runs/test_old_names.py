@@ -130,3 +130,8 @@ def test_keys_that_are_gone_and_values_with_another_name():
         "algorithm": {"regions": "src.wings.published.regions.published_regions"},
     }
     assert with_new_names({"algorithm": {"regions": "sampled"}}) == {"algorithm": {"regions": "sampled"}}
+
+
+def test_a_key_that_older_configs_lack_has_what_they_ran_with() -> None:
+    assert with_new_names({"policy": {"dtype": "float32"}}) == {"policy": {"dtype": "float32", "dropout": False}}
+    assert with_new_names({"policy": {"dropout": True}}) == {"policy": {"dropout": True}}

@@ -245,7 +245,8 @@ class CorpusSource(ABC):
     def _by_split(self) -> dict[str, list[TurnExample]]:
         self.skipped = 0
         if self.val_path is not None:
-            return {"train": self._read(self.path), "val": self._read(self.val_path)}
+            val = [replace(example, id=f"val/{example.id}") for example in self._read(self.val_path)]
+            return {"train": self._read(self.path), "val": val}
         examples = self._read(self.path)
         keys = [dialogue_key(example) for example in examples]
         held_out = hold_out(keys, self.val_count, self.val_share, self.seed)

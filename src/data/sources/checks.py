@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from src.data.sources.reading import check_json
 from src.data.sources.tools import check_on_offer
-from src.protocol.dialogue import DataError, Message, TurnExample
+from src.protocol.dialogue import DataError, JsonValue, Message, TurnExample
 from src.protocol.matching import json_equal
 from src.protocol.regions import DecodedCompletion, read_completions
 from src.protocol.token_bytes import TokenBytes
@@ -52,32 +52,18 @@ def check_example(example: TurnExample) -> None:
         raise DataError(place, "prompt", "a user's message with text", found)
     if not target.calls and not target.text.strip():
         raise DataError(place, "target", "calls or a response", target)
-    parts: dict[str, Any] = {
-        "tools": [tool.json for tool in example.tools],
-        "prompt": None if example.prompt is None else [example.prompt.system, example.prompt.user],
-        "history": list(map(_plain, example.history)),
-        "target": _plain(target),
-    }
-    if _unwritable(parts):
-        field = next(name for name, part in parts.items() if _unwritable(part))
-        raise DataError(place, field, f"text and JSON ({_unwritable(parts[field])})", parts[field])
+    prompt = None if example.prompt is None else [example.prompt.system, example.prompt.user]
+    check_json([tool.json for tool in example.tools], place, "tools")
+    check_json(prompt, place, "prompt")
+    check_json(list(map(_plain, example.history)), place, "history")
+    check_json(_plain(target), place, "target")
     if example.prompt is None:
         check_on_offer(target.calls, example.tools, place, "target.calls")
 
 
-def _plain(message: Message) -> list[object]:
-    return [message.text, message.thought, [[call.name, dict(call.parameters)] for call in message.calls]]
-
-
-def _unwritable(value: object) -> str:
-    """Why a value cannot be written as JSON in UTF-8; empty where it can."""
-    try:
-        json.dumps(value, ensure_ascii=False, allow_nan=False, check_circular=False).encode()
-    except UnicodeEncodeError as error:
-        return f"no lone surrogate such as {error.object[error.start : error.end]!r}"
-    except (TypeError, ValueError, RecursionError) as error:
-        return str(error)
-    return ""
+def _plain(message: Message) -> JsonValue:
+    calls = [{"name": call.name, "parameters": dict(call.parameters)} for call in message.calls]
+    return {"text": message.text, "thought": message.thought, "calls": calls}
 
 
 class TargetCheck:

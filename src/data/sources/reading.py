@@ -256,7 +256,7 @@ def _record(value: JsonValue, where: str, id: str, columns: bool = False) -> Rec
         if not isinstance(value, dict):
             raise DataError(where, "record", "an object", value)
         checked = {name: one for name, one in value.items() if not isinstance(one, float)} if columns else value
-        check_json(checked, where, "")
+        check_json(checked, where, "", columns=columns)
     except DataError as error:
         return error
     return Record(value, where, id)
@@ -281,16 +281,12 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object)
 """Reads JSON and keeps what `check_json` refuses: repeated keys, numbers that are not finite, lone surrogates."""
 
 
-def _no_json(value: object) -> None:
-    """The encoder asks this for other values than JSON's, such as dates and bytes in columns of Arrow."""
-    if isinstance(value, _Repeated):
-        raise ValueError
+_STRICT: Mapping[str, Any] = {"ensure_ascii": False, "allow_nan": False, "check_circular": False}
+_ENCODER = json.JSONEncoder(**_STRICT)
+_OF_COLUMNS = json.JSONEncoder(**_STRICT, default=lambda date_or_bytes: None)
 
 
-_ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, check_circular=False, default=_no_json)
-
-
-def check_json(value: JsonValue, where: str, field: str) -> None:
+def check_json(value: JsonValue, where: str, field: str, *, columns: bool = False) -> None:
     """Refuse what `DECODER` keeps and other readers of JSON read differently or not at all.
 
     >>> check_json(DECODER.decode('[{"city": "Oslo", "days": 1e999}]'), "x.json[4]", "answers")
@@ -298,11 +294,12 @@ def check_json(value: JsonValue, where: str, field: str) -> None:
     src.protocol.dialogue.DataError: x.json[4]: field 'answers[0].days': expected a finite number, found inf.
 
     Raises:
-        DataError: a key twice in an object, a number that is not finite, or a lone surrogate; it names the path.
+        DataError: a key twice in an object, a number that is not finite, a lone surrogate, or a value that is no JSON
+            (dates and bytes are fine with `columns`, which Arrow has them in); it names the path.
     """
     try:
-        _ENCODER.encode(value).encode()
-    except (ValueError, RecursionError):
+        (_OF_COLUMNS if columns else _ENCODER).encode(value).encode()
+    except (TypeError, ValueError, RecursionError):
         try:
             _refuse(value, where, field)
         except RecursionError:
@@ -317,6 +314,8 @@ def _refuse(value: JsonValue, where: str, path: str) -> None:
         raise DataError(where, path, "a finite number", value)
     if isinstance(value, str) and _SURROGATE.search(value):
         raise DataError(where, path, "text without a lone surrogate", value)
+    if value is not None and not isinstance(value, str | int | float | list | tuple | dict):
+        raise DataError(where, path, "JSON", value)
     if isinstance(value, list | tuple):
         for index, item in enumerate(value):
             _refuse(item, where, f"{path}[{index}]")

@@ -14,7 +14,8 @@ _BUDGET = (
 """Settings that decide budget and start: the same for all runs."""
 _FREE_IN_BUDGET = (
     *("data.num_workers", "data.val_batch_size", "updates.max_row_tokens"),
-    *("updates.probe_tokens", "updates.probe_tolerance"),  # older runs do not name them
+    *("updates.probe_tokens", "updates.probe_tolerance", "prompt.cache_dir"),  # older runs do not name these
+    *("data.on_bad_record", "data.train.on_bad_record"),
 )
 _FREE = (
     *("benchmark", "ckpt_path", "logger", "optimized_metric", "paths", "task_name", "trainer", "algorithm.name"),
