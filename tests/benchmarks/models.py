@@ -20,6 +20,11 @@ from tests.conftest import ROOT
 
 CACHE = ROOT / "logs" / "cache"
 NEVER = "<|never|>"
+_ANSWERS_END_NEVER = """{% for message in messages %}<|im_start|>{{ message['role'] }}
+{{ message['content'] }}{{ '<|never|>' if message['role'] == 'assistant' else '<|im_end|>' }}
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
+"""The chat template of both models, but for what ends an answer."""
 _TOKENIZER_SIZE = 4096
 QWEN3_06B: dict[str, Any] = {
     "vocabulary": 151_936, "width": 1024, "inner": 3072, "layers": 28, "heads": 16, "kv_heads": 8, "head_size": 128
@@ -83,5 +88,6 @@ def _write_endless(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     pad = tokenizer.pad_token or tokenizer.eos_token
     tokenizer.add_tokens([AddedToken(NEVER, special=True, normalized=False)])
     tokenizer.eos_token, tokenizer.pad_token = NEVER, pad
+    tokenizer.chat_template = _ANSWERS_END_NEVER
     tokenizer.save_pretrained(folder)
     (folder / "generation_config.json").write_text(json.dumps({"pad_token_id": tokenizer.pad_token_id}))

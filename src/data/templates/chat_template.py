@@ -122,7 +122,8 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any] | N
     written = text[text.rfind(_ANSWER) + len(_ANSWER) :]
     eos = tokenizer.eos_token_id
     ids = list(tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"])
-    stop = next((index for index in ids if index in {eos, *tokenizer.all_special_ids}), None)
+    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+    stop = next((index for index in ids if index in {eos, *special}), None)
     if stop is None and not written.strip():
         return str(tokenizer.eos_token), eos
     if stop is None:
@@ -137,7 +138,7 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any] | N
             f"ends a turn with {token!r}, the tokenizer's end of sequence is {tokenizer.eos_token!r}: completions end "
             "at either, and targets with the template's"
         )
-    return written[: written.find(token) + len(token)], stop
+    return written.partition(token)[0] * (token in written) + token, stop
 
 
 def _render(
