@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import chain
 from typing import Any, Literal, Protocol, cast
 
 import torch
@@ -208,8 +209,9 @@ class ToolDialogueDataModule(LightningDataModule):
             )
         if not kept:
             raise ValueError(
-                f"data.max_prompt_tokens: all {len(examples)} prompts of split '{name}' ({source.name}) are longer "
-                f"than {self.max_prompt_tokens} tokens. Raise it."
+                f"data: of the {len(examples)} prompts of split '{name}' ({source.name}) none is left: "
+                f"{self.dropped[name]} have more than data.max_prompt_tokens={self.max_prompt_tokens} tokens, "
+                f"{self.bad[name]} are bad. Raise it, or mend those."
             )
         self._prompts[name] = [kept[index] for index in sorted(kept)]
         dropped = self.dropped[name]
@@ -231,9 +233,8 @@ class ToolDialogueDataModule(LightningDataModule):
     @property
     def held_out(self) -> frozenset[bytes]:
         """The `keys` of the validation prompts."""
-        return frozenset(
-            key for name in self.val_names for prompt in self._prompts.get(name, ()) for key in keys(prompt)
-        )
+        val = chain.from_iterable(self._prompts.get(name, ()) for name in self.val_names)
+        return frozenset(chain.from_iterable(map(keys, val)))
 
     def _leave_out_twins(self) -> None:
         """Take prompts that are validated on, and other turns of their dialogues, out of the training prompts."""
@@ -242,8 +243,7 @@ class ToolDialogueDataModule(LightningDataModule):
         twins = [prompt for prompt in trained if not held_out.isdisjoint(keys(prompt))]
         if not twins:
             return
-        taken = set(map(id, twins))
-        self._prompts["train"] = [prompt for prompt in trained if id(prompt) not in taken]
+        self._prompts["train"] = [prompt for prompt in trained if held_out.isdisjoint(keys(prompt))]
         self.twins += len(twins)
         log.warning(
             "train: %d of %d prompts are of dialogues that are validated on, e.g. '%s': left out of training.",

@@ -60,7 +60,10 @@ def test_experiment_takes_one_step(name, corpus, random_policy, tmp_path):
     ("overrides", "message"),
     [
         (["optimizer.schedule=linear"], r"optimizer\.schedule: expected 'constant' or 'cosine', found 'linear'"),
-        (["data.max_prompt_tokens=1"], r"data\.max_prompt_tokens: all .* prompts of split 'train'"),
+        (
+            ["data.max_prompt_tokens=1"],
+            r"prompts of split 'train' .* none is left: .* data\.max_prompt_tokens=1 tokens",
+        ),
     ],
 )
 def test_settings_and_data_are_checked_before_the_warm_start(

@@ -107,7 +107,9 @@ def test_a_split_that_is_dropped_whole_is_an_error() -> None:
         def render_all(self, examples: Sequence[TurnExample]) -> list[RenderedPrompt]:
             return [RenderedPrompt(torch.zeros(11, dtype=torch.int64), "", example) for example in examples]
 
-    with pytest.raises(ValueError, match=r"data\.max_prompt_tokens: all 22 prompts of split 'train' \(numbers\) are"):
+    with pytest.raises(
+        ValueError, match=r"data: of the 22 prompts of split 'train' \(numbers\) none is left: 22 have more than data"
+    ):
         ready(renderer=Long())
 
 

@@ -93,7 +93,7 @@ def test_a_target_that_cannot_earn_full_marks_ends_the_run_or_is_left_out(random
     with pytest.raises(DataError, match=r"rlla.json\[3\]: field 'target.thought': .*It cannot hold '<\|im_end\|>'"):
         train(train_config(tmp_path / "stopped", *settings))
     train(train_config(tmp_path / "run", *settings, "data.on_bad_record=skip"))
-    assert json.loads((tmp_path / "run/summary.json").read_text())["bad_records"] == {"train": 0, "val": 1}
+    assert json.loads((tmp_path / "run/summary.json").read_text())["bad_records"] == {"corpus": 0, "train": 0, "val": 1}
 
 
 def test_prompts_that_are_validated_on_are_neither_trained_on_nor_imitated(random_policy, tmp_path, caplog):

@@ -43,6 +43,11 @@ class HammerSource:
         """The wrapped source's."""
         return self.source.splits()
 
+    @property
+    def skipped(self) -> int:
+        """Bad records that the wrapped source left out."""
+        return int(getattr(self.source, "skipped", 0))
+
     def load(self, split: str) -> list[TurnExample]:
         """The wrapped source's examples, masked.
 

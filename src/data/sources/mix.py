@@ -40,6 +40,11 @@ class MixSource:
         """`train`, and `val` if any part holds dialogues out."""
         return ("train", "val") if any("val" in part["source"].splits() for part in self.parts.values()) else ("train",)
 
+    @property
+    def skipped(self) -> int:
+        """Bad records that the parts left out."""
+        return sum(getattr(part["source"], "skipped", 0) for part in self.parts.values())
+
     def load(self, split: str) -> list[TurnExample]:
         """The sampled training examples part by part, or the parts' held-out examples shuffled together.
 
