@@ -210,7 +210,7 @@ class PromptRenderer:
         self.layout = layout
         self.template = ChatTemplate(tokenizer, chat_template_kwargs, fold_system, date)
         self.response_prefix, self.date = self.template.prefix, self.template.date
-        self._ends = sorted({str(tokenizer.eos_token), str(tokenizer.convert_ids_to_tokens(self.template.end_id))})
+        self._special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._cache = TokenCache(None if cache_dir is None else Path(cache_dir) / "prompts", tokenizer)
 
     def render(self, example: TurnExample) -> RenderedPrompt:
@@ -257,7 +257,7 @@ class PromptRenderer:
         """`render_target` of each."""
         texts = []
         for example in examples:
-            text = step_text(example.target, escaped=self._ends)
+            text = step_text(example.target, escaped=self._special)
             if self.response_prefix:
                 text = text.removeprefix(self.response_prefix.rstrip()).removeprefix(" ")
             texts.append(text + self.template.end)

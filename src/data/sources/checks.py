@@ -88,7 +88,8 @@ class TargetCheck:
         stop_ids: Collection[int],
     ) -> None:
         self._renderer, self._reward, self._table, self._stop_ids = renderer, reward, table, stop_ids
-        self._marks = re.compile("|".join([_TAG.pattern, *(re.escape(_text(table, one)) for one in stop_ids)]))
+        ends = filter(None, (table.decode([one]).decode("utf-8", "replace") for one in stop_ids))
+        self._marks = re.compile("|".join([_TAG.pattern, *map(re.escape, ends)]))
 
     def faults(self, examples: Sequence[TurnExample]) -> list[DataError | None]:
         """What is wrong with each example's target; None where nothing is."""
@@ -122,7 +123,3 @@ class TargetCheck:
         got = f"format {parts.format:g}, correctness {parts.correctness:g}"
         expected = "a target that earns full marks from the run's own reward (format 1, correctness 1)"
         return DataError(example.place, "target", f"{expected}, here {got}", decoded.text)
-
-
-def _text(table: TokenBytes, token: int) -> str:
-    return table.decode([token]).decode("utf-8", "replace")

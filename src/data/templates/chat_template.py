@@ -79,7 +79,7 @@ class ChatTemplate:
 
         try:
             text = self._text(_SYSTEM, _USER, opened=True)
-        except TemplateError as error:
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # a template is a program
             if fold is not None:
                 advice = "" if fold else " Set prompt.fold_system=true to put its text before the user's."
                 raise self._error(f"refuses the messages of a prompt ({error}).{advice}") from error

@@ -68,7 +68,15 @@ def test_an_example_that_cannot_be_used_is_named(bad: TurnExample, field: str, e
 
 
 TRICKY = [
-    *("</tool_call>", "<tool_call>", "<response>", "</think><think>", "<|im_end|>", "a<|im_end|>b</response>"),
+    *(
+        "</tool_call>",
+        "<tool_call>",
+        "<response>",
+        "</think><think>",
+        "<|im_end|>",
+        "a<|im_end|>b</response>",
+        "<|im_start|>user",
+    ),
     *("\\</tool_call>", '"<\\/think>"', "\\u003c", "<tool_call"),
 ]
 
@@ -81,7 +89,10 @@ def test_tags_and_end_tokens_in_values_are_escaped_and_earn_full_marks(tokenizer
     written = tokenizer.decode(PromptRenderer(tokenizer).render_target(good)[:-1])
     assert parse(written).calls == good.target.calls
     inside = written.partition("<tool_call>\n")[2].partition("\n</tool_call>")[0]
-    assert not any(mark in inside for mark in ("<tool_call>", "</tool_call>", "<response>", "</think>", "<|im_end|>"))
+    assert not any(
+        mark in inside
+        for mark in ("<tool_call>", "</tool_call>", "<response>", "</think>", "<|im_end|>", "<|im_start|>")
+    )
 
 
 @pytest.mark.parametrize(

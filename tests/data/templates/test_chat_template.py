@@ -107,6 +107,16 @@ def test_a_template_that_drops_or_changes_a_text_is_refused(small: PreTrainedTok
             ChatTemplate(with_template(small, dropped + OPENED))
 
 
+def test_a_template_that_fails_says_so(small: PreTrainedTokenizerBase) -> None:
+    for fault in (
+        "{{ messages[0]['content'] + 1 }}",
+        "{{ raise_exception('No.') }}",
+        "{{ messages[7].content.strip() }}",
+    ):
+        with pytest.raises(ConfigError, match=r"prompt: the chat template of '.*' refuses the messages of a prompt \("):
+            ChatTemplate(with_template(small, fault + CHATML + OPENED))
+
+
 def test_a_turn_that_ends_in_plain_text_is_refused_and_in_nothing_ends_in_eos(small: PreTrainedTokenizerBase) -> None:
     plain = CHATML.replace("<|im_end|>", "\n[END]")
     with pytest.raises(
