@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from datetime import date, datetime
 from functools import cache
@@ -17,10 +18,19 @@ if TYPE_CHECKING:  # prompt texts are also wanted where it is not installed (bfc
 
 log = logging.getLogger(__name__)
 
-_SYSTEM, _USER, _ANSWER = (
-    f'The {role} says {{"a": "<b> & \u00fc"}}.\n\n  Twice.' for role in ("system", "user", "answer")
+_SYSTEM, _USER = (
+    f'The {role} says {{"a": "<b> & \u00fc"}}.\n\n  <think> </think>\n<tool_call>\n</tool_call>\n<response> '
+    + "At length. " * 400
+    + "</response>"
+    for role in ("system", "user")
 )
-"""Texts in which a template that drops, escapes or rewraps what it is given shows."""
+_ANSWER = 'The answer says {"a": "<b> & \u00fc"}.\n\n  Twice.'
+"""Texts in which a template that drops, cuts, escapes or rewraps what it is given shows."""
+
+
+_REPLY = {"role": "assistant", "content": _ANSWER}
+_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What a template, which is a program, may raise beside its own errors."""
 
 
 class ChatTemplate:
@@ -31,6 +41,9 @@ class ChatTemplate:
         date: the day that the template writes, as YYYY-MM-DD; None if it writes none.
         prefix: the part of an answer that the template writes at the end of a prompt (`<think>` of thinking
             templates), empty for most.
+        opening: what it writes between a prompt that is to be answered and the answer, but leaves out where there is no
+            answer yet; prompts end with it. Empty for most.
+        control: the special tokens that it writes around messages.
         end: what the template writes behind an answer, up to the token that ends the turn.
         end_id: that token.
     """
@@ -57,21 +70,36 @@ class ChatTemplate:
         self._tokenizer, self._settings = tokenizer, dict(settings or {})
         self.date: str | None = None
         if "strftime_now" in str(tokenizer.chat_template):
-            self.date = day or date.today().isoformat()
+            self.date = date.today().isoformat() if day is None else str(day)
+            if not re.fullmatch(r"\d{4}-\d\d-\d\d", self.date):
+                raise ValueError(f"prompt.date: expected a date as YYYY-MM-DD, found {day!r}.")
             try:
                 self._settings["strftime_now"] = datetime.strptime(self.date, "%Y-%m-%d").strftime
             except ValueError as error:
                 raise ValueError(f"prompt.date: expected a date as YYYY-MM-DD, found {day!r}.") from error
         self.folds_system = bool(fold_system)
         opened = self._tried(fold_system)
-        closed = self._text(_SYSTEM, _USER)
-        start = opened.find("<think>", len(closed) if opened.startswith(closed) else 0)
+        start = opened.find("<think>", opened.rfind(_USER) + len(_USER))
         self.prefix = opened[start:] if start >= 0 else ""
         self.end, self.end_id = turn_end(tokenizer, self._settings)
+        self.opening = self._find_opening(opened)
+        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self.control = tuple(token for token in special if token in opened + self.opening + self.end)
 
     def prompt_text(self, prompt: ChatPrompt) -> str:
         """The text of a prompt, ready to be continued by an answer; special tokens are spelled out."""
-        return self._text(prompt.system, prompt.user, opened=True)
+        return self._text(prompt.system, prompt.user, opened=True) + self.opening
+
+    def _find_opening(self, opened: str) -> str:
+        """See `opening`; thoughts that the template writes by itself are no part of it."""
+        answered = _render(self._tokenizer, [*self._messages(_SYSTEM, _USER), _REPLY], False, self._settings)
+        if not answered.startswith(opened) or (at := answered.find(_ANSWER, len(opened))) < 0:
+            return ""
+        found = answered[len(opened) : at]
+        if not found.strip() or "think>" in found:
+            return ""
+        _say(f"writes {found!r} before an answer, which its generation prompt lacks: prompts end with it")
+        return found
 
     def _tried(self, fold: bool | None) -> str:
         """The text of the marked prompt, once the template takes it; sets `folds_system` if it takes no system role."""
@@ -79,7 +107,7 @@ class ChatTemplate:
 
         try:
             text = self._text(_SYSTEM, _USER, opened=True)
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:  # a template is a program
+        except (TemplateError, *_FAULTS) as error:
             if fold is not None:
                 advice = "" if fold else " Set prompt.fold_system=true to put its text before the user's."
                 raise self._error(f"refuses the messages of a prompt ({error}).{advice}") from error
@@ -87,19 +115,22 @@ class ChatTemplate:
             text = self._tried(True)
             _say(f"takes no system message ({error}): its text goes before the user's (prompt.fold_system)")
         if _SYSTEM not in text:
+            advice = "Mend" if self.folds_system else "Set prompt.fold_system=true to put it before the user's, or mend"
             raise self._error(
-                "drops or changes the system message, which holds the tools. Set prompt.fold_system=true to put its "
-                f"text before the user's, or mend the template. It writes {text[:200]!r}"
+                "drops or changes the system message, which holds the tools (a text, not a list of parts). "
+                f"{advice} the template. It writes {text[:200]!r}"
             )
         if _USER not in text:
             raise self._error(f"drops or changes the user's message. Mend the template. It writes {text[:200]!r}")
         return text
 
     def _text(self, system: str, user: str, *, opened: bool = False) -> str:
-        messages = [{"role": "system", "content": system}, {"role": "user", "content": user}]
+        return _render(self._tokenizer, self._messages(system, user), opened, self._settings)
+
+    def _messages(self, system: str, user: str) -> list[dict[str, str]]:
         if self.folds_system:
-            messages = [{"role": "user", "content": f"{system}\n\n{user}"}]
-        return _render(self._tokenizer, messages, opened, self._settings)
+            return [{"role": "user", "content": f"{system}\n\n{user}"}]
+        return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
     def _error(self, found: str) -> ConfigError:
         return _error(self._tokenizer, found)
@@ -113,8 +144,12 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any] | N
     Raises:
         ConfigError: the template drops or changes the answer, or ends it with text that stops nothing.
     """
-    messages = [{"role": "user", "content": _USER}, {"role": "assistant", "content": _ANSWER}]
-    text = _render(tokenizer, messages, False, settings or {})
+    from jinja2 import TemplateError
+
+    try:
+        text = _render(tokenizer, [{"role": "user", "content": _USER}, _REPLY], False, settings or {})
+    except (TemplateError, *_FAULTS) as error:
+        raise _error(tokenizer, f"refuses an answer ({error}).") from error
     if _ANSWER not in text:
         raise _error(
             tokenizer, f"drops or changes the assistant's answer. Mend the template. It writes {text[-200:]!r}"

@@ -91,14 +91,20 @@ def test_a_template_that_drops_or_changes_a_text_is_refused(small: PreTrainedTok
         "{% for m in messages if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     )
     with pytest.raises(
-        ConfigError, match=r"drops or changes the system message, which holds the tools\. Set prompt\.fold"
+        ConfigError, match=r"drops or changes the system message, which holds the tools .*Set prompt\.fold"
     ):
         ChatTemplate(with_template(small, no_system + OPENED))
     folded = ChatTemplate(with_template(small, no_system + OPENED), fold_system=True)
     assert folded.prompt_text(PROMPT) == (
         "<|im_start|>user\nUse sky(city).\n\nSun in Oslo?<|im_end|>\n<|im_start|>assistant\n"
     )
-    for change in ("m.content | escape", "m.content | replace('\n', ' ')", "m.content | replace('  ', ' ')"):
+    for change in (
+        "m.content | escape",
+        "m.content | replace('\n', ' ')",
+        "m.content | replace('  ', ' ')",
+        "m.content.split('</think>')[-1]",
+        "m.content[:1000]",
+    ):
         with pytest.raises(ConfigError, match="drops or changes the system message"):
             ChatTemplate(with_template(small, CHATML.replace("m.content", change) + OPENED))
     for role, named in (("user", "the user's message"), ("assistant", "the assistant's answer")):
@@ -141,6 +147,29 @@ def test_targets_end_as_the_template_ends_them_not_with_eos(small: PreTrainedTok
     assert target[-1] == tokenizer.convert_tokens_to_ids("<|turn|>") != tokenizer.eos_token_id
 
 
+@pytest.mark.parametrize(
+    ("name", "prefix", "opening"),
+    [
+        ("qwen3", "", ""),
+        ("qwen3_5_think", "<think>\n", ""),
+        ("phi3", "", ""),
+        ("gptoss", "", "<|channel|>final<|message|>"),  # without it an answer has no channel
+    ],
+)
+def test_prompts_open_an_answer_as_the_template_does(
+    small: PreTrainedTokenizerBase, name: str, prefix: str, opening: str
+) -> None:
+    template = ChatTemplate(with_template(small, real(name), "<|return|>", "<|end|>"))
+    assert (template.prefix, template.opening) == (prefix, opening)
+    assert template.prompt_text(PROMPT).endswith(prefix + opening)
+
+
+def test_a_template_without_a_generation_prompt_still_opens_the_answer(small: PreTrainedTokenizerBase) -> None:
+    template = ChatTemplate(with_template(small, CHATML))
+    assert template.prompt_text(PROMPT).endswith("Sun in Oslo?<|im_end|>\n<|im_start|>assistant\n")
+    assert template.control == ("<|im_start|>", "<|im_end|>")
+
+
 def test_a_date_is_pinned(small: PreTrainedTokenizerBase) -> None:
     tokenizer = with_template(small, real("llama3_2"), "<|eot_id|>")
     assert "Today Date: 03 Feb 2025\n" in ChatTemplate(tokenizer, day="2025-02-03").prompt_text(PROMPT)
@@ -149,5 +178,6 @@ def test_a_date_is_pinned(small: PreTrainedTokenizerBase) -> None:
     assert today.date is not None
     assert ChatTemplate(tokenizer, day=today.date).prompt_text(PROMPT) == today.prompt_text(PROMPT)
     assert ChatTemplate(with_template(small, real("qwen3"))).date is None
-    with pytest.raises(ValueError, match=r"prompt\.date: expected a date as YYYY-MM-DD, found '3 Feb'"):
-        ChatTemplate(tokenizer, day="3 Feb")
+    for wrong in ("3 Feb", "2024-2-9", "2024-02-31", 20240209):
+        with pytest.raises(ValueError, match=rf"prompt\.date: expected a date as YYYY-MM-DD, found {wrong!r}"):
+            ChatTemplate(tokenizer, day=wrong)  # type: ignore[arg-type]
