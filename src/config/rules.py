@@ -214,7 +214,8 @@ def _data(config: DictConfig) -> None:
                     try:
                         corpus_files(node[key])
                     except (FileNotFoundError, ValueError) as error:
-                        raise ConfigError(f"{path}.{str(error).replace('path:', f'{key}:', 1)}") from error
+                        said = str(error) if key == "path" else str(error).replace("data.path", "data.val.path")
+                        raise ConfigError(f"{path}.{said.replace('path:', f'{key}:', 1)}") from error
     try:
         check_limits(data.max_prompt_tokens, data.get("limit_val"))
         splits = tuple(validation_splits(sources_of["train"], sources_of.get("val"), data.get("val_splits")))

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from src.data.rendering import RenderedPrompt
 from src.data.sampler import ResumableLoader, RolloutSampler
 from src.data.sources.base import Source, check_limits, dialogue_key, validation_splits
-from src.data.sources.checks import TargetCheck, example_fault
-from src.protocol.dialogue import DataError, TurnExample
+from src.data.sources.checks import TargetCheck, faults_of, remarks
+from src.protocol.dialogue import TurnExample
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +28,11 @@ class Renderer(Protocol):
 
     Attributes:
         date: the day that prompts name, kept in checkpoints; None: they name none.
+        control: special tokens around messages.
     """
 
     date: str | None
+    control: Collection[str]
 
     def render_all(self, examples: Sequence[TurnExample]) -> list[RenderedPrompt]:
         """The prompt of each example."""
@@ -123,6 +125,7 @@ class ToolDialogueDataModule(LightningDataModule):
         self.dropped: dict[str, int] = {}
         self.bad: dict[str, int] = {}
         self.twins = 0
+        self._held_out: set[bytes] = set()
         self._prompts: dict[str, list[RenderedPrompt]] = {}
         self._sampler: RolloutSampler | None = None
         self._restored: dict[str, int] | None = None
@@ -186,27 +189,27 @@ class ToolDialogueDataModule(LightningDataModule):
         if name in self._prompts:
             return
         examples = source.load(split)
-        limit = len(examples)
-        order = list(range(limit))
-        if name != "train" and self.limit_val is not None:
-            limit = self.limit_val
-            random.Random(f"{self.seed}:{name}").shuffle(order)
-        kept: dict[int, RenderedPrompt] = {}
-        self.dropped[name] = self.bad[name] = 0
-        while order and len(kept) < limit:
-            taken, order = order[: max(limit - len(kept), 64)], order[max(limit - len(kept), 64) :]
-            good = [index for index in taken if self._fine(name, example_fault(examples[index]))]
-            prompts = zip(good, renderer.render_all([examples[index] for index in good]), strict=True)
-            short = {index: prompt for index, prompt in prompts if len(prompt.prompt_ids) <= self.max_prompt_tokens}
-            self.dropped[name] += len(good) - len(short)
-            found = self.check.faults([examples[index] for index in short]) if self.check else [None] * len(short)
-            fine = [one for one, fault in zip(short.items(), found, strict=True) if self._fine(name, fault)]
-            kept.update(fine[: limit - len(kept)])
         if not examples:
             raise ValueError(
                 f"data: split '{name}' ({source.name}) has no prompt: its share of the corpus is none. Raise "
-                "val_share or val_count of the source."
+                "data.train.val_share, or set data.val.path to a file."
             )
+        limit, order = len(examples), list(range(len(examples)))
+        if name != "train":
+            self._held_out |= {dialogue_key(example).encode() for example in examples}  # those beyond the limit too
+            if self.limit_val is not None:
+                limit = self.limit_val
+                random.Random(f"{self.seed}:{name}").shuffle(order)
+        kept: dict[int, RenderedPrompt] = {}
+        self.dropped[name] = self.bad[name] = 0
+        while order and len(kept) < limit:
+            size = max(limit - len(kept), 64)
+            taken, order = order[:size], order[size:]
+            good = self.fine(name, {index: examples[index] for index in taken})
+            prompts = zip(good, renderer.render_all(list(good.values())), strict=True)
+            short = [(index, prompt) for index, prompt in prompts if len(prompt.prompt_ids) <= self.max_prompt_tokens]
+            self.dropped[name] += len(good) - len(short)
+            kept.update(short[: limit - len(kept)])
         if not kept:
             raise ValueError(
                 f"data: of the {len(examples)} prompts of split '{name}' ({source.name}) none is left: "
@@ -216,34 +219,40 @@ class ToolDialogueDataModule(LightningDataModule):
         self._prompts[name] = [kept[index] for index in sorted(kept)]
         dropped = self.dropped[name]
         log.info("%s: %d prompts, %d dropped (> %d tokens).", name, len(kept), dropped, self.max_prompt_tokens)
-        if self.bad[name]:
-            log.warning("%s: %d bad examples left out (data.on_bad_record=skip).", name, self.bad[name])
+        for remark in remarks((prompt.example for prompt in self._prompts[name]), renderer.control):
+            log.warning("%s: %s", name, remark)
 
-    def _fine(self, name: str, fault: DataError | None) -> bool:
-        """Whether an example has no fault; raises it or counts it, as `on_bad_record` says."""
-        if fault is None:
-            return True
-        if self.on_bad_record == "error":
-            fault.args = (f"{fault} Correct it, or leave bad records out with data.on_bad_record=skip.",)
-            raise fault
-        self.bad[name] += 1
-        log.warning("Bad record skipped: %s", fault)
-        return False
+    def fine(self, name: str, examples: Mapping[int, TurnExample]) -> dict[int, TurnExample]:
+        """Those without a fault. A fault is raised, or counted for the split `name`, as `on_bad_record` says."""
+        found = dict(zip(examples, faults_of(list(examples.values()), self.check), strict=True))
+        faults = [fault for fault in found.values() if fault is not None]
+        for fault in faults:
+            if self.on_bad_record == "error":
+                fault.args = (f"{fault} Correct it, or leave bad records out with data.on_bad_record=skip.",)
+                raise fault
+            log.warning("Bad record skipped: %s", fault)
+        if faults:
+            log.warning("%s: %d bad examples left out (data.on_bad_record=skip).", name, len(faults))
+        self.bad[name] = self.bad.get(name, 0) + len(faults)
+        return {index: example for index, example in examples.items() if found[index] is None}
 
-    @property
-    def held_out(self) -> frozenset[bytes]:
-        """The `keys` of the validation prompts."""
-        val = chain.from_iterable(self._prompts.get(name, ()) for name in self.val_names)
-        return frozenset(chain.from_iterable(map(keys, val)))
+    def screened(self, name: str, source: Source) -> list[TurnExample]:
+        """The fine training examples of a source, without the dialogues that are validated on. Needs `setup`."""
+        examples = self.fine(name, dict(enumerate(source.load("train")))).values()
+        apart = [example for example in examples if dialogue_key(example).encode() not in self._held_out]
+        if len(apart) < len(examples):
+            log.warning("%s: %d examples are validated on: left out.", name, len(examples) - len(apart))
+        return apart
 
     def _leave_out_twins(self) -> None:
         """Take prompts that are validated on, and other turns of their dialogues, out of the training prompts."""
-        held_out = self.held_out
+        val = chain.from_iterable(self._prompts.get(name, ()) for name in self.val_names)
+        held_out = self._held_out | set(chain.from_iterable(map(_keys, val)))
         trained = self._prompts.get("train", [])
-        twins = [prompt for prompt in trained if not held_out.isdisjoint(keys(prompt))]
+        twins = [prompt for prompt in trained if not held_out.isdisjoint(_keys(prompt))]
         if not twins:
             return
-        self._prompts["train"] = [prompt for prompt in trained if held_out.isdisjoint(keys(prompt))]
+        self._prompts["train"] = [prompt for prompt in trained if held_out.isdisjoint(_keys(prompt))]
         self.twins += len(twins)
         log.warning(
             "train: %d of %d prompts are of dialogues that are validated on, e.g. '%s': left out of training.",
@@ -305,6 +314,6 @@ class ToolDialogueDataModule(LightningDataModule):
             self._sampler.load_state_dict(self._restored)
 
 
-def keys(prompt: RenderedPrompt) -> tuple[bytes, bytes]:
+def _keys(prompt: RenderedPrompt) -> tuple[bytes, bytes]:
     """Digests by which prompts are told apart: equal prompts share the first, turns of one dialogue the second."""
     return hashlib.sha256(prompt.prompt_ids.numpy().tobytes()).digest(), dialogue_key(prompt.example).encode()

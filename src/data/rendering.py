@@ -118,8 +118,10 @@ def step_text(step: Message, thought: str | None = None, escaped: Collection[str
     return "\n".join(parts)
 
 
-def published_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> ChatPrompt:
-    """The prompt of the published training data (paper, Figure G.1).
+def published_prompt(
+    tools: Sequence[ToolSpec], history: Sequence[Message], escaped: Collection[str] = ()
+) -> ChatPrompt:
+    """The prompt of the published training data (paper, Figure G.1); `escaped` as in `call_line`.
 
     Thoughts of earlier steps are replaced by the two standard ones of that data, so that a prompt never holds
     distilled reasoning.
@@ -132,7 +134,7 @@ def published_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> C
             records = records.removesuffix("\n") + f"<obs> {message.text} </obs>\n\n"
         else:
             thought = THOUGHT_OF_CALLS if message.calls else THOUGHT_OF_RESPONSE
-            records += step_text(message, thought) + "\n\n"
+            records += step_text(message, thought, escaped) + "\n\n"
     return ChatPrompt(published_system(tools), HISTORY_HEAD + records.rstrip("\n"))
 
 
@@ -146,7 +148,7 @@ def published_system(tools: Sequence[ToolSpec]) -> str:
     return _SYSTEM_HEAD + "\n".join(listing) + _SYSTEM_TAIL
 
 
-def compact_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> ChatPrompt:
+def compact_prompt(tools: Sequence[ToolSpec], history: Sequence[Message], escaped: Collection[str] = ()) -> ChatPrompt:
     """The same information without instructions, descriptions and thoughts: tool signatures and bare records.
 
     >>> tool = ToolSpec.of("get_weather", "Weather.", {"city": {}, "day": {}})
@@ -161,7 +163,7 @@ def compact_prompt(tools: Sequence[ToolSpec], history: Sequence[Message]) -> Cha
         elif message.role == "observation":
             records.append(f"<obs> {message.text} </obs>")
         else:
-            records.append(step_text(message, thought=""))
+            records.append(step_text(message, "", escaped))
     return ChatPrompt(listing, "\n".join(records))
 
 
@@ -210,6 +212,7 @@ class PromptRenderer:
         self.layout = layout
         self.template = ChatTemplate(tokenizer, chat_template_kwargs, fold_system, date)
         self.response_prefix, self.date = self.template.prefix, self.template.date
+        self.control = self.template.control
         self._special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
         self._cache = TokenCache(None if cache_dir is None else Path(cache_dir) / "prompts", tokenizer)
 
@@ -238,7 +241,7 @@ class PromptRenderer:
         """
         if example.prompt is None:
             build = published_prompt if self.layout == "published" else compact_prompt
-            return build(example.tools, example.history)
+            return build(example.tools, example.history, self._special)
         if self.layout != "published":
             raise DataError(
                 example.place,

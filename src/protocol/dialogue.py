@@ -58,7 +58,7 @@ class ToolSpec:
 
     def __post_init__(self) -> None:
         function = _function(self.json)
-        schema = function.get("parameters") or {}
+        schema = function.get("parameters") or function.get("input_schema") or {}
         found = (schema.get("properties") or {}) if is_schema(schema) else schema
         required = schema.get("required") if is_schema(schema) else None
         required = required if isinstance(required, list) else []
@@ -80,7 +80,11 @@ class ToolSpec:
     def published_parameters(self) -> dict[str, dict[str, JsonValue]]:
         """The parameters as the published prompt shows them; see `filled`."""
         head = {"description": "", "type": "string", "default": ""} if self.filled else {}
-        return {name: {**head, **about} for name, about in self.parameters.items()}
+        untyped = {key: value for key, value in head.items() if key != "type"}  # a schema may say it in another way
+        return {
+            name: {**(head if "type" in about or about.keys().isdisjoint(_TYPED_BY) else untyped), **about}
+            for name, about in self.parameters.items()
+        }
 
     def renamed(self, name: str, description: str, parameters: Mapping[str, str]) -> ToolSpec:
         """The tool with another name and description, and with new names of its parameters by their old ones."""
@@ -90,6 +94,9 @@ class ToolSpec:
         if is_schema(schema):
             renamed = {**schema, "properties": renamed, "required": [parameters.get(key, key) for key in self.required]}
         return ToolSpec({**function, "name": name, "description": description, "parameters": renamed}, self.filled)
+
+
+_TYPED_BY = ("anyOf", "oneOf", "allOf", "$ref", "enum", "const")
 
 
 def _function(tool: Mapping[str, JsonValue]) -> Mapping[str, JsonValue]:
@@ -166,6 +173,7 @@ class TurnExample:
         prompt: the already rendered prompt of a corpus that publishes prompts rather than dialogues (`rlla`).
         tags: what kind of step this is, for metrics by kind (e.g. `parallel`, `refusal`).
         where: file and line or index of the record, for error messages; empty where there is none.
+        dialogue: a key that all turns of a dialogue share, kept when names in it are masked; empty: not known yet.
     """
 
     tools: tuple[ToolSpec, ...]
@@ -176,6 +184,7 @@ class TurnExample:
     prompt: ChatPrompt | None = None
     tags: tuple[str, ...] = field(default=())
     where: str = field(default="", compare=False)
+    dialogue: str = field(default="", compare=False)
 
     @property
     def place(self) -> str:

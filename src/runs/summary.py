@@ -7,7 +7,7 @@ import logging
 import platform
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,20 @@ def write_summary(folder: Path, **values: Any) -> None:
     """Write `summary.json` with the given values, the command, and the versions that it ran with; no home folder."""
     content: Mapping[str, Any] = {**values, "command": command_line(), "versions": versions()}
     (folder / "summary.json").write_text(without_home(json.dumps(content, indent=2)) + "\n", encoding="utf-8")
+
+
+def best_checkpoint(callbacks: Iterable[object]) -> dict[str, object] | None:
+    """What the best checkpoint of a fit was chosen by, its score and its file; None where none was chosen."""
+    from lightning.pytorch.callbacks import ModelCheckpoint  # what only reads runs does without
+
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None:
+            return {
+                "monitor": callback.monitor,
+                "score": float(callback.best_model_score),
+                "path": Path(callback.best_model_path).name,
+            }
+    return None
 
 
 def log_scores(start: Mapping[str, float], final: Mapping[str, float], moved: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import zlib
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import cached_property
@@ -45,7 +46,8 @@ class TokenCache:
             import torch
 
             ids = self._tokenised(texts)
-            _write(file, {"ids": torch.cat(ids).int(), "lengths": torch.tensor(list(map(len, ids)))})
+            flat = torch.cat(ids).int()
+            _write(file, {"ids": flat, "lengths": torch.tensor(list(map(len, ids))), "sum": torch.tensor(_sum(flat))})
             return ids
         return [ids.long() for ids in found["ids"].split(found["lengths"].tolist())]
 
@@ -77,7 +79,12 @@ def _read(file: Path) -> dict[str, Tensor] | None:
     except (OSError, SafetensorError) as error:
         log.debug("'%s' cannot be read: %s", file, error)
         return None
-    return found if found.keys() == {"ids", "lengths"} and int(found["lengths"].sum()) == len(found["ids"]) else None
+    whole = found.keys() == {"ids", "lengths", "sum"} and int(found["sum"]) == _sum(found["ids"])
+    return found if whole else None
+
+
+def _sum(ids: Tensor) -> int:
+    return zlib.crc32(ids.numpy().data)
 
 
 def _write(file: Path, content: dict[str, Tensor]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 from hydra.utils import instantiate
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
@@ -32,7 +32,7 @@ from src.rollout.engine import EngineSource
 from src.rollout.splitting import SplittingEngine
 from src.runs.config_file import save_config
 from src.runs.folder import held, keep_to_owner, open_run_folder
-from src.runs.summary import log_scores, write_summary
+from src.runs.summary import best_checkpoint, log_scores, write_summary
 from src.training.module import TrainingModule
 from src.training.objective import Imitation, Objective, PolicyGradient
 from src.training.ranks import Ranks
@@ -69,7 +69,8 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
     ours = [callback for callback in callbacks if isinstance(callback, RolloutCallback)]
     for callback in ours:
         callback.prepare(anew=anew)
-    loaded = load_policy(instantiate(config.policy), on_meta=is_sharded(config.trainer))
+    template = config.prompt.get("chat_template_kwargs")
+    loaded = load_policy(instantiate(config.policy), on_meta=is_sharded(config.trainer), template=template)
     tell_dropout(loaded.policy.dropout, used=config.policy.get("dropout", False), samples=samples(config))
     renderer = _renderer(config, loaded, found)
     datamodule: ToolDialogueDataModule = instantiate(config.data, renderer=renderer)
@@ -88,7 +89,8 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
         if config.warm_start.source == config.data.train:
             stage = replace(stage, source=datamodule.train_source)  # which has read its corpus
         where, row = _where(config.trainer), config.updates.max_row_tokens
-        file = warm_start(loaded, renderer, stage, cache, where, row, datamodule.held_out)
+        examples = datamodule.screened("warm_start", stage.source)
+        file = warm_start(loaded, renderer, stage, cache, where, row, examples)
         module.weights = None if loaded.weights is None else WeightSource.of(file)
 
     if resumed is None and config.validate_at_start:
@@ -115,7 +117,7 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
             bad_records={"corpus": getattr(datamodule.train_source, "skipped", 0), **datamodule.bad},
             twins=datamodule.twins,
             reward_moved=moved,
-            best_checkpoint=_best_checkpoint(trainer),
+            best_checkpoint=best_checkpoint(trainer.checkpoint_callbacks),
             start=start,
             final=final,
         )
@@ -182,17 +184,6 @@ def _where(trainer: DictConfig) -> dict[str, Any]:
         for key in keys
         if key in trainer
     }
-
-
-def _best_checkpoint(trainer: L.Trainer) -> dict[str, object] | None:
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.best_model_score is not None:
-            return {
-                "monitor": callback.monitor,
-                "score": float(callback.best_model_score),
-                "path": Path(callback.best_model_path).name,
-            }
-    return None
 
 
 def schedule_moves(reward: RewardFunction, rollout_steps: int) -> bool:

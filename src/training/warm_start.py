@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from src.algorithm.region_weights import RegionWeighting
-from src.data.datamodule import PromptBatch, keys
+from src.data.datamodule import PromptBatch
 from src.data.rendering import PromptRenderer, RenderedPrompt
 from src.data.sources.base import Source
 from src.models.loading.loading import LoadedPolicy
@@ -70,7 +70,7 @@ def warm_start(
     cache: Path,
     trainer: Mapping[str, Any],
     max_row_tokens: int = 16384,
-    held_out: frozenset[bytes] = frozenset(),
+    examples: Sequence[TurnExample] | None = None,
 ) -> Path:
     """Fine-tune the policy in place, or load the result of the same stage from the cache.
 
@@ -82,12 +82,13 @@ def warm_start(
         cache: folder of finished stages, one file each; the same for all nodes.
         trainer: arguments of Lightning's Trainer that say where to run (accelerator, devices, strategy, …).
         max_row_tokens: longest packed row; it does not change the result.
-        held_out: prompts that the run validates on, by their `keys`; they and their dialogues are left out.
+        examples: those of the source, if they are read already.
 
     Returns:
         The cached file. Its name is a digest of the settings, the start weights, and the tokenised examples.
     """
-    prompts = within(settings.source.load("train")[: settings.limit], renderer, settings.max_tokens, held_out)
+    examples = settings.source.load("train") if examples is None else examples
+    prompts = within(examples[: settings.limit], renderer, settings.max_tokens)
     model, files = loaded.policy.model, loaded.weights
     start = sorted(model.state_dict().items()) if files is None else files.start_of(model)
     target = cache / f"{_digest(start, prompts, renderer, settings)}.safetensors"
@@ -167,33 +168,19 @@ def imitate(
     return runner
 
 
-def within(
-    examples: Sequence[TurnExample], renderer: PromptRenderer, max_tokens: int, held_out: frozenset[bytes] = frozenset()
-) -> list[RenderedPrompt]:
+def within(examples: Sequence[TurnExample], renderer: PromptRenderer, max_tokens: int) -> list[RenderedPrompt]:
     """The rendered prompts of the examples that take at most `max_tokens` tokens, prompt and target.
-
-    Args:
-        examples: to imitate.
-        renderer: of prompts and targets.
-        max_tokens: of the longest example.
-        held_out: `keys` of the prompts to leave out, with their dialogues.
 
     Raises:
         ValueError: there is none.
     """
-    prompts, targets = renderer.render_all(examples), renderer.render_targets(examples)
-    both = zip(prompts, targets, strict=True)
+    both = zip(renderer.render_all(examples), renderer.render_targets(examples), strict=True)
     kept = [prompt for prompt, target in both if len(prompt.prompt_ids) + len(target) <= max_tokens]
     if not kept:
         raise ValueError(f"max_tokens: all {len(examples)} examples are longer than {max_tokens} tokens.")
     if len(kept) < len(examples):
         log.info("Warm start: %d examples, %d dropped (> %d tokens).", len(kept), len(examples) - len(kept), max_tokens)
-    apart = [prompt for prompt in kept if held_out.isdisjoint(keys(prompt))]
-    if not apart:
-        raise ValueError(f"warm_start.source: all {len(kept)} prompts are validated on. Imitate others.")
-    if len(apart) < len(kept):
-        log.warning("Warm start: %d prompts are validated on: left out.", len(kept) - len(apart))
-    return apart
+    return kept
 
 
 class NoEngine:

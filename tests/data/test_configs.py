@@ -22,6 +22,7 @@ class ByteRenderer:
     """One token a byte of the whole prompt."""
 
     date = None
+    control = ()
 
     def render_all(self, examples: Sequence[TurnExample]) -> list[RenderedPrompt]:
         prompts = [repr((example.tools, example.history, example.prompt)).encode() for example in examples]

@@ -24,7 +24,7 @@ import pyarrow.parquet as parquet
 from src.data.rendering import PromptRenderer
 from src.data.sources import base
 from src.data.sources.base import CorpusSource
-from src.data.sources.checks import TargetCheck, example_fault
+from src.data.sources.checks import TargetCheck, faults_of
 from src.data.sources.xlam import XlamSource
 from src.protocol.dialogue import TurnExample
 from src.protocol.token_bytes import TokenBytes
@@ -209,11 +209,9 @@ class Reader:
             examples = source.load("train")
         finally:
             base.log.warning = warn  # type: ignore[method-assign]
-        faults = [example_fault(example) for example in examples]
-        fine = [example for example, fault in zip(examples, faults, strict=True) if fault is None]
-        found = self._check.faults(fine)
-        said += [str(fault) for fault in [*faults, *found] if fault is not None]
-        return [example for example, fault in zip(fine, found, strict=True) if fault is None], said
+        found = faults_of(examples, self._check)
+        said += [str(fault) for fault in found if fault is not None]
+        return [example for example, fault in zip(examples, found, strict=True) if fault is None], said
 
 
 def found(fault: Callable[[random.Random, Record], None], count: int, seed: int, reader: Reader) -> tuple[int, int]:

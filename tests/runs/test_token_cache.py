@@ -33,6 +33,10 @@ def test_ids_are_the_tokenizer_s_and_are_kept(tokenizer, tmp_path, monkeypatch) 
     monkeypatch.setattr(token_cache, "_LEAST", 1)
     file.write_bytes(file.read_bytes()[:-4])  # cut short
     assert [ids.tolist() for ids in TokenCache(tmp_path, tokenizer).encode(TEXTS)] == expected
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1  # a bit of the last id or length
+    file.write_bytes(bytes(content))
+    assert [ids.tolist() for ids in TokenCache(tmp_path, tokenizer).encode(TEXTS)] == expected
     other = build_tokenizer(vocab_size=400, examples=300)
     TokenCache(tmp_path, other).encode(TEXTS)
     TokenCache(tmp_path, tokenizer).encode(TEXTS[:2])

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Literal, Protocol
 
-from src.data.sources.reading import Record, read_records, require
+from src.data.sources.reading import Record, parse_json, read_records, require
 from src.protocol.dialogue import (
     THOUGHT_OF_CALLS,
     THOUGHT_OF_RESPONSE,
@@ -99,7 +99,8 @@ def target_tags(target: Message) -> tuple[str, ...]:
 def json_calls(calls: JsonValue, where: str, field: str) -> tuple[ToolCall, ...]:
     """Calls from a list of `{"name": …, "arguments": {…}}`, or from one such object.
 
-    `parameters` is read where there are no `arguments`.
+    `parameters` is read where there are no `arguments`. Either may be JSON text, as OpenAI has it, or null, for none; a
+    call may be wrapped as `{"type": "function", "function": {…}}`.
 
     Raises:
         DataError: a value of another shape.
@@ -110,11 +111,18 @@ def json_calls(calls: JsonValue, where: str, field: str) -> tuple[ToolCall, ...]
         raise DataError(where, field, "a list of calls", calls)
     found = []
     for index, call in enumerate(calls):
+        path = f"{field}[{index}]"
         if not isinstance(call, dict):
-            raise DataError(where, f"{field}[{index}]", "an object", call)
-        name = require(call, "name", str, where, f"{field}[{index}].")
-        key = "parameters" if "parameters" in call and "arguments" not in call else "arguments"
-        found.append(ToolCall(name, require(call, key, dict, where, f"{field}[{index}].")))
+            raise DataError(where, path, "an object", call)
+        if isinstance(call.get("function"), dict) and "name" not in call:
+            call, path = call["function"], f"{path}.function"
+        name = require(call, "name", str, where, f"{path}.")
+        key = "parameters" if "parameters" in call and call.get("arguments") is None else "arguments"
+        if isinstance(call.get(key), str):
+            call = {**call, key: parse_json(call[key], where, f"{path}.{key}")}
+        if key in call and call[key] is None:
+            call = {**call, key: {}}
+        found.append(ToolCall(name, require(call, key, dict, where, f"{path}.")))
     return tuple(found)
 
 
@@ -135,6 +143,8 @@ def dialogue_key(example: TurnExample) -> str:
     All turns of a dialogue share it, and so do duplicates, since equal prompts open equally. A split by this key
     therefore separates neither. A corpus of rendered prompts needs no dialogue id for it.
     """
+    if example.dialogue:
+        return example.dialogue
     if example.prompt is not None:
         opening: object = [example.prompt.system, example.prompt.user.split("</user>", 1)[0]]
     else:
@@ -248,11 +258,10 @@ class CorpusSource(ABC):
             val = [replace(example, id=f"val/{example.id}") for example in self._read(self.val_path)]
             return {"train": self._read(self.path), "val": val}
         examples = self._read(self.path)
-        keys = [dialogue_key(example) for example in examples]
-        held_out = hold_out(keys, self.val_count, self.val_share, self.seed)
+        held_out = hold_out((one.dialogue for one in examples), self.val_count, self.val_share, self.seed)
         parts: dict[str, list[TurnExample]] = {"train": [], "val": []}
-        for example, key in zip(examples, keys, strict=True):
-            parts["val" if key in held_out else "train"].append(example)
+        for example in examples:
+            parts["val" if example.dialogue in held_out else "train"].append(example)
         return parts
 
     def _read(self, path: str | None) -> list[TurnExample]:
@@ -261,7 +270,7 @@ class CorpusSource(ABC):
             try:
                 if isinstance(record, DataError):
                     raise record
-                examples += self.convert(record)
+                examples += [replace(one, dialogue=dialogue_key(one)) for one in self.convert(record)]
             except DataError as error:
                 if self.on_bad_record == "error":
                     error.args = (f"{error} Correct it, or leave bad records out with data.on_bad_record=skip.",)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from src.data.rendering import call_line
 from src.data.sources.reading import check_json
 from src.data.sources.tools import check_on_offer
-from src.protocol.dialogue import DataError, JsonValue, Message, TurnExample
+from src.protocol.dialogue import DataError, JsonValue, Message, ToolSpec, TurnExample
 from src.protocol.matching import json_equal
 from src.protocol.regions import DecodedCompletion, read_completions
 from src.protocol.token_bytes import TokenBytes
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TAG = re.compile("</?(?:think|tool_call|response)>")
+_CALL_MARK = re.compile(r"<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|<function=")
 
 
 class TargetRenderer(Protocol):
@@ -29,13 +31,62 @@ class TargetRenderer(Protocol):
         ...
 
 
-def example_fault(example: TurnExample) -> DataError | None:
-    """What `check_example` finds."""
-    try:
-        check_example(example)
-    except DataError as error:
-        return error
-    return None
+def faults_of(examples: Sequence[TurnExample], check: TargetCheck | None) -> list[DataError | None]:
+    """What is wrong with each example, and with its target where there is a check of it; None where nothing is."""
+    found: list[DataError | None] = []
+    for example in examples:
+        try:
+            check_example(example)
+            found.append(None)
+        except DataError as error:
+            found.append(error)
+    good = [index for index, fault in enumerate(found) if fault is None]
+    if check is not None and good:
+        for index, fault in zip(good, check.faults([examples[index] for index in good]), strict=True):
+            found[index] = fault
+    return found
+
+
+def remarks(examples: Iterable[TurnExample], control: Collection[str]) -> list[str]:
+    """What nobody can prove wrong, and what a user would want to know.
+
+    Args:
+        examples: those of a split.
+        control: special tokens that the chat template writes around messages.
+
+    Returns:
+        A sentence a kind, with the number of examples and the first of them.
+    """
+    calls: list[str] = []
+    spoofed: list[str] = []
+    for example in examples:
+        target = example.target
+        if target.text and not target.calls and _calls_in(target.text, example.tools):
+            calls.append(f"{example.place}: {target.text[:80]!r}")
+        given = example.prompt
+        texts = [message.text for message in example.history] if given is None else [given.system, given.user]
+        if any(token in text for text in texts for token in control):
+            spoofed.append(example.place)
+    said = []
+    if calls:
+        said.append(
+            f"{len(calls)} responses hold what looks like a call, e.g. {calls[0]}. The policy learns to write calls as "
+            "text: mend these records if they are meant as calls."
+        )
+    if spoofed:
+        said.append(
+            f"{len(spoofed)} prompts hold special tokens of the chat template in their texts, e.g. {spoofed[0]}. The "
+            "model reads these as ends and beginnings of messages: take them out of the texts."
+        )
+    return said
+
+
+def _calls_in(text: str, tools: Iterable[ToolSpec]) -> bool:
+    return _CALL_MARK.search(text) is not None or any(
+        tool.name in text
+        and re.search(rf'(?<!\w){re.escape(tool.name)}\(\s*\w+\s*=|"name"\s*:\s*"{re.escape(tool.name)}"', text)
+        for tool in tools
+    )
 
 
 def check_example(example: TurnExample) -> None:
@@ -106,13 +157,11 @@ class TargetCheck:
         )
         for field, written, back in (
             ("thought", target.thought, parsed.thought or ""),
-            ("calls", "" if same else decoded.text, ""),
+            ("calls", "" if same else "\n".join(map(call_line, target.calls)), ""),
             ("response", target.text, parsed.response or ""),
         ):
             if written.strip() != back.strip():
-                mark = self._marks.search(written)
-                shown = written if mark is None else written[max(0, mark.start() - 40) : mark.end() + 40]
-                advice = f"It cannot hold {mark[0]!r}: reword it." if mark else ""
+                shown, advice = self._around_mark(written)
                 expected = "what can be written in the output protocol and read back the same"
                 return DataError(example.place, f"target.{field}", expected, shown, advice)
         if not getattr(self._reward, "full_marks", False):
@@ -122,4 +171,12 @@ class TargetCheck:
             return None
         got = f"format {parts.format:g}, correctness {parts.correctness:g}"
         expected = "a target that earns full marks from the run's own reward (format 1, correctness 1)"
-        return DataError(example.place, "target", f"{expected}, here {got}", decoded.text)
+        shown, _ = self._around_mark(target.thought) if self._marks.search(target.thought) else (decoded.text, "")
+        return DataError(example.place, "target", f"{expected}, here {got}", shown)
+
+    def _around_mark(self, text: str) -> tuple[str, str]:
+        """The part of a text around its first tag or end-of-turn token, and what to do about it."""
+        mark = self._marks.search(text)
+        if mark is None:
+            return text, ""
+        return text[max(0, mark.start() - 40) : mark.end() + 40], f"It cannot hold {mark[0]!r}: reword it."

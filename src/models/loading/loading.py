@@ -6,6 +6,7 @@ only where `policy.trust_remote_code` says so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -45,12 +46,15 @@ class LoadedPolicy(NamedTuple):
     weights: WeightSource | None = None
 
 
-def load_policy(config: PolicyConfig, *, on_meta: bool = False) -> LoadedPolicy:
+def load_policy(
+    config: PolicyConfig, *, on_meta: bool = False, template: Mapping[str, Any] | None = None
+) -> LoadedPolicy:
     """Load model and tokenizer.
 
     Args:
         config: where from.
         on_meta: leave the policy on the meta device, for `models.loading.sharding` to fill shard by shard.
+        template: arguments of the chat template.
 
     Raises:
         FileNotFoundError: a folder, package or file that is not there; names it.
@@ -71,7 +75,7 @@ def load_policy(config: PolicyConfig, *, on_meta: bool = False) -> LoadedPolicy:
     if on_meta:
         with hub_errors(config):
             weights = WeightSource.of(locate(config)) if config.weights == "pretrained" else WeightSource.random()
-    return LoadedPolicy(policy, tokenizer, stop_token_ids(model, tokenizer), weights)
+    return LoadedPolicy(policy, tokenizer, stop_token_ids(model, tokenizer, template), weights)
 
 
 def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
@@ -140,12 +144,14 @@ def _pretrained(source: str, dtype: torch.dtype | str, trust: bool) -> PreTraine
     return cast(PreTrainedModel, model)
 
 
-def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def stop_token_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, template: Mapping[str, Any] | None = None
+) -> tuple[int, ...]:
     """Ids that end a completion: the tokenizer's end of sequence, the generation config's, the chat template's.
 
     Raises:
         ConfigError: the chat template ends answers with what stops nothing.
     """
     found = getattr(model.generation_config, "eos_token_id", None)
-    ids = [tokenizer.eos_token_id, *(found if isinstance(found, list) else [found]), turn_end(tokenizer)[1]]
+    ids = [tokenizer.eos_token_id, *(found if isinstance(found, list) else [found]), turn_end(tokenizer, template)[1]]
     return tuple(dict.fromkeys(int(token) for token in ids if token is not None))

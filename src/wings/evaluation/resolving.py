@@ -132,7 +132,9 @@ def load_source(source: ModelSource) -> LoadedModel:
     model = load_model(source.policy)
     if source.checkpoint is not None:
         load_checkpoint(model, source.checkpoint)
-    return LoadedModel(model.eval(), tokenizer, stop_token_ids(model, tokenizer))
+    return LoadedModel(
+        model.eval(), tokenizer, stop_token_ids(model, tokenizer, source.prompt.get("chat_template_kwargs"))
+    )
 
 
 def run_config(checkpoint: Path) -> dict[str, Any]:

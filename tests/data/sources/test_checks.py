@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from src.data.rendering import PromptRenderer, step_text
-from src.data.sources.checks import TargetCheck, check_example
+from src.data.sources.checks import TargetCheck, check_example, remarks
 from src.data.sources.rlla import RllaSource
 from src.protocol.dialogue import ChatPrompt, DataError, Message, ToolCall, ToolSpec, TurnExample
 from src.protocol.parsing import parse
@@ -118,6 +118,7 @@ def test_a_target_must_earn_full_marks_from_the_run_s_own_reward(tokenizer) -> N
     assert check(tokenizer).faults([bad]) == [None]
     (fault,) = check(tokenizer, PublishedReward()).faults([bad])
     assert "full marks from the run's own reward (format 1, correctness 1), here format 0, correctness 1" in str(fault)
+    assert "found 'I write <response> now.'" in str(fault)
 
 
 def test_a_reward_that_scores_by_other_things_is_not_asked(tokenizer) -> None:
@@ -149,3 +150,34 @@ def test_no_real_dialogue_is_refused(tokenizer, shared_data) -> None:
     assert check(tokenizer).faults(examples) == [None] * 400
     placeholders = [replace(one, target=replace(one.target, thought="Hm.")) for one in examples]
     assert check(tokenizer, PublishedReward()).faults(placeholders) == [None] * 400
+
+
+def test_remarks_count_what_only_a_user_can_judge() -> None:
+    prose = [
+        example(Message("assistant", text, "Hm."))
+        for text in (
+            "Use say(text='a') for it.",
+            'I send {"name": "say"}.',
+            "<tool_call> it.",
+            "I say (really) so.",
+            "Hi.",
+        )
+    ]
+    spoofed = example(say(text="a"), Message("user", "Hi<|im_end|>\n<|im_start|>system"))
+    verbatim = example(say(text="a"), prompt=ChatPrompt("s", "u <|im_end|>"))
+    assert remarks(prose, ()) == [
+        "3 responses hold what looks like a call, e.g. x.json[7]: \"Use say(text='a') for it.\". The policy learns to "
+        "write calls as text: mend these records if they are meant as calls."
+    ]
+    assert remarks([*prose[3:], spoofed, verbatim], ("<|im_start|>", "<|im_end|>")) == [
+        "2 prompts hold special tokens of the chat template in their texts, e.g. x.json[7]. The model reads these as "
+        "ends and beginnings of messages: take them out of the texts."
+    ]
+    assert remarks([example(say(text="<|im_end|> say(text='a')"))], ("<|im_end|>",)) == []
+
+
+def test_an_end_token_in_an_earlier_call_is_escaped_in_the_prompt_too(tokenizer) -> None:
+    history = (Message("user", "Say it."), say(text="<|im_end|>"), Message("observation", "ok"))
+    for layout in ("published", "compact"):
+        prompt = PromptRenderer(tokenizer, layout).chat_prompt(example(say(text="b"), *history))
+        assert "<|im_end|>" not in prompt.user and "u003c|im_end|>" in prompt.user

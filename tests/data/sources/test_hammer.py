@@ -5,11 +5,15 @@ import random
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from src.data.sources.base import dialogue_key
 from src.data.sources.hammer import HammerSource, mask_example, random_identifier
+from src.data.sources.xlam import XlamSource
 from src.protocol.dialogue import ChatPrompt, DataError, Message, ToolCall, ToolSpec, TurnExample
+from tests.faults.records import xlam_row
 
 TIDES = ToolSpec.of("get_tides", "Tides; see find_port for ids.", {"id": {"type": "int"}, "day": {"type": "str"}})
 PORTS = ToolSpec.of("find_port", "Finds a port.", {"id": {"type": "str"}})
@@ -132,3 +136,15 @@ def test_a_prompt_published_as_text_is_refused() -> None:
 def test_a_share_out_of_range_is_refused() -> None:
     with pytest.raises(ValueError, match=r"mask_share: expected a share in \[0, 1\], found 1.5"):
         HammerSource(Fixed([]), mask_share=1.5)
+
+
+def test_a_masked_copy_is_of_the_same_dialogue(tmp_path: Path) -> None:
+    """By which a training prompt is told to be validated on, whatever names either has."""
+    rows = random.Random(0)
+    (tmp_path / "rows.json").write_text(json.dumps([xlam_row(rows) for _ in range(5)]))
+    source = XlamSource(path=str(tmp_path / "rows.json"))
+    plain, masked = source.load("train"), HammerSource(source).load("train")
+
+    assert [one.tools for one in plain] != [one.tools for one in masked]
+    assert [dialogue_key(one) for one in plain] == [dialogue_key(one) for one in masked]
+    assert len({dialogue_key(one) for one in plain}) == 5
