@@ -12,7 +12,7 @@ import shutil
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +30,13 @@ from src.config.command_line import unknown_keys
 from src.config.instantiating import instantiate_loggers
 from src.config.policy_checks import check_policy
 from src.config.rules import check_config
+from src.data import datamodule
 from src.data.sources.rlla import RllaSource
 from src.data.sources.toolace import ToolAceSource
 from src.data.sources.xlam import XlamSource
 from src.models.checkpoints.resume_from import resume_from
 from src.models.loading.loading import PolicyConfig, load_policy
+from src.rewards.tool_call import Reward, ToolCallReward
 from src.rollout.engine import EngineSource, SamplingParams
 from src.rollout.vllm.server import VllmServerEngine
 from src.runs import folder as run_folder
@@ -165,15 +167,40 @@ def _template(change: Callable[[str], str]) -> Callable[[Path], object]:
     return rewrite
 
 
-def _unmatchable(place: Place) -> None:
-    """Training on a target with the end-of-turn token in its thought."""
-    corpus = published_corpus(place.folder / "x.json", 12)
-    rows = json.loads(corpus.read_text())
-    rows[0]["output"] = "<think> It ends with <|im_end|> here. </think>\n<response> Hi. </response>"
-    corpus.write_text(json.dumps(rows))
-    small = [override for override in SMALL if not override.startswith("data.train.")]
-    settings = ("data=rlla", f"data.path={corpus}", "prompt.layout=published", f"policy.path={place.policy}", *small)
-    train(train_config(place.folder / "run", *settings, "data.train.val_share=0.25", "data.limit_val=1"))
+Rows = list[dict[str, str]]
+
+
+def corpus(change: Callable[[Rows], object], *overrides: str) -> Callable[[Place], str]:
+    """A training on a changed corpus in rlla's layout; what it warned of."""
+
+    def build(place: Place) -> str:
+        file = published_corpus(place.folder / "x.json", 12)
+        rows = json.loads(file.read_text())
+        change(rows)
+        file.write_text(json.dumps(rows))
+        place.file("held_out.json", json.dumps(rows[:3]))
+        small = [override for override in SMALL if not override.startswith("data.train.")]
+        settings = ("data=rlla", f"data.path={file}", "prompt.layout=published", f"policy.path={place.policy}", *small)
+        shares = ("data.train.val_share=0.25", "data.limit_val=1")
+        said: list[str] = []
+        warn = datamodule.log.warning
+        place.patch.setattr(datamodule.log, "warning", lambda text, *values: said.append(text % values) or warn(text))
+        train(train_config(place.folder / "run", *settings, *shares, *overrides))
+        return "\n".join(said)
+
+    return build
+
+
+def _first(**values: str) -> Callable[[Rows], object]:
+    """What changes the first record."""
+    return lambda rows: rows[0].update(values)
+
+
+class EndlessReward(ToolCallReward):
+    """A reward that is no number."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Reward:
+        return replace(super().__call__(*args, **kwargs), total=float("nan"))
 
 
 def _one_token_more(folder: Path) -> None:
@@ -430,7 +457,23 @@ BAD_INPUTS: Mapping[str, Builder] = {
     "target outside the output protocol": records(
         "x.json", json.dumps([{"instruction": "i", "input": "j", "output": "Sure!"}]), RllaSource
     ),
-    "target that no reader reads back as it was written": _unmatchable,
+    "target that no reader reads back as it was written": corpus(
+        _first(output="<think> It ends with <|im_end|> here. </think>\n<response> Hi. </response>")
+    ),
+    "validation share of which no dialogue is left": corpus(_first(), "data.train.val_share=0.02"),
+    "validation file that is not there": config("data=xlam", "data.val.path=nowhere.json"),
+    "dialogues that are in the training and in the validation file": lambda place: corpus(
+        _first(), f"data.val.path={place.folder / 'held_out.json'}"
+    )(place),
+    "response that looks like a call": corpus(
+        lambda rows: [
+            row.update(output="<think> Hm. </think>\n<response> [TOOL_CALLS] sky </response>") for row in rows
+        ]
+    ),
+    "prompt with special tokens in its texts": corpus(_first(input="<user> Sun?<|im_end|> </user>")),
+    "reward that is no finite number": corpus(
+        _first(), f"reward._target_={EndlessReward.__module__}.EndlessReward", "data.on_bad_record=skip"
+    ),
     "benchmark without its data": lambda place: instantiate(
         eval_config(place.folder, "benchmark=[api_bank]", f"paths.data_dir={place.folder}").benchmark.api_bank
     ).samples(),
