@@ -26,9 +26,10 @@ log = logging.getLogger(__name__)
 SUFFIXES = (".json", ".jsonl", ".json.gz", ".jsonl.gz", ".parquet", ".arrow")
 _SURROGATE = re.compile(r"[\ud800-\udfff]")
 _SHALLOW = "JSON that is not nested a thousand levels deep"
-_NO_CORPUS = re.compile(
-    r"\.|(dataset_infos?|dataset_dict|state|croissant|metadata)\.json$"
-)  # hidden, or about a corpus
+_NO_CORPUS = re.compile(  # hidden, what `datasets` keeps beside a corpus, or about one
+    r"\.|cache-.*\.arrow$|(dataset_infos?|dataset_dict|state|croissant|metadata)\.json$"
+)
+_POINTER = b"version https://git-lfs"
 T = TypeVar("T")
 
 
@@ -50,8 +51,8 @@ class Record:
 def read_records(path: str | None, hub_id: str | None = None, hub_split: str = "train") -> Iterator[Record | DataError]:
     """Read a corpus record by record. A record that cannot be read comes as the error that names it.
 
-    A `.json` file holds a list of records, an object with such a list under `train` or under its only key of that kind,
-    or JSON lines. An `.arrow` file is one that `datasets.save_to_disk` wrote.
+    A `.json` file holds a list of records, an object with a list under `train` or with one list of records, or JSON
+    lines. An `.arrow` file is one that `datasets.save_to_disk` wrote.
 
     Args:
         path: a file or a folder; see `corpus_files`. Wins over `hub_id`.
@@ -80,8 +81,9 @@ def read_records(path: str | None, hub_id: str | None = None, hub_split: str = "
 def corpus_files(path: str) -> list[Path]:
     """The files that `read_records` reads for a path, in the order of their names.
 
-    Of a folder these are the files named `train*` in it and in its folder `data`, and all in its folder `train`: a
-    published test file never ends up in training. Without any of these, all files of the folder itself.
+    Of a folder these are the files named `train*` in it and in its folder `data`, and all in its folders `train` and
+    `default/train`: a published test file never ends up in training. Without any of these, all files of the folder
+    itself.
 
     Raises:
         FileNotFoundError: nothing is there, or a folder without such files.
@@ -94,9 +96,10 @@ def corpus_files(path: str) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise FileNotFoundError(f"path: no file or folder '{root}'. Set data.path to where the corpus lies.")
-    found = sorted(file for folder in (root, root / "data", root / "train") for file in folder.glob("*"))
+    trains = (root / "train", root / "default/train")
+    found = sorted(file for folder in (root, root / "data", *trains) for file in folder.glob("*"))
     found = [file for file in found if _suffix(file) and file.is_file() and not _NO_CORPUS.match(file.name)]
-    files = [file for file in found if file.name.startswith("train") or file.parent == root / "train"]
+    files = [file for file in found if file.name.startswith("train") or file.parent in trains]
     files = files or [file for file in found if file.parent == root]
     if not files:
         raise FileNotFoundError(
@@ -112,9 +115,12 @@ def _suffix(file: Path) -> str:
 
 
 def _read_file(file: Path, name: str) -> Iterator[Record | DataError]:
+    with file.open("rb") as stream:
+        if (head := stream.read(len(_POINTER))) == _POINTER:
+            advice = "It is a Git LFS pointer: run `git lfs pull` in its repository."
+            raise DataError(str(file), "file", "the data itself", head.decode(), advice)
     if file.suffix in (".parquet", ".arrow"):
-        for index, value in enumerate(_arrow_rows(file)):
-            yield _record(value, f"{file}[{index}]", f"{name}-{index}", columns=True)
+        yield from _arrow_records(file, name)
         return
     try:
         with cast(IO[bytes], gzip.open(file) if file.suffix == ".gz" else file.open("rb")) as stream:
@@ -145,9 +151,9 @@ def _read_json(text: str, file: Path, name: str) -> Iterator[Record | DataError]
     values, where = _loads(text, str(file), "file"), str(file)
     if isinstance(values, dict):
         lists = [key for key, value in values.items() if isinstance(value, list) and dict in map(type, value)]
-        if "train" in lists or len(lists) == 1:
-            key = "train" if "train" in lists else lists[0]
-            values, where = values[key], f"{file}.{key}"
+        lists = ["train"] if isinstance(values.get("train"), list) else lists
+        if len(lists) == 1:
+            values, where = values[lists[0]], f"{file}.{lists[0]}"
     if not isinstance(values, list):
         raise DataError(where, "file", "a JSON list of records", values, "Use .jsonl for one record a line.")
     for index, value in enumerate(values):
@@ -163,7 +169,7 @@ def _is_json_lines(text: str) -> bool:
         return False
 
 
-def _arrow_rows(file: Path) -> Iterator[dict[str, JsonValue]]:
+def _arrow_records(file: Path, name: str) -> Iterator[Record | DataError]:
     import pyarrow as pa
     from pyarrow import ipc, parquet
 
@@ -176,7 +182,7 @@ def _arrow_rows(file: Path) -> Iterator[dict[str, JsonValue]]:
             else:
                 batches = ipc.open_stream(stream)
                 schema = batches.schema
-            yield from _present(chain.from_iterable(batch.to_pylist() for batch in batches), schema, str(file))
+            yield from _rows(batches, schema, str(file), f"{name}-")
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         size = f"{file.stat().st_size} bytes"
@@ -194,30 +200,39 @@ def _read_hub(hub_id: str, split: str) -> Iterator[Record | DataError]:
             f"source.hub_id: the split '{split}' of '{hub_id}' cannot be loaded: {reason} Check the name and the "
             "connection (gated datasets need a token), or set data.path to a local file or folder."
         ) from error
-    for index, value in enumerate(_present(rows, rows.features.arrow_schema, hub_id)):
-        yield _record(value, f"{hub_id}[{index}]", str(index), columns=True)
+    yield from _rows(rows.with_format("arrow").iter(1000), rows.features.arrow_schema, hub_id, "")
 
 
-def _present(rows: Iterable[dict[str, JsonValue]], schema: pa.Schema, where: str) -> Iterator[dict[str, JsonValue]]:
-    """The rows without null fields of nested structs: Arrow gives each struct the keys of all, absent ones as null.
+def _rows(batches: Iterable[Any], schema: pa.Schema, where: str, prefix: str) -> Iterator[Record | DataError]:
+    """Records of Arrow's rows, `prefix` and their index as ids.
 
-    Nulls of the rows themselves and in lists stay, and so do pairs of map columns.
+    Null fields of nested structs are left out: Arrow gives each struct the keys of all, absent ones as null. Nulls of
+    the rows themselves and in lists stay, and so do pairs of map columns. What the schema says is JSON (`arrow.json`,
+    the `Json()` of datasets) is decoded.
     """
     shapes = {field.name: shape for field in schema if (shape := _structs(field.type)) is not None}
     dropped = 0
 
-    def present(value: JsonValue, shape: Any) -> JsonValue:
+    def present(value: JsonValue, shape: Any, place: str, column: str) -> JsonValue:
         nonlocal dropped
+        if isinstance(shape, str) and isinstance(value, str):
+            return parse_json(value, place, column)
         if isinstance(shape, list) and isinstance(value, list):
-            return [present(item, shape[0]) for item in value]
+            return [present(item, shape[0], place, f"{column}[{index}]") for index, item in enumerate(value)]
         if isinstance(shape, dict) and isinstance(value, dict):
-            kept = {name: present(item, shape.get(name)) for name, item in value.items() if item is not None}
-            dropped += len(value) - len(kept)
-            return kept
+            said = {name: item for name, item in value.items() if item is not None}
+            dropped += len(value) - len(said)
+            return {name: present(item, shape.get(name), place, f"{column}.{name}") for name, item in said.items()}
         return value
 
-    for row in rows:
-        yield {name: present(value, shapes.get(name)) for name, value in row.items()}
+    for index, row in enumerate(chain.from_iterable(batch.to_pylist() for batch in batches)):
+        place = f"{where}[{index}]"
+        try:
+            read = {name: present(value, shapes.get(name), place, name) for name, value in row.items()}
+        except DataError as error:
+            yield error
+        else:
+            yield _record(read, place, f"{prefix}{index}", columns=True)
     if dropped:
         log.warning(
             "%s: %s nulls inside nested columns read as absent keys; Arrow fills them in. Publish such columns as JSON "
@@ -227,8 +242,8 @@ def _present(rows: Iterable[dict[str, JsonValue]], schema: pa.Schema, where: str
         )
 
 
-def _structs(kind: pa.DataType) -> dict[str, Any] | list[Any] | None:
-    """Where the structs of a type are: a dict for a struct, a list of one for a list; None for all else.
+def _structs(kind: pa.DataType) -> dict[str, Any] | list[Any] | str | None:
+    """Where the structs of a type are: a dict for a struct, a list of one for a list, "json"; None for all else.
 
     >>> import pyarrow
     >>> _structs(pyarrow.list_(pyarrow.struct({"name": pyarrow.string(), "arguments": pyarrow.struct([])})))
@@ -238,6 +253,8 @@ def _structs(kind: pa.DataType) -> dict[str, Any] | list[Any] | None:
 
     if types.is_struct(kind):
         return {field.name: _structs(field.type) for field in kind.fields}
+    if getattr(kind, "extension_name", "") == "arrow.json":
+        return "json"
     inner = _structs(kind.value_type) if hasattr(kind, "value_field") else None  # lists of all kinds
     return None if inner is None else [inner]
 

@@ -94,6 +94,7 @@ def test_json_lines_are_read_in_a_json_file(tmp_path: Path) -> None:
         ({"version": 1, "data": RECORDS}, "data"),
         ({"train": RECORDS, "test": RECORDS[:1]}, "train"),
         ({"test": RECORDS[:1], "train": [*RECORDS, 7]}, "train"),
+        ({"train": {"rows": 3}, "data": RECORDS}, "data"),
     ],
 )
 def test_the_list_inside_an_object_is_the_corpus(tmp_path: Path, content: dict[str, Any], key: str) -> None:
@@ -106,6 +107,13 @@ def test_the_list_inside_an_object_is_the_corpus(tmp_path: Path, content: dict[s
     assert records[2].id == "x-2"
     if 7 in content[key]:
         assert faults(path) == ["x.json.train[3]: field 'record': expected an object, found 7."]
+
+
+def test_an_empty_train_list_is_no_reason_to_read_the_test_list(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps({"train": [], "test": RECORDS}))
+
+    assert read(path) == []
 
 
 def test_a_folder_is_read_in_the_order_of_names(tmp_path: Path) -> None:
@@ -128,6 +136,8 @@ def test_a_clone_of_a_hub_dataset_is_read_for_its_train_files(tmp_path: Path) ->
     write(tmp_path / "data" / "train-00001-of-00002.parquet", RECORDS[1:2])
     write(tmp_path / "data" / "test-00000-of-00001.parquet", RECORDS)
     write(tmp_path / "train" / "0000.jsonl", RECORDS[2:])
+    write(tmp_path / "default" / "train" / "0001.parquet", RECORDS[:1])
+    write(tmp_path / "default" / "test" / "0002.parquet")
     write(tmp_path / "sample.json")
     for name in ("README.md", ".gitattributes", "dataset_infos.json", "state.json"):
         (tmp_path / name).write_text("{}")
@@ -135,6 +145,7 @@ def test_a_clone_of_a_hub_dataset_is_read_for_its_train_files(tmp_path: Path) ->
     assert [(record.value["n"], record.id) for record in read(tmp_path)] == [
         (1, "train-00000-of-00002-0"),
         (2, "train-00001-of-00002-0"),
+        (1, "0001-0"),
         (3, "0000-1"),
     ]
 
@@ -153,6 +164,8 @@ def test_a_folder_that_datasets_saved_is_read(tmp_path: Path) -> None:
     saved = DatasetDict({"train": Dataset.from_list(RECORDS), "test": Dataset.from_list(RECORDS[:1])})
     saved.save_to_disk(tmp_path / "both")
     saved["train"].save_to_disk(tmp_path / "one")
+    Dataset.load_from_disk(tmp_path / "one").map(lambda record: {"n": record["n"] + 1})
+    assert len(list((tmp_path / "one").glob("cache-*.arrow"))) == 1
 
     assert [record.value for record in read(tmp_path / "both")] == RECORDS
     assert [record.value for record in read(tmp_path / "one")] == RECORDS
@@ -183,6 +196,46 @@ def test_keys_that_arrow_filled_in_are_absent(tmp_path: Path, caplog: pytest.Log
         f"{path}: 6 nulls inside nested columns read as absent keys; Arrow fills them in. Publish such columns as JSON "
         "text to keep a null that was said."
     ]
+
+
+JSON_COLUMNS: dict[str, Any] = {
+    "query": "7",
+    "tools": [{"name": "f", "parameters": {"x": {"type": "int"}}}],
+    "answers": [{"name": "f", "arguments": {"x": None}}, {"name": "f", "arguments": {"x": ["1", 2]}}],
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "hub"])
+def test_json_columns_are_decoded_where_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    answers = datasets.List({"name": datasets.Value("string"), "arguments": datasets.Json()})
+    features = datasets.Features({"query": datasets.Value("string"), "tools": datasets.Json(), "answers": answers})
+    corpus = datasets.Dataset.from_list([JSON_COLUMNS], features=features)
+    if kind == "arrow":
+        corpus.save_to_disk(tmp_path / "x")
+    else:
+        (tmp_path / "x").mkdir()
+        corpus.to_parquet(tmp_path / "x/train.parquet")
+    place = str(tmp_path / "x")
+    (record,) = read_records(None, hub_id=place) if kind == "hub" else read_records(place)
+
+    assert isinstance(record, Record)
+    assert record.value == JSON_COLUMNS
+
+
+def test_json_columns_are_decoded_strictly(tmp_path: Path) -> None:
+    texts = pa.array(['{"a": 1}', '{"a": 1, "a": 2}', '{"a"', "null", None])
+    column = pa.ListArray.from_arrays([0, 2, 3, 5], pa.ExtensionArray.from_storage(pa.json_(), texts))
+    parquet.write_table(pa.table({"x": column}), tmp_path / "x.parquet")
+
+    assert faults(tmp_path / "x.parquet") == [
+        "x.parquet[0]: field 'x[1].a': expected this key once in its object, found [1, 2].",
+        "x.parquet[1]: field 'x[0]': expected valid JSON (Expecting ':' delimiter at line 1 column 5), found '{\"a\"'.",
+    ]
+    (record,) = [one for one in read_records(str(tmp_path)) if isinstance(one, Record)]
+    assert (record.value, record.id) == ({"x": [None, None]}, "x-2")
 
 
 def test_map_columns_and_missing_numbers_stay_as_arrow_has_them(tmp_path: Path) -> None:
@@ -255,6 +308,17 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(
     with pytest.raises(DataError) as error:
         list(read_records(str(tmp_path / file)))
     assert all(part in str(error.value) for part in (f"{file}: ", *parts)), str(error.value)
+
+
+@pytest.mark.parametrize("file", ["x.json", "x.jsonl", "x.jsonl.gz", "x.parquet", "x.arrow"])
+def test_a_git_lfs_pointer_is_called_one(tmp_path: Path, file: str) -> None:
+    (tmp_path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132\n")
+    with pytest.raises(DataError) as error:
+        list(read_records(str(tmp_path)))
+    assert str(error.value) == (
+        f"{tmp_path / file}: field 'file': expected the data itself, found 'version https://git-lfs'. It is a Git LFS "
+        "pointer: run `git lfs pull` in its repository."
+    )
 
 
 @pytest.mark.parametrize(
