@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from itertools import chain
 from typing import Any
 
-from src.data.sources.reading import require
+from src.data.sources.reading import parse_json, require
 from src.protocol.dialogue import DataError, JsonValue, ToolCall, ToolSpec, is_schema
 
 _WORDS = {
@@ -28,6 +28,8 @@ _KINDS: Mapping[str, tuple[str, Callable[[Any], bool]]] = {
 def tool_specs(tools: JsonValue, where: str, field: str) -> tuple[ToolSpec, ...]:
     """Tools from their JSON descriptions, in every shape that `ToolSpec` reads; a repeated tool is dropped.
 
+    Parameters may also be JSON text; the tool then has them parsed.
+
     >>> schema = {"type": "dict", "properties": {"code": {"type": "int"}}, "required": ["code"]}
     >>> (tool,) = tool_specs([{"name": "Zip", "description": "d", "parameters": schema}], "doc", "tools")
     >>> tool.parameters, tool.required
@@ -42,19 +44,28 @@ def tool_specs(tools: JsonValue, where: str, field: str) -> tuple[ToolSpec, ...]
     for index, tool in enumerate(tools):
         spec = _tool_spec(tool, where, f"{field}[{index}]")
         known = specs.setdefault(spec.name, spec)
-        if known != spec and (known.description, known.parameters) != (spec.description, spec.parameters):
+        if known != spec and _meaning(known) != _meaning(spec):
             raise DataError(where, f"{field}[{index}].name", "a name that no other tool has", spec.name)
     return tuple(specs.values())
+
+
+def _meaning(spec: ToolSpec) -> tuple[object, ...]:
+    return spec.description, spec.parameters, spec.required, spec.open
 
 
 def _tool_spec(tool: JsonValue, where: str, field: str) -> ToolSpec:
     if not isinstance(tool, dict):
         raise DataError(where, field, "an object", tool)
     function = tool
-    if isinstance(tool.get("function"), dict):
+    if wrapped := isinstance(tool.get("function"), dict):
         function, field = tool["function"], field + ".function"
     require(function, "name", str, where, field + ".")
-    parameters, field = function.get("parameters") or {}, field + ".parameters"
+    key = "input_schema" if function.get("input_schema") and not function.get("parameters") else "parameters"
+    parameters, field = function.get(key) or {}, f"{field}.{key}"
+    if isinstance(parameters, str):
+        parameters = parse_json(parameters, where, field) or {}
+        function = {**function, key: parameters}
+        tool = {**tool, "function": function} if wrapped else function
     if isinstance(parameters, dict) and is_schema(parameters):
         parameters, field = parameters.get("properties") or {}, field + ".properties"
     if not isinstance(parameters, dict):
@@ -119,8 +130,8 @@ def wrong_type(value: JsonValue, schema: JsonValue) -> tuple[str, JsonValue] | N
 def _kinds(written: JsonValue) -> list[str]:
     """The JSON types that a schema's `type` names; none where it names another, which is not looked at.
 
-    >>> _kinds(["string", "null"]), _kinds("List[int]"), _kinds("float, optional"), _kinds("int or str"), _kinds("any")
-    (['string', 'null'], ['array'], ['number', 'null'], ['integer', 'string'], [])
+    >>> _kinds(["string", "null"]), _kinds("float, optional"), _kinds("Union[List[str], int]"), _kinds("any")
+    (['string', 'null'], ['number', 'null'], ['array', 'integer'], [])
     """
     if isinstance(written, list):
         found = [_kinds(one) for one in written]
@@ -128,13 +139,36 @@ def _kinds(written: JsonValue) -> list[str]:
     if not isinstance(written, str):
         return []
     text, optional = re.subn(r",?\s*optional$", "", written.strip().lower())
-    if wrapped := re.fullmatch(r"(optional|union)\[(.*)\]", text):
-        text, optional = wrapped[2], optional or wrapped[1] == "optional"
-    parts = [text.partition("[")[0]] if "[" in text else re.split(r"\s*[,|]\s*|\s+or\s+", text)
-    kinds = [_WORDS.get(part, part) for part in parts]
-    if not all(kind in _KINDS for kind in kinds):
-        return []
+    parts, kinds = [text], []
+    while parts:
+        part = parts.pop(0)
+        if len(inner := _alternatives(part)) > 1:
+            parts = inner + parts
+        elif wrapped := re.fullmatch(r"(optional|union)\[(.*)\]", part):
+            parts.insert(0, wrapped[2])
+            optional = optional or wrapped[1] == "optional"
+        else:
+            word, bracket, _ = part.partition("[")
+            kind = "array" if part.endswith("[]") else _WORDS.get(word, word)
+            if kind not in _KINDS or (bracket and kind not in ("array", "object")):
+                return []
+            kinds.append(kind)
     return [*kinds, "null"] if optional else kinds
+
+
+def _alternatives(written: str) -> list[str]:
+    """What stands between `,`, `|` and `or` outside of brackets.
+
+    >>> _alternatives("dict[str, int] | int[] or str")
+    ['dict[str, int]', 'int[]', 'str']
+    """
+    parts = [""]
+    for index, piece in enumerate(re.split(r"(\s*[,|]\s*|\s+or\s+)", written)):
+        if index % 2 and parts[-1].count("[") == parts[-1].count("]"):
+            parts.append("")
+        else:
+            parts[-1] += piece
+    return parts
 
 
 def _is_number(value: object) -> bool:

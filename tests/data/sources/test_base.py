@@ -133,6 +133,45 @@ def test_calls_in_json_have_arguments_or_parameters() -> None:
         json_calls([both[0], "f"], "x", "answers")
 
 
+@pytest.mark.parametrize(
+    ("call", "arguments"),
+    [
+        ({"name": "f", "arguments": '{"x": [1]}'}, {"x": [1]}),
+        ({"name": "f", "parameters": "{}"}, {}),
+        ({"name": "f", "arguments": None}, {}),
+        ({"name": "f", "arguments": "null"}, {}),
+        ({"name": "f", "arguments": None, "parameters": {"x": 1}}, {"x": 1}),
+        ({"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}, {"x": 1}),
+    ],
+)
+def test_calls_as_openai_has_them_are_read(call: dict[str, Any], arguments: dict[str, Any]) -> None:
+    assert json_calls([call], "x", "answers") == (ToolCall("f", arguments),)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"name": "f", "arguments": "[1]"}, "answers[0].arguments': expected an object, found [1]."),
+        (
+            {"name": "f", "arguments": '{"a": 1, "a": 2}'},
+            "answers[0].arguments.a': expected this key once in its object, found [1, 2].",
+        ),
+        (
+            {"function": {"name": "f", "arguments": "x=1"}},
+            "answers[0].function.arguments': expected valid JSON (Expecting value at line 1 column 1), found 'x=1'.",
+        ),
+        (
+            {"name": "f"},
+            "answers[0].arguments': expected an object under this key, found ['name']. The key is missing.",
+        ),
+    ],
+)
+def test_arguments_in_json_text_are_parsed_strictly(call: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError) as error:
+        json_calls([call], "x", "answers")
+    assert str(error.value) == f"x: field '{message}"
+
+
 def test_lines_that_do_not_parse_are_skipped_like_other_bad_records(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -37,12 +37,41 @@ def test_openai_s_wrapping_of_a_tool_is_read_through() -> None:
         tool_specs([{"type": "function", "function": {}}], "x", "tools")
 
 
-def test_a_repeated_tool_is_dropped_and_an_ambiguous_one_refused() -> None:
-    tool = {"name": "a", "description": "one", "parameters": {}}
+@pytest.mark.parametrize("key", ["parameters", "input_schema"])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_parameters_in_json_text_are_parsed_strictly(key: str, wrapped: bool) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "int"}}, "required": ["n"]}
 
-    assert len(tool_specs([tool, dict(tool)], "x", "tools")) == 1
-    with pytest.raises(DataError, match=r"field 'tools\[1\]\.name': expected a name that no other tool has, found 'a'"):
-        tool_specs([tool, {**tool, "description": "two"}], "x", "tools")
+    def tools(text: str) -> list[dict[str, Any]]:
+        function = {"name": "a", key: text}
+        return [{"type": "function", "function": function} if wrapped else function]
+
+    assert tool_specs(tools(json.dumps(schema)), "x", "tools") == (ToolSpec(tools(schema)[0], filled=True),)  # type: ignore[arg-type]
+    path = f"tools[0]{'.function' * wrapped}.{key}"
+    with pytest.raises(DataError) as error:
+        tool_specs(tools('{"n": {"a": 1, "a": 2}}'), "x", "tools")
+    assert str(error.value) == f"x: field '{path}.n.a': expected this key once in its object, found [1, 2]."
+    with pytest.raises(DataError) as error:
+        tool_specs(tools("none"), "x", "tools")
+    assert str(error.value) == (
+        f"x: field '{path}': expected valid JSON (Expecting value at line 1 column 1), found 'none'."
+    )
+
+
+SCHEMA = {"type": "object", "properties": {"n": {}}, "required": ["n"]}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"description": "two"}, {"parameters": {**SCHEMA, "required": []}}, {"parameters": {**SCHEMA, "properties": {}}}],
+)
+def test_a_repeated_tool_is_dropped_and_an_ambiguous_one_refused(other: dict[str, Any]) -> None:
+    tool = {"name": "a", "description": "one", "parameters": SCHEMA}
+
+    assert len(tool_specs([tool, dict(tool), {"function": tool}], "x", "tools")) == 1
+    with pytest.raises(DataError) as error:
+        tool_specs([tool, {**tool, **other}], "x", "tools")
+    assert str(error.value) == "x: field 'tools[1].name': expected a name that no other tool has, found 'a'."
 
 
 @pytest.mark.parametrize(
@@ -112,6 +141,37 @@ def test_a_call_that_is_not_on_offer_is_named(name: str, arguments: dict[str, An
     with pytest.raises(DataError) as error:
         check_on_offer([ToolCall(name, arguments)], [ToolSpec(WEATHER)], "x.json[0]", "answers")
     assert str(error.value) == f"x.json[0]: field 'answers': expected {expected}, found {found}."
+
+
+@pytest.mark.parametrize(
+    ("written", "good", "bad"),
+    [
+        ("Union[List[str], str]", ["a", ["a"]], [7, None]),
+        ("list[str] | str", ["a", ["a"]], [7]),
+        ("List[int] or int", [3, [3]], ["3"]),
+        ("array[string] or string", ["a", ["a"]], [7]),
+        ("List[int] | None", [None, [3]], [3]),
+        ("Dict[str, List[int]], optional", [None, {"a": [3]}], [[3]]),
+        ("Optional[Union[int, List[Optional[str]]]]", [None, 3, ["a"]], ["a"]),
+        ("string[]", [["a"]], ["a"]),
+        ("float[][]", [[[1.0]]], [1.0]),
+        ("object[] | null", [[{}], None], [{}]),
+        ("integer[0..9]", [3, "any"], []),  # not known
+        ("Union[int, Celsius]", [3, "any"], []),
+        ("Union[int", [3, "any"], []),
+    ],
+)
+def test_types_in_text_are_split_outside_of_brackets(written: str, good: list[Any], bad: list[Any]) -> None:
+    tool = ToolSpec(
+        {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": written}}, "required": ["a"]}}
+    )
+    for value in good:
+        check_on_offer([ToolCall("f", {"a": value})], [tool], "x", "answers")
+    for value in bad:
+        with pytest.raises(
+            DataError, match=r"^x: field 'answers': expected .* in 'a' of 'f', as its schema says, found"
+        ):
+            check_on_offer([ToolCall("f", {"a": value})], [tool], "x", "answers")
 
 
 def test_a_schema_that_is_open_takes_other_parameters() -> None:
