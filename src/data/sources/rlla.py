@@ -30,7 +30,7 @@ class RllaSource(CorpusSource):
 
     Args:
         thoughts: `keep` the distilled thoughts of the SFT file, or put the parquet's `placeholder` in their place, for
-            a policy that has no room for long thoughts.
+            a policy that has no room for long thoughts. An empty thought is always replaced.
         **corpus: see `CorpusSource`.
     """
 
@@ -56,7 +56,7 @@ class RllaSource(CorpusSource):
             text = require(record.value, "output", str, record.where)
         target = parse_target(text, record.where, field)
         check_json([{call.name: call.parameters} for call in target.calls], record.where, field)
-        if self.thoughts == "placeholder":
+        if self.thoughts == "placeholder" or not target.thought:
             target = replace(target, thought=THOUGHT_OF_CALLS if target.calls else THOUGHT_OF_RESPONSE)
         return [TurnExample((), (), target, self.name, record.id, prompt, target_tags(target), record.where)]
 

@@ -11,7 +11,7 @@ import pytest
 
 from src.data.sources.base import dialogue_key
 from src.data.sources.rlla import RllaSource, parse_target
-from src.protocol.dialogue import ChatPrompt, DataError, ToolCall
+from src.protocol.dialogue import THOUGHT_OF_CALLS, THOUGHT_OF_RESPONSE, ChatPrompt, DataError, ToolCall
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "rlla" / "rlla_sft.json"
 SYSTEM = "You are helpful.\n1. Name: tide_times\nDescription: Tides.\nParameters: {}"
@@ -82,6 +82,19 @@ def test_each_kind_of_target(tmp_path: Path, text: str, calls: int, response: st
     (example,) = load(tmp_path, sft(text)).load("train")
 
     assert (len(example.target.calls), example.target.text, example.tags) == (calls, response, (tag,))
+
+
+@pytest.mark.parametrize(
+    ("text", "thought"),
+    [
+        ("<think></think><response>x</response>", THOUGHT_OF_RESPONSE),
+        (f"<think> </think><tool_call>\n{CALL}\n</tool_call>", THOUGHT_OF_CALLS),
+    ],
+)
+def test_an_empty_thought_becomes_the_published_one(tmp_path: Path, text: str, thought: str) -> None:
+    (example,) = load(tmp_path, sft(text)).load("train")
+
+    assert example.target.thought == thought
 
 
 def test_tags_inside_think_are_text() -> None:
