@@ -434,6 +434,9 @@ BAD_INPUTS: Mapping[str, Builder] = {
     "JSON lines with a broken one": records("x.jsonl", f"{json.dumps(XLAM)}\n{json.dumps(XLAM)[:-9]}\n"),
     "parquet that is cut short": records("x.parquet", _torn_parquet),
     "gzip file that is cut short": records("x.json.gz", gzip.compress(xlam().encode())[:-9]),
+    "pointer of Git LFS in place of a file": records(
+        "x.parquet", "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 132\n"
+    ),
     "text that is not UTF-8": records("x.json", xlam().encode().replace(b"Sun", b"\xff\xfe")),
     "JSON nested without end": records("x.json", _nested),
     "object with several lists of records, or none": records("x.json", json.dumps({"a": [XLAM], "b": [XLAM]})),
@@ -449,8 +452,12 @@ BAD_INPUTS: Mapping[str, Builder] = {
     "field that is missing": records("x.json", xlam(answers=None)),
     "request without text": records("x.json", xlam(query=" ")),
     "answers that open like calls and are none": records("x.json", xlam(answers=json.dumps(ANSWERS)[:-2])),
+    "answers in text without words": records("x.json", xlam(answers="N/A")),
     "null for a required parameter in a nested column of parquet": records("x.parquet", _null_in_parquet),
     "call of a tool that is not on offer": records("x.json", xlam(answers=json.dumps([{**ANSWERS[0], "name": "sea"}]))),
+    "system prompt of ToolACE without a list of tools": records(
+        "x.json", json.dumps([{"system": 'Users: [{"name": "Bob"}]', "conversations": TURNS}]), ToolAceSource
+    ),
     "message of ToolACE that opens like calls and is none": records(
         "x.json", json.dumps([{"system": json.dumps(TOOLS), "conversations": TURNS}]), ToolAceSource
     ),

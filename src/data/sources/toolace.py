@@ -27,15 +27,21 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 _CONSTANTS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "\n": ""}
 _PARAMETER = re.compile(r"[^=,()'\"]+")
-_LOOKS_LIKE_CALLS = re.compile(r"\[\s*[^\[\](){}\n]+\(")
 _ARGUMENTS = re.compile(r"\(\s*(?:\)|[^=,()'\"]+=)")
-_OBJECT = re.compile(r"\[?\s*\{\s*[\"']")
-_JSON_CALL = re.compile(
-    r"""\[?\s*\{\s*["']name["']\s*:\s*["'][^"'\n]*["']\s*,\s*["'](?:arguments|parameters)["']\s*:"""
+_LISTED = re.compile(r"\[[\[\s]*")
+_LISTED_CALL = re.compile(rf"[^\[\]{{}}\n]+{_ARGUMENTS.pattern}")
+_PARENTHESIS = re.compile(r"\s*\(")
+_OBJECT = re.compile(r"[\[\s]*\{\s*[\"']")
+JSON_CALL = re.compile(
+    r"""\{\s*["'](?:tool_calls["']\s*:\s*\[|name["']\s*:\s*["'][^"'\n]*["']\s*,\s*["'](?:arguments|parameters)["']\s*:)"""
 )
-_FENCE = re.compile(r"```(?:\w*\s+)?")
-_FENCE_END = re.compile(r"\s*```")
+_OPENING = re.compile(r"(```)(?:\w*\s+)?|(`(?=[^`]+`\Z)|<tool_call>|\[TOOL_CALLS\]|<\|python_tag\|>)\s*")
+_CLOSING = {"```": "```", "`": "`", "<tool_call>": "</tool_call>"}
 _BETWEEN = re.compile(r"[\s,]*")
+_EMPTY = re.compile(r"`?\[\s*\]`?")
+CALL = re.compile(rf"[\w./-]+{_ARGUMENTS.pattern}")
+_OF_OBJECTS = re.compile(r"\[\s*\{\s*\"")
+_SAYS_WHAT = ("description", "parameters", "input_schema")
 _LIST_MARKER = "Here is a list of functions in JSON format that you can invoke"
 
 
@@ -45,8 +51,8 @@ class ToolAceSource(CorpusSource):
     An assistant message that opens like a call must be calls; text behind their closing bracket is a response of the
     same step. Every other assistant message is a response. A `tool` message is an observation.
 
-    Calls are also read in several lists, without brackets, as JSON (`[{"name": …, "arguments": {…}}]`) and in a
-    Markdown fence; `[]` is a refusal. How many messages came so is logged.
+    Calls are also read in several lists, without brackets, as JSON (`[{"name": …, "arguments": {…}}]`), in a Markdown
+    fence and behind the tags of Hermes, Mistral and Llama; `[]` is a refusal. How many messages came so is logged.
     """
 
     default_name = "toolace"
@@ -83,18 +89,33 @@ class ToolAceSource(CorpusSource):
 
 
 def _tools(system: str, where: str) -> tuple[ToolSpec, ...]:
-    """The first JSON list of named objects in the system prompt (behind the marker, where it has one)."""
+    """The first JSON list of tools in the system prompt (behind the marker, where it has one).
+
+    Lists of anything else are passed over whole. There are no tools where an empty list is the only one.
+    """
     start = max(system.find(_LIST_MARKER), 0)
+    empty = other = False
     while (start := system.find("[", start)) >= 0:
         try:
-            tools = DECODER.raw_decode(system, start)[0]
-        except (ValueError, RecursionError):
-            tools = None
-        if isinstance(tools, list) and all(isinstance(tool, dict) and "name" in tool for tool in tools):
+            tools, end = DECODER.raw_decode(system, start)
+        except (ValueError, RecursionError) as error:
+            other = other or _OF_OBJECTS.match(system, start) is not None
+            start = max(start + 1, getattr(error, "pos", 0))  # what it holds up to there is no list of its own
+            continue
+        if tools and all(map(_is_tool, tools)):
             check_json(tools, where, "system")
             return tool_specs(tools, where, "system")
-        start += 1
-    raise DataError(where, "system", "a JSON list of tools in the system prompt", system[-120:])
+        empty, other, start = empty or not tools, other or bool(tools), end
+    if empty and not other:
+        return ()
+    advice = "A tool has a name, and a description or parameters."
+    raise DataError(where, "system", "a JSON list of tools in the system prompt", system[-120:], advice)
+
+
+def _is_tool(value: JsonValue) -> bool:
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        return "name" in value["function"] and "arguments" not in value["function"]
+    return isinstance(value, dict) and "name" in value and not value.keys().isdisjoint(_SAYS_WHAT)
 
 
 def _message(turn: JsonValue, index: int, tools: tuple[ToolSpec, ...], where: str, shapes: Counter[str]) -> Message:
@@ -111,7 +132,7 @@ def _message(turn: JsonValue, index: int, tools: tuple[ToolSpec, ...], where: st
         raise DataError(where, prefix + "from", "'user', 'assistant' or 'tool'", role)
     if not text:
         raise DataError(where, prefix + "value", "calls or a response", turn["value"])
-    if re.fullmatch(r"\[\s*\]", unfenced(text)):
+    if _EMPTY.fullmatch(unfenced(text)):
         shapes["as an empty list"] += 1
         return Message("assistant", REFUSAL)
     calls, response, found = parse_calls(text, [tool.name for tool in tools], where, prefix + "value")
@@ -125,8 +146,8 @@ def parse_calls(
 ) -> tuple[tuple[ToolCall, ...], str, set[str]]:
     """Read the calls that a message opens with.
 
-    What looks like calls must be calls: a list with `name(`, the name of a tool on offer with `(parameter=` or `()`,
-    JSON objects with a name and arguments.
+    What looks like calls must be calls: a list with the name of a tool on offer and `(`, or any name with `(parameter=`
+    or `()`; without a list, a tool on offer with either; JSON objects with a name and arguments; a tag like Hermes'.
 
     Args:
         text: the message, stripped.
@@ -170,12 +191,14 @@ class _Reader:
         """Calls and shapes as in `parse_calls`."""
         calls: list[ToolCall] = []
         shapes: set[str] = set()
-        fenced = False
+        closing = ""
         while True:
             behind = self.position
             self.skip(_BETWEEN)
-            opened = not fenced and self.skip(_FENCE)
-            if _LOOKS_LIKE_CALLS.match(self.text, self.position):
+            mark = ""
+            if not closing and (opening := _OPENING.match(self.text, self.position)):
+                mark, self.position = opening[1] or opening[2], opening.end()
+            if self.opens_like_a_list():
                 shapes |= {"in several lists"} if calls else set()
                 calls += self.calls()
             elif self.opens_like_a_call():
@@ -184,23 +207,37 @@ class _Reader:
             elif (objects := self.objects()) is not None:
                 shapes.add("as JSON")
                 calls += json_calls(objects, where, field)
+            elif mark.strip("`"):
+                raise self.error(f"calls behind '{mark}'")
             else:
                 self.position = behind
                 break
-            shapes |= {"in a fence"} if opened else set()
-            fenced = (fenced or opened) and not self.skip(_FENCE_END)
-        if fenced:
-            raise self.error("'```' behind the calls")
+            if mark:
+                shapes.add("in tags" if mark.strip("`") else "in a fence")
+                closing = _CLOSING.get(mark, "")
+            closing = "" if closing and self.accept(closing) else closing
+        if closing:
+            raise self.error(f"'{closing}' behind the calls")
         if "without brackets" in shapes and self.text[behind:].strip():
             raise self.error("nothing behind calls without brackets")
         return tuple(calls), shapes
 
+    def opens_like_a_list(self) -> bool:
+        """Whether here stands a list with the name of a tool on offer and `(`, or any name with arguments or `()`."""
+        opening = _LISTED.match(self.text, self.position)
+        return opening is not None and (
+            _LISTED_CALL.match(self.text, opening.end()) is not None
+            or self.known(opening.end(), _PARENTHESIS) is not None
+        )
+
     def opens_like_a_call(self) -> bool:
         """Whether here stands the name of a tool on offer, with arguments or `()`."""
-        at = self.position
-        return any(
-            self.text.startswith(name, at) and _ARGUMENTS.match(self.text, at + len(name)) for name in self.names
-        )
+        return self.known(self.position, _ARGUMENTS) is not None
+
+    def known(self, at: int, behind: re.Pattern[str]) -> str | None:
+        """The tool on offer whose name stands there with `behind` behind it, the longest that fits."""
+        fitting = (name for name in self.names if self.text.startswith(name, at))
+        return next((name for name in fitting if behind.match(self.text, at + len(name))), None)
 
     def objects(self) -> JsonValue | None:
         """The JSON that stands here, if it is meant as calls."""
@@ -210,21 +247,26 @@ class _Reader:
         try:
             value = self.value(0)
         except _CallSyntaxError:
-            if _JSON_CALL.match(self.text, start):
+            if JSON_CALL.match(self.text, self.text.index("{", start)):
                 raise
             value = None
-        if any(map(self.is_call, value if isinstance(value, list) else [value])):
+        if isinstance(value, dict) and value.keys() == {"tool_calls"} and value["tool_calls"]:
+            value = value["tool_calls"]
+        if self.is_call(value):
             return value
         self.position = start
         return None
 
     def is_call(self, value: JsonValue) -> bool:
-        """Whether an object has a name and arguments, or is the name of a tool on offer."""
+        """Whether an object has a name and arguments, or is the name of a tool on offer; of a list, whether any is."""
+        if isinstance(value, list):
+            return any(map(self.is_call, value))
         if not isinstance(value, dict):
             return False
         call = value["function"] if isinstance(value.get("function"), dict) else value
-        return "name" in call and (
-            "arguments" in call or "parameters" in call or call in ({"name": n} for n in self.names)
+        return isinstance(value.get("tool_calls"), list) or (
+            "name" in call
+            and ("arguments" in call or "parameters" in call or call in ({"name": n} for n in self.names))
         )
 
     def calls(self) -> tuple[ToolCall, ...]:
@@ -264,11 +306,9 @@ class _Reader:
 
     def name(self) -> str:
         start = self.skip_space()
-        for name in self.names:
-            end = _SPACE.match(self.text, start + len(name))
-            if end and self.text.startswith(name, start) and self.text[end.end() : end.end() + 1] == "(":
-                self.position = start + len(name)
-                return name
+        if known := self.known(start, _PARENTHESIS):
+            self.position = start + len(known)
+            return known
         stop = self.text.find("(", start)
         name = self.text[start:stop].strip()
         if stop < 0 or not name or any(mark in name for mark in '[]="\n'):

@@ -20,7 +20,7 @@ def read(text: str, names: Collection[str] = ()) -> tuple[list[tuple[str, Any]],
     return [(call.name, call.parameters) for call in calls], response, shapes
 
 
-def refused(text: str, names: Collection[str] = ()) -> str:
+def refused(text: str, names: Collection[str] = ("f",)) -> str:
     with pytest.raises(DataError) as error:
         parse_calls(text, names, "x", "value")
     return str(error.value).removeprefix("x: field 'value': expected ")
@@ -126,6 +126,20 @@ TWO_IN_JSON = '[{"name": "f", "arguments": {"a": 1}}, {"name": "f", "parameters"
         (f"```json\n{TWO_IN_JSON}\n```\nWait.", [ONE, TWO], "Wait.", {"as JSON", "in a fence"}),
         ("```python\nf(a=1)\nf(a=2)\n```", [ONE, TWO], "", {"without brackets", "in a fence"}),
         ("```\n[f(a=1)]```\n\n``` [f(a=2)] ```", [ONE, TWO], "", {"in several lists", "in a fence"}),
+        ("`[f(a=1)]`", [ONE], "", {"in a fence"}),
+        (f"`{TWO_IN_JSON}`", [ONE, TWO], "", {"as JSON", "in a fence"}),
+        ('<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>', [ONE], "", {"as JSON", "in tags"}),
+        (f"<tool_call>{TWO_IN_JSON}</tool_call> Wait.", [ONE, TWO], "Wait.", {"as JSON", "in tags"}),
+        (
+            "<tool_call>[f(a=1)]</tool_call><tool_call>[f(a=2)]</tool_call>",
+            [ONE, TWO],
+            "",
+            {"in several lists", "in tags"},
+        ),
+        (f"[TOOL_CALLS] {TWO_IN_JSON}", [ONE, TWO], "", {"as JSON", "in tags"}),
+        ("<|python_tag|>f(a=1)", [ONE], "", {"without brackets", "in tags"}),
+        (f'{{"tool_calls": {TWO_IN_JSON}}}', [ONE, TWO], "", {"as JSON"}),
+        ('{"type": "function", "function": {"name": "f", "arguments": "{\\"a\\": 1}"}}', [ONE], "", {"as JSON"}),
     ],
 )
 def test_calls_in_other_shapes_are_read(
@@ -141,6 +155,11 @@ def test_calls_in_other_shapes_are_read(
         "[1] (a source)",
         "[note] f(x)",
         "[list, of] (words)",
+        "[Note (important)] It is sunny.",
+        "[Sunny (mostly)](http://x?f=1)",
+        "[g(1)] as in mathematics",
+        "`[f(a=1)]` is a call.",
+        "`f` is a function.",
         "Use [f(a=1)].",
         "Use f(a=1).",
         "f (the function) needs a city.",
@@ -168,11 +187,20 @@ def test_a_response_with_code_or_brackets_stays_one(text: str) -> None:
         ("[f(a=1)]\n[f(a=2", "',' or ')' after a value at the end of the text"),
         ("f(a=name)", "a value (quoted string, number, true, false, null, list or object) at character 4"),
         ("f(a=1) fetches it.", "nothing behind calls without brackets at character 6, found ' fetches it.'"),
-        ("```python\nf(a=1)\nprint(f)\n```", "'```' behind the calls at character 16"),
+        ("```python\nf(a=1)\nprint(f)\n```", "'```' behind the calls at character 17, found 'print(f)"),
         ("```\n[f(a=1)]", "'```' behind the calls at the end of the text"),
         ('[{"name": "f", "arguments": {"a": 1}', "',' or '}' after a value at the end of the text"),
         ('{"name": "f", "arguments": {"a": NaN}}', "a value (quoted string, number,"),
         ('{"name": "f", "arguments": {"a": 1, "a": 2}}', "key 'a' once in an object"),
+        ("[f (city)]", "a parameter as name=value at character 4"),
+        ("[g (daily)(a=1)]", "a parameter as name=value at character 4"),
+        ("[[f(a=1)]]", "a tool's name and '(' at character 1"),
+        ('["f(a=1)"]', "a tool's name and '(' at character 1"),
+        ("<tool_call>f</tool_call>", "calls behind '<tool_call>' at character 11, found 'f</tool_call>'"),
+        ("<tool_call>f(a=1)", "'</tool_call>' behind the calls at the end of the text"),
+        ("[TOOL_CALLS]f{}", "calls behind '[TOOL_CALLS]' at character 12"),
+        ("<|python_tag|>print(1)", "calls behind '<|python_tag|>' at character 14"),
+        ('{"tool_calls": [{"name": "f"', "',' or '}' after a value at the end of the text"),
     ],
 )
 def test_what_looks_like_calls_and_cannot_be_read_is_refused(text: str, message: str) -> None:
@@ -182,11 +210,17 @@ def test_what_looks_like_calls_and_cannot_be_read_is_refused(text: str, message:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('[{"name": "f", "arguments": "{}"}]', "x: field 'value[0].arguments': expected an object, found '{}'."),
+        ('[{"name": "f", "arguments": 7}]', "x: field 'value[0].arguments': expected an object, found 7."),
+        ('[[{"name": "f", "arguments": {}}]]', "x: field 'value[0]': expected an object, found [{"),
+        ('{"tool_calls": []}', "x: field 'value[0].name': expected a string under this key, found ['tool_calls']."),
+        (
+            '{"content": "Wait.", "tool_calls": [{"name": "f", "arguments": {}}]}',
+            "x: field 'value[0].name': expected a string under this key, found ['content', 'tool_calls'].",
+        ),
         ('{"name": "f"}', "x: field 'value[0].arguments': expected an object under this key, found ['name']."),
         (
-            '{"type": "function", "function": {"name": "f", "arguments": "{}"}}',
-            "x: field 'value[0].name': expected a string under this key, found ['function', 'type'].",
+            '{"type": "function", "function": {"name": "f", "arguments": "{"}}',
+            "x: field 'value[0].function.arguments': expected valid JSON (Expecting property name enclosed in double",
         ),
     ],
 )
@@ -254,10 +288,54 @@ def test_a_dialogue_becomes_one_example_a_step(tmp_path: Path) -> None:
     }
 
 
+WRAPPED = [{"type": "function", "function": {"name": "ping", "parameters": {"type": "object", "required": []}}}]
+PING = [
+    {"name": "ping", "description": "Pings.", "parameters": {"host": {"examples": [{"name": "a", "description": ""}]}}}
+]
+
+
+@pytest.mark.parametrize(
+    ("system", "names"),
+    [
+        (f"Return [] if no function fits. Tools: {json.dumps(PING)}", ["ping"]),
+        (f'Users: [{{"name": "Bob"}}], [1]. Tools: {json.dumps(WRAPPED)}', ["ping"]),
+        (f'Users: [{{"name": "Bob", "pets": {json.dumps(TOOLS)}}}]. Tools: {json.dumps(PING)}', ["ping"]),
+        (f'Call as [{{"name": <tool>, "arguments": []}}]. Tools: {json.dumps(PING)}', ["ping"]),
+        (f'Call as [{{"function": {{"name": "f", "arguments": ""}}}}]. Tools: {json.dumps(PING)}', ["ping"]),
+        ('Tools: [{"name": "ping", "input_schema": {}}] and [{"name": "b", "description": ""}]', ["ping"]),
+        ("There are no tools: []. Calls would be [name(a=1)].", []),
+    ],
+)
+def test_the_first_list_of_tools_in_the_system_prompt_is_taken(tmp_path: Path, system: str, names: list[str]) -> None:
+    turns = [TURNS[0], {"from": "assistant", "value": "Hello."}]
+    (example,) = load(tmp_path, record(system, turns)).load("train")
+
+    assert [tool.name for tool in example.tools] == names
+
+
+@pytest.mark.parametrize(
+    "system",
+    [
+        'Return [] if none fits. Users: [{"name": "Bob"}]',
+        'Return [] if none fits. Tools: [{"name": "ping", "parameters": {"required": []',
+        'Tools: [{"name": "ping", "description": ""}, {"description": "of nothing"}]',
+        'Tools: [[{"name": "ping", "description": ""}]]',
+    ],
+)
+def test_a_system_prompt_with_other_lists_only_is_refused(tmp_path: Path, system: str) -> None:
+    with pytest.raises(DataError) as error:
+        load(tmp_path, record(system)).load("train")
+    assert str(error.value) == (
+        f"{tmp_path}/data.json[0]: field 'system': expected a JSON list of tools in the system prompt, found "
+        f"{system!r}. A tool has a name, and a description or parameters. Correct it, or leave bad records out with "
+        "data.on_bad_record=skip."
+    )
+
+
 def test_an_empty_list_is_a_refusal_and_unusual_shapes_are_counted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    texts = ["[]", "```json\n[]\n```", "ferry.book()", "[ferry.book()]\n[ferry.book()]", "[ferry.book()]"]
+    texts = ["[]", "```json\n[]\n```", "`[]`", "ferry.book()", "[ferry.book()]\n[ferry.book()]", "[ferry.book()]"]
     dialogues = [record(turns=[TURNS[0], {"from": "assistant", "value": text}]) for text in texts]
     source = load(tmp_path, *dialogues)
     with caplog.at_level(logging.INFO, "src"):
@@ -265,15 +343,15 @@ def test_an_empty_list_is_a_refusal_and_unusual_shapes_are_counted(
         source.load("train")
 
     text = "None of the provided functions can be used to answer this request."
-    assert [example.target for example in examples[:2]] == [Message("assistant", text, THOUGHT_OF_RESPONSE)] * 2
+    assert [example.target for example in examples[:3]] == [Message("assistant", text, THOUGHT_OF_RESPONSE)] * 3
     assert [example.tags for example in examples] == [
-        *[("response", "refusal")] * 2,
+        *[("response", "refusal")] * 3,
         ("single_call",),
         ("parallel_calls",),
         ("single_call",),
     ]
     assert caplog.messages == [
-        "toolace: messages with calls in other shapes than one list: 2 as an empty list, 1 in several lists, "
+        "toolace: messages with calls in other shapes than one list: 3 as an empty list, 1 in several lists, "
         "1 without brackets."
     ]
 

@@ -71,6 +71,7 @@ def test_tools_and_answers_may_be_parsed_already(tmp_path: Path) -> None:
         ("[]", "None of the provided functions can be used to answer this request."),
         ("```json\n[ ]\n```", "None of the provided functions can be used to answer this request."),
         (" Sorry, none of [these] tools can help.\n", "Sorry, none of [these] tools can help."),
+        ("我无法回答。", "我无法回答。"),
     ],
 )
 def test_no_answers_are_a_refusal(tmp_path: Path, answers: Any, text: str) -> None:
@@ -87,6 +88,35 @@ def test_answers_in_a_fence_are_calls(tmp_path: Path) -> None:
     fenced = load(tmp_path, record(answers=f"```json\n{json.dumps(ANSWERS)}\n```")).load("train")
 
     assert fenced == load(tmp_path, record()).load("train")
+
+
+CALL = '{"name": "v1/moon", "arguments": {}}'
+
+
+@pytest.mark.parametrize(
+    ("answers", "response"),
+    [
+        (f"<tool_call>\n{CALL}\n</tool_call>", ""),
+        (f"`[{CALL}]`", ""),
+        ("[v1/moon()] I look.", "I look."),
+        ("v1/moon()", ""),
+        ("```python\nv1/moon()\n```", ""),
+    ],
+)
+def test_calls_in_other_notations_are_calls(tmp_path: Path, answers: str, response: str) -> None:
+    (example,) = load(tmp_path, record(answers=answers)).load("train")
+
+    assert example.target == Message("assistant", response, THOUGHT_OF_CALLS, (ToolCall("v1/moon", {}),))
+
+
+@pytest.mark.parametrize("answers", ["None", "nan", "NaN", "Infinity", "N/A", "-", "1e999", "- -", "…"])
+def test_a_refusal_in_text_has_words(tmp_path: Path, answers: str) -> None:
+    with pytest.raises(DataError) as error:
+        load(tmp_path, record(answers=answers)).load("train")
+    assert str(error.value) == (
+        f"{tmp_path}/xlam.json[0]: field 'answers': expected a list of calls, or a refusal in words, found {answers!r}."
+        " Correct it, or leave bad records out with data.on_bad_record=skip."
+    )
 
 
 def test_calls_in_nested_columns_have_the_parameters_that_were_said(tmp_path: Path) -> None:
@@ -120,6 +150,16 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "number": (record(answers="7"), ("field 'answers'", "a list of calls, found 7.")),
     "blank": (record(answers=" "), ("field 'answers'", "valid JSON")),
     "prose": (record(answers=f"Call {ANSWERS}.".replace("'", '"')), ("field 'answers'", "valid JSON")),
+    "prefixed": (
+        record(answers=f"Calls: [{CALL}]".replace("arguments", "parameters")),
+        ("field 'answers'", "valid JSON"),
+    ),
+    "unknown-call": (record(answers='sun(city="Oslo", day=1)'), ("field 'answers'", "valid JSON")),
+    "tagged": (
+        record(answers="<tool_call> v1/moon"),
+        ("field 'answers'", "calls behind '<tool_call>' at character 12"),
+    ),
+    "null": (record(answers="null"), ("field 'answers'", "a list of calls, found None.")),
     "cut": (record(answers='```json\n[{"name": "v1/moon"'), ("field 'answers'", "valid JSON")),
     "twice": (
         record(answers='[{"name": "v1/moon", "arguments": {"x": [{"a": 1, "a": 2}]}}]'),
@@ -163,8 +203,8 @@ def test_bad_records_can_be_skipped_with_a_count(tmp_path: Path, caplog: pytest.
     source = load(tmp_path, *bad, record(), on_bad_record="skip")
 
     assert len(source.load("train")) == 1
-    assert source.skipped == len(bad) == 15
-    assert "xlam: 15 bad records skipped, 1 examples read." in caplog.text
+    assert source.skipped == len(bad) == 19
+    assert "xlam: 19 bad records skipped, 1 examples read." in caplog.text
 
 
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
