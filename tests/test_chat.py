@@ -43,7 +43,7 @@ class Scripted:
 
 class _Renderer(PromptRenderer):
     def __init__(self) -> None:
-        self.layout = "compact"
+        self.layout, self._special = "compact", []
 
 
 def conversation(*texts: str, world=None, max_steps: int = 3) -> Chat:
