@@ -40,7 +40,7 @@ class ToolSpec:
     Attributes:
         json: the tool as it came; the attributes below are read from it.
         filled: in the published prompt each parameter begins with description, type and default, as in the published
-            data; what the tool lacks of these is empty.
+            data; what the tool lacks of these is empty, or a string.
         name: of the tool.
         description: empty where there is none.
         parameters: a parameter's name to its description.
@@ -89,7 +89,7 @@ class ToolSpec:
     def renamed(self, name: str, description: str, parameters: Mapping[str, str]) -> ToolSpec:
         """The tool with another name and description, and with new names of its parameters by their old ones."""
         function = dict(_function(self.json))
-        schema = function.get("parameters") or {}
+        schema = function.get("parameters") or function.pop("input_schema", None) or {}
         renamed: dict[str, JsonValue] = {parameters.get(key, key): about for key, about in self.parameters.items()}
         if is_schema(schema):
             renamed = {**schema, "properties": renamed, "required": [parameters.get(key, key) for key in self.required]}
