@@ -1,7 +1,7 @@
 """The prompt: dialogue steps to chat messages to token ids, and targets to protocol text.
 
-Two layouts: `published` is the one of the paper's training data, byte for byte; `compact` carries the same information in
-few tokens, for the tiny policy.
+Two layouts: `published` is the one of the paper's training data, byte for byte; `compact` carries the same information
+in few tokens, for the tiny policy.
 """
 
 from __future__ import annotations
