@@ -254,10 +254,8 @@ class ToolDialogueDataModule(LightningDataModule):
             return
         self._prompts["train"] = [prompt for prompt in trained if held_out.isdisjoint(_keys(prompt))]
         self.twins += len(twins)
-        log.warning(
-            "train: %d of %d prompts are of dialogues that are validated on, e.g. '%s': left out of training.",
-            len(twins), len(trained), twins[0].example.id,
-        )  # fmt: skip
+        counts = len(twins), len(trained), twins[0].example.id
+        log.warning("train: %d of %d prompts are of dialogues that are validated on, e.g. '%s': left out.", *counts)
         if not self._prompts["train"]:
             raise ValueError(
                 f"data: all {len(trained)} training prompts are validated on, none is left. Validate on others: set "

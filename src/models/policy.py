@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.algorithm.packing import PackedRow
-from src.models.attention.packed import PACKED_ATTENTION, check_attention_support, sliding_window
+from src.models.attention.packed import MARK, PACKED_ATTENTION, check_attention_support, sliding_window
 from src.models.attention.plan import AttentionPlan, dense_mask
 from src.models.dropout import dropout_of, switch_off
 from src.models.fused_norm import fuse_norms
@@ -160,8 +160,8 @@ class Policy(nn.Module):
                 )
         inputs: dict[str, Any] = {}
         if self.attention == "packed":
-            # A mask of four dimensions is passed on untouched, so transformers builds none; our function ignores it.
-            inputs["attention_mask"] = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device)
+            # A mask of four dimensions is passed on untouched, so transformers builds none.
+            inputs["attention_mask"] = torch.ones(MARK, dtype=torch.bool, device=device)
             inputs["packed_plan"] = AttentionPlan(row.layouts, device)
         else:
             inputs["attention_mask"] = dense_mask(row.layouts, device)

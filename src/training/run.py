@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from src.config.guard import check_policy_and_engine
 from src.config.instantiating import instantiate_callbacks, instantiate_loggers
 from src.config.policy_checks import check_policy
 from src.config.rules import samples
@@ -82,6 +83,8 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
         default_root_dir=str(folder),
     )
     module = build_module(config, loaded, renderer, datamodule)
+    if not is_sharded(config.trainer):
+        check_policy_and_engine(loaded.policy, module.sampler.engine)
     if config.warm_start is not None and resumed is None:
         datamodule.setup("fit")  # a bad record stops the run before the stage, not after it
         cache = Path(config.paths.cache_dir) / "warm_start"

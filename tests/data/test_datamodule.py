@@ -153,9 +153,7 @@ def test_training_prompts_that_are_validated_on_are_left_out_and_counted(caplog:
     assert [int(prompt.example.id) for prompt in made.prompts("train")] == list(range(3, 22))
     assert (made.twins, len(made.prompts("val"))) == (3, 3)
     assert ready(Leaky(train=22, val=3), limit_val=1).twins == 3  # those beyond the limit count too
-    assert (
-        "train: 3 of 22 prompts are of dialogues that are validated on, e.g. '0': left out of training." in caplog.text
-    )
+    assert "train: 3 of 22 prompts are of dialogues that are validated on, e.g. '0': left out." in caplog.text
     with pytest.raises(ValueError, match=r"data: all 22 training prompts are validated on.*set data\.val\.path"):
         ready(Leaky(train=22, val=22))
 

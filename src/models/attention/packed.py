@@ -23,11 +23,17 @@ from transformers import AttentionInterface, AttentionMaskInterface, PretrainedC
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from src.errors import ConfigError
 from src.models.attention.plan import AttentionPlan
 from src.models.attention.tiles import tiled_attend
 
 PACKED_ATTENTION = "packed_rows"
 """Name under which transformers finds the attention function of packed rows."""
+
+MARK = (1, 1, 1, 1)
+"""Shape of the mask that a packed row goes with: of four dimensions, so that transformers passes it on untouched."""
+_SCORE_TERMS = ("s_aux", "sinks", "softcap", "position_bias", "alibi")
+"""What layers pass on that changes scores in a way that is not computed here."""
 
 _MAX_HEAD_DIM = 128  # larger heads run out of shared memory on some cards (head_dim 192 on an A10G)
 
@@ -50,7 +56,7 @@ def packed_attention_forward(
         query: [1, H, L, D].
         key: [1, H_kv, L, D].
         value: [1, H_kv, L, D].
-        attention_mask: ignored with a plan.
+        attention_mask: with a plan, the mark that stands for one.
         dropout: probability that an attention weight is dropped.
         scaling: factor on the scores; 1/sqrt(D) when None.
         packed_plan: of the row.
@@ -58,7 +64,18 @@ def packed_attention_forward(
 
     Returns:
         [1, L, H, D] and None.
+
+    Raises:
+        ConfigError: the layers of this model do something that packed rows do not: they drop the plan, mask by
+            themselves, or add to the scores.
     """
+    marked = attention_mask is not None and attention_mask.shape == MARK
+    if packed_plan is None and marked and query.shape[2] > 1:
+        raise _unfit(module, "its layers do not pass on the plan of a row, so that completions would see each other")
+    if packed_plan is not None and attention_mask is not None and not marked:
+        raise _unfit(module, f"its layers have a mask of their own, of shape {list(attention_mask.shape)}")
+    if packed_plan is not None and (terms := [name for name in _SCORE_TERMS if kwargs.get(name) is not None]):
+        raise _unfit(module, f"its layers change the scores by {', '.join(terms)}")
     if packed_plan is None:
         out, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
@@ -71,6 +88,12 @@ def packed_attention_forward(
     if flex_supports(query, value) and dropout == 0:
         return flex_attend(query, key, value, packed_plan.block_mask, scaling).transpose(1, 2), None
     return _attend_by_group(module, query, key, value, packed_plan, dropout, scaling), None
+
+
+def _unfit(module: nn.Module, reason: str) -> ConfigError:
+    return ConfigError(
+        f"policy: {type(module).__name__} cannot run on packed rows: {reason}. Choose a model such as Qwen3 or Llama."
+    )
 
 
 def check_attention_support(config: PretrainedConfig, attention: str) -> None:

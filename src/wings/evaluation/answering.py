@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from src.config.guard import check_engine
 from src.data.rendering import PromptRenderer
 from src.environments.conversation import Answer
 from src.errors import ConfigError, check_fields
@@ -196,6 +197,7 @@ def start_engine(
     renderer = PromptRenderer(loaded.tokenizer, **OmegaConf.to_container(config.prompt))  # type: ignore[arg-type]
     engine: RolloutEngine = instantiate(config.rollout)(EngineSource.of(loaded.model, source.policy))
     engine.update_weights(merged_named_tensors(loaded.model), 0)
+    check_engine(engine, loaded.model)
     return EngineGenerate(
         engine,
         renderer,
