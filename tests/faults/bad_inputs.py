@@ -24,7 +24,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, StableLmConfig
 
 from src.config.command_line import unknown_keys
 from src.config.instantiating import instantiate_loggers
@@ -165,6 +165,15 @@ def _template(change: Callable[[str], str]) -> Callable[[Path], object]:
         assert file.read_text() != before
 
     return rewrite
+
+
+def _of_another_family(place: Place) -> None:
+    """Training on StableLM's architecture, whose layers drop what they are given."""
+    folder = place.model()
+    size = {"vocab_size": json.loads((folder / "config.json").read_text())["vocab_size"], "num_hidden_layers": 1}
+    config = StableLmConfig(hidden_size=32, intermediate_size=48, num_attention_heads=2, num_key_value_heads=2, **size)
+    config.save_pretrained(folder)
+    train(train_config(place.folder / "run", *SMALL, f"policy.path={folder}", "+policy.weights=random"))
 
 
 Rows = list[dict[str, str]]
@@ -499,6 +508,7 @@ BAD_INPUTS: Mapping[str, Builder] = {
     "weights that lack a tensor": weights(_without_norm),
     "weights of other shapes": weights(lambda folder: edit(folder / "config.json", intermediate_size=96)),
     "pickled weights with code in them": _pickled,
+    "model that packed rows compute wrongly": _of_another_family,
     "GGUF file that is none": _gguf,
     "`ckpt_path` that is not there": lambda place: resume_from(_resumed(place, place.folder / "no.ckpt")),
     "checkpoint that is cut short": lambda place: _checkpoint(place, cut),
