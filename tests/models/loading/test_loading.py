@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, MistralConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 from src.algorithm.packing import pack
 from src.models.loading.loading import LoadedPolicy, PolicyConfig, load_model, load_policy, load_tokenizer
 from src.models.loading.lora import LoraSettings, add_lora, merged_named_tensors
 from src.wings.exporting.folder import export
+from src.wings.tiny.make import build_tokenizer
 from tests.models.reference import TOLERANCE, VOCABULARY, perturb_adapters, random_group, tiny_model
 
 IDS = torch.arange(3, 15)[None]
@@ -179,3 +180,11 @@ def test_missing_packages_are_named() -> None:
 def test_refuses_impossible_settings(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PolicyConfig(**settings)  # type: ignore[arg-type]
+
+
+def test_a_tokenizer_of_mistrals_model_type_loads(tmp_path: Path) -> None:
+    """transformers imports mistral-common for it, and with it all that mistral-common needs."""
+    build_tokenizer(vocab_size=512, examples=100).save_pretrained(tmp_path)
+    MistralConfig(vocab_size=512).save_pretrained(tmp_path)
+    loaded = load_tokenizer(PolicyConfig(path=tmp_path, weights="random"))
+    assert loaded.decode(loaded("Hi there", add_special_tokens=False)["input_ids"]) == "Hi there"
