@@ -13,6 +13,7 @@ from src.rollout.engine import Completion, SamplingParams
 from src.rollout.native.engine import NativeEngine
 from src.rollout.splitting import SplittingEngine
 from src.train import train
+from src.training import run as program
 from tests.conftest import train_config
 from tests.distributed.scripted_engine import ScriptedEngine
 from tests.training.test_step_guard import SETTINGS
@@ -84,6 +85,12 @@ def run(folder: Path, policy: Path) -> list[dict[str, Any]]:
     steps = ("updates.rollout_steps=2", "trainer.val_check_interval=2", "data.val_splits=[val]")
     train(train_config(folder, *SETTINGS, f"policy.path={policy}", *steps))
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(autouse=True)
+def uncompared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison at the start would meet the injected faults first."""
+    monkeypatch.setattr(program, "check_policy_and_engine", lambda *_: None)
 
 
 def timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
