@@ -23,22 +23,26 @@ log = logging.getLogger(__name__)
 
 _PROMPTS = (19, 7)
 _COMPLETIONS = ((3, 9, 1), (4, 2))
-_TOKENS = 8
 _LARGEST_ON_CPU = 3e9
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
 _HALF_TOLERANCE = 0.25
 """In nats. Rounding is 3e-5 in float32 on 30 layers; what was wrong was off by 0.04 and more."""
 
 
-def check_policy_and_engine(policy: Policy, engine: RolloutEngine) -> None:
-    """Both checks; an engine with weights of its own is compared after each update (`rollout.probe`).
+def check_policy_and_engine(policy: Policy, engine: RolloutEngine, tokens: int) -> None:
+    """Both checks; an engine with weights of its own is compared after each update instead (`rollout.probe`).
+
+    Args:
+        policy: on the device that its engine samples on.
+        engine: that samples for it.
+        tokens: see `check_engine`; 0: the engine is not compared.
 
     Raises:
         ConfigError: see `check_packed` and `check_engine`.
     """
     check_packed(policy)
-    if not engine.copies_weights:
-        check_engine(engine, policy.model)
+    if tokens and not engine.copies_weights:
+        check_engine(engine, policy.model, tokens)
 
 
 def check_packed(policy: Policy) -> None:
@@ -73,8 +77,13 @@ def check_packed(policy: Policy) -> None:
     )
 
 
-def check_engine(engine: RolloutEngine, model: PreTrainedModel) -> None:
+def check_engine(engine: RolloutEngine, model: PreTrainedModel, tokens: int = 16) -> None:
     """Compare the log-probabilities that an engine reports for what it samples with the model's own.
+
+    Args:
+        engine: has the model's weights.
+        model: the plain one.
+        tokens: to sample, of each of two prompts.
 
     Raises:
         ConfigError: they differ; names the gap.
@@ -82,7 +91,7 @@ def check_engine(engine: RolloutEngine, model: PreTrainedModel) -> None:
     if not _quick(model):
         return
     prompts = [_ids(length, _vocabulary(model), seed) for seed, length in enumerate(_PROMPTS)]
-    params = SamplingParams(n=1, temperature=0.0, max_new_tokens=_TOKENS)
+    params = SamplingParams(n=1, temperature=0.0, max_new_tokens=tokens)
     sampled: Sequence[Sequence[Completion]] = engine.generate(prompts, params, [0] * len(prompts))
     training = model.training
     model.eval()

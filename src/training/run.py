@@ -84,7 +84,7 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
     )
     module = build_module(config, loaded, renderer, datamodule)
     if not is_sharded(config.trainer):
-        check_policy_and_engine(loaded.policy, module.sampler.engine)
+        check_policy_and_engine(loaded.policy, module.sampler.engine, config.updates.probe_tokens)
     if config.warm_start is not None and resumed is None:
         datamodule.setup("fit")  # a bad record stops the run before the stage, not after it
         cache = Path(config.paths.cache_dir) / "warm_start"

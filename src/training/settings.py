@@ -107,8 +107,8 @@ class UpdateSettings:
         old_logprobs: where the policy's log-probabilities before the update come from: `update`, for the first
             minibatch from its own forward and for the others from a scoring pass; `score`, that pass for all;
             `sampler`, for the others the sampler's, which saves that pass where the sampler has the policy's weights.
-        probe_tokens: tokens by which an engine with weights of its own is compared with the policy after every update;
-            0: it is trusted.
+        probe_tokens: tokens by which an engine is compared with the policy, at the start, or with weights of its own
+            after every update; 0: off.
         probe_tolerance: largest difference of their log-probabilities, in nats; None: by the type (`rollout.probe`).
         max_bad_steps: optimizer steps in a row whose loss or gradient is not finite, which end the run; fewer are
             skipped.

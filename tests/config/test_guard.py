@@ -53,7 +53,7 @@ def test_models_that_are_right_pass_and_nothing_of_them_changes(kind: str) -> No
     policy = Policy(model).train()
     before, drawn = {name: value.clone() for name, value in policy.state_dict().items()}, torch.get_rng_state()
 
-    check_policy_and_engine(policy, NativeEngine(model))
+    check_policy_and_engine(policy, NativeEngine(model), 16)
 
     assert policy.training and model.training
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
