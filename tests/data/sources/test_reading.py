@@ -295,7 +295,7 @@ def test_missing_locations_say_what_to_set(tmp_path: Path) -> None:
         ("x.json", b'{"a": [{}], "b": [{}]}', ("a JSON list of records", "Use .jsonl")),
         ("x.json", b'[{"query": "\xff"}]', ("UTF-8 text (invalid start byte at byte 12)",)),
         ("x.json", b"[" * 5000, ("JSON that is not nested a thousand levels deep",)),
-        ("x.json.gz", gzip.compress(b"[" * 99)[:-9], ("a whole gzip file (Compressed file ended before",)),
+        ("x.json.gz", gzip.compress(b"[" * 99, mtime=0)[:-9], ("a whole gzip file (Compressed file ended before",)),
         ("x.jsonl.gz", b"{}", ("a whole gzip file (Not a gzipped file (b'{}')), found '2 bytes'",)),
         ("x.parquet", b"PAR1", ("a whole parquet file (",)),
         ("x.arrow", b"ARROW1", ("a whole Arrow file (",)),
