@@ -16,6 +16,7 @@ REAL = (
     *(setting for setting in SCRIPTED if not setting.startswith("rollout.")),
     "rollout=vllm",
     "rollout.enforce_eager=true",
+    "updates.probe_tokens=16",
     "updates.rollout_steps=3",
     "trainer.val_check_interval=3",
     "data.prompts_per_step=5",
