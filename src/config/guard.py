@@ -7,10 +7,11 @@ they are given, mask by themselves, or keep a state. Numbers can tell.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.algorithm.experience import PromptGroup
@@ -58,16 +59,13 @@ def check_packed(policy: Policy) -> None:
         _group(prompt, lengths, _vocabulary(model), seed)
         for seed, (prompt, lengths) in enumerate(zip(_PROMPTS, _COMPLETIONS, strict=True))
     ]
-    training = policy.training
-    policy.eval()
-    with torch.no_grad():
+    with torch.no_grad(), _evaluating(policy):
         found = policy(pack(groups).to(device)).logprobs
         plain = [
             _plain(model, group.prompt_ids, completion)
             for group in groups
             for completion in group.token_ids.split(group.lengths.tolist())
         ]
-    policy.train(training)
     _check(
         model,
         found,
@@ -93,11 +91,8 @@ def check_engine(engine: RolloutEngine, model: PreTrainedModel, tokens: int = 16
     prompts = [_ids(length, _vocabulary(model), seed) for seed, length in enumerate(_PROMPTS)]
     params = SamplingParams(n=1, temperature=0.0, max_new_tokens=tokens)
     sampled: Sequence[Sequence[Completion]] = engine.generate(prompts, params, [0] * len(prompts))
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with torch.no_grad(), _evaluating(model):
         plain = [_plain(model, ids, one.token_ids) for ids, (one,) in zip(prompts, sampled, strict=True)]
-    model.train(training)
     _check(
         model,
         torch.cat([one.logprobs for (one,) in sampled]),
@@ -105,6 +100,18 @@ def check_engine(engine: RolloutEngine, model: PreTrainedModel, tokens: int = 16
         "the rollout engine reports other log-probabilities than the model has",
         "Set rollout=vllm, or choose a model such as Qwen3 or Llama.",
     )
+
+
+@contextmanager
+def _evaluating(module: nn.Module) -> Iterator[None]:
+    """In evaluation mode within, and each part in its own mode behind it."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def _check(model: PreTrainedModel, found: Tensor, plain: Tensor, what: str, advice: str) -> None:

@@ -51,11 +51,13 @@ def random_model(config: object) -> PreTrainedModel:
 def test_models_that_are_right_pass_and_nothing_of_them_changes(kind: str) -> None:
     model = random_model(MixtralConfig(**SHAPE)) if kind == "mixtral" else tiny_model(kind)
     policy = Policy(model).train()
+    model.model.layers[0].eval()
+    modes = [part.training for part in policy.modules()]
     before, drawn = {name: value.clone() for name, value in policy.state_dict().items()}, torch.get_rng_state()
 
     check_policy_and_engine(policy, NativeEngine(model), 16)
 
-    assert policy.training and model.training
+    assert [part.training for part in policy.modules()] == modes
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
     assert torch.equal(torch.get_rng_state(), drawn)
 
