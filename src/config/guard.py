@@ -7,11 +7,10 @@ they are given, mask by themselves, or keep a state. Numbers can tell.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from src.algorithm.experience import PromptGroup
@@ -19,6 +18,7 @@ from src.algorithm.packing import pack
 from src.errors import ConfigError
 from src.models.policy import Policy
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
+from src.rollout.native.engine import evaluation_mode
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ def check_packed(policy: Policy) -> None:
         _group(prompt, lengths, _vocabulary(model), seed)
         for seed, (prompt, lengths) in enumerate(zip(_PROMPTS, _COMPLETIONS, strict=True))
     ]
-    with torch.no_grad(), _evaluating(policy):
+    with torch.no_grad(), evaluation_mode(policy):
         found = policy(pack(groups).to(device)).logprobs
         plain = [
             _plain(model, group.prompt_ids, completion)
@@ -91,7 +91,7 @@ def check_engine(engine: RolloutEngine, model: PreTrainedModel, tokens: int = 16
     prompts = [_ids(length, _vocabulary(model), seed) for seed, length in enumerate(_PROMPTS)]
     params = SamplingParams(n=1, temperature=0.0, max_new_tokens=tokens)
     sampled: Sequence[Sequence[Completion]] = engine.generate(prompts, params, [0] * len(prompts))
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluation_mode(model):
         plain = [_plain(model, ids, one.token_ids) for ids, (one,) in zip(prompts, sampled, strict=True)]
     _check(
         model,
@@ -100,18 +100,6 @@ def check_engine(engine: RolloutEngine, model: PreTrainedModel, tokens: int = 16
         "the rollout engine reports other log-probabilities than the model has",
         "Set rollout=vllm, or choose a model such as Qwen3 or Llama.",
     )
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """In evaluation mode within, and each part in its own mode behind it."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
 
 
 def _check(model: PreTrainedModel, found: Tensor, plain: Tensor, what: str, advice: str) -> None:

@@ -213,7 +213,7 @@ class PromptRenderer:
         self.template = ChatTemplate(tokenizer, chat_template_kwargs, fold_system, date)
         self.response_prefix, self.date = self.template.prefix, self.template.date
         self.control = self.template.control
-        self._special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+        self._special = self.template.special
         self._cache = TokenCache(None if cache_dir is None else Path(cache_dir) / "prompts", tokenizer)
 
     def render(self, example: TurnExample) -> RenderedPrompt:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Mapping
 from datetime import date, datetime
 from functools import cache
@@ -27,7 +26,6 @@ _SYSTEM, _USER = (
 _ANSWER = 'The answer says {"a": "<b> & \u00fc"}.\n\n  Twice.'
 """Texts in which a template that drops, cuts, escapes or rewraps what it is given shows."""
 
-
 _REPLY = {"role": "assistant", "content": _ANSWER}
 _FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 """What a template, which is a program, may raise beside its own errors."""
@@ -43,7 +41,8 @@ class ChatTemplate:
             templates), empty for most.
         opening: what it writes between a prompt that is to be answered and the answer, but leaves out where there is no
             answer yet; prompts end with it. Empty for most.
-        control: the special tokens that it writes around messages.
+        special: the tokenizer's special tokens.
+        control: those of them that the template writes around messages.
         end: what the template writes behind an answer, up to the token that ends the turn.
         end_id: that token.
     """
@@ -71,10 +70,11 @@ class ChatTemplate:
         self.date: str | None = None
         if "strftime_now" in str(tokenizer.chat_template):
             self.date = date.today().isoformat() if day is None else str(day)
-            if not re.fullmatch(r"\d{4}-\d\d-\d\d", self.date):
-                raise ValueError(f"prompt.date: expected a date as YYYY-MM-DD, found {day!r}.")
             try:
-                self._settings["strftime_now"] = datetime.strptime(self.date, "%Y-%m-%d").strftime
+                moment = datetime.strptime(self.date, "%Y-%m-%d")
+                if moment.date().isoformat() != self.date:
+                    raise ValueError(self.date)  # without its zeros
+                self._settings["strftime_now"] = moment.strftime
             except ValueError as error:
                 raise ValueError(f"prompt.date: expected a date as YYYY-MM-DD, found {day!r}.") from error
         self.folds_system = bool(fold_system)
@@ -83,8 +83,9 @@ class ChatTemplate:
         self.prefix = opened[start:] if start >= 0 else ""
         self.end, self.end_id = turn_end(tokenizer, self._settings)
         self.opening = self._find_opening(opened)
-        special = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
-        self.control = tuple(token for token in special if token in opened + self.opening + self.end)
+        written = opened + self.opening + self.end
+        self.special = tuple(special_tokens(tokenizer).values())
+        self.control = tuple(token for token in self.special if token in written)
 
     def prompt_text(self, prompt: ChatPrompt) -> str:
         """The text of a prompt, ready to be continued by an answer; special tokens are spelled out."""
@@ -136,6 +137,11 @@ class ChatTemplate:
         return _error(self._tokenizer, found)
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """Id and text of each token that is marked special."""
+    return {index: token.content for index, token in tokenizer.added_tokens_decoder.items() if token.special}
+
+
 def turn_end(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any] | None = None) -> tuple[str, int]:
     """What the chat template writes behind an answer, up to the token that ends the turn, and that token's id.
 
@@ -157,8 +163,8 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any] | N
     written = text[text.rfind(_ANSWER) + len(_ANSWER) :]
     eos = tokenizer.eos_token_id
     ids = list(tokenizer(written, add_special_tokens=False, verbose=False)["input_ids"])
-    special = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-    stop = next((index for index in ids if index in {eos, *special}), None)
+    special = {eos, *special_tokens(tokenizer)}
+    stop = next((index for index in ids if index in special), None)
     if stop is None and not written.strip():
         return str(tokenizer.eos_token), eos
     if stop is None:

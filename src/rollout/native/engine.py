@@ -191,9 +191,20 @@ def _check(model: PreTrainedModel, prompts: Sequence[Tensor], params: SamplingPa
 
 
 @contextmanager
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode; what was in training mode is again behind it, module by module."""
+    training = [part for part in module.modules() if part.training]
+    try:
+        module.eval()
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@contextmanager
 def _sampling_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode and the rollout's attention function; both are put back, module by module."""
-    training = [module for module in model.modules() if module.training]
+    """Evaluation mode and the rollout's attention function; both are put back."""
     attention = model.config._attn_implementation
     try:
         model.set_attn_implementation(PREFIX_ATTENTION)
@@ -202,12 +213,10 @@ def _sampling_mode(model: PreTrainedModel) -> Iterator[None]:
                 f"{type(model).__name__}: the native rollout engine expects a model whose attention function can be "
                 "chosen (transformers' AttentionInterface). Use another engine for this model."
             )
-        model.eval()
-        yield
+        with evaluation_mode(model):
+            yield
     finally:
         model.set_attn_implementation(attention)
-        for module in training:
-            module.training = True
 
 
 def empty_copy(source: EngineSource, device: str | torch.device | None) -> PreTrainedModel:
