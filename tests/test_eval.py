@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from src.config.guard import Ways
 from src.errors import BenchmarkDataError, ConfigError
 from src.rollout.native.engine import NativeEngine
 from src.wings.evaluation import answering
@@ -39,6 +40,7 @@ def texts(folder: Path) -> dict[str, str]:
 @pytest.fixture
 def prompts_generated(monkeypatch) -> list[int]:
     """Number of prompts in every call of the engine, but for the one that compares it with its model."""
+    monkeypatch.setattr(answering, "find_ways", lambda *_: Ways("packed", "shared"))
     monkeypatch.setattr(answering, "check_engine", lambda *_: None)
     counts: list[int] = []
     generate = NativeEngine.generate

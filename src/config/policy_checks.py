@@ -15,6 +15,7 @@ from src.data.rendering import PromptRenderer
 from src.errors import ConfigError
 from src.models.loading.architecture import load_architecture
 from src.models.loading.policy_config import PolicyConfig
+from src.models.structure import positions_of
 from src.protocol.parsing import parse
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def check_architecture(config: DictConfig) -> PretrainedConfig:
     """
     policy: PolicyConfig = instantiate(config.policy)
     architecture = _architecture(policy)
-    check_lengths(config, getattr(architecture.get_text_config(), "max_position_embeddings", None))
+    check_lengths(config, positions_of(architecture))
     if policy.lora is None:
         check_rate(config, stored_dtype(policy, architecture, str(config.trainer.precision)))
     return architecture

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.algorithm.packing import PackedRow
-from src.models.attention.packed import MARK, PACKED_ATTENTION, check_attention_support, sliding_window
-from src.models.attention.plan import AttentionPlan, dense_mask
+from src.models.attention.packed import PACKED_ATTENTION, check_packs
 from src.models.dropout import dropout_of, switch_off
 from src.models.fused_norm import fuse_norms
 from src.models.head.gradients import LastLayerGradients, last_layer_gradients
 from src.models.head.head import TokenLoss, token_logprobs_and_entropies, token_loss
+from src.models.rows import packed_hidden_states, separate_hidden_states
+from src.models.structure import decoder_of, freeze_unused, head_of, logit_map_of, own_attention, set_attention
 
 
 class TokenScores(NamedTuple):
@@ -43,9 +44,8 @@ class Policy(nn.Module):
     SDPA, so it can generate (in eval mode: in training mode transformers' checkpointed layers drop the cache).
 
     Args:
-        model: any decoder-only model whose attention goes through transformers' `AttentionInterface`.
-        attention: `packed` (our attention function) or `dense` (SDPA with an [L, L] mask: the reference, and for
-            models that refuse custom functions).
+        model: any causal LM with a linear head; of one that reads images too, the text decoder is used and trained.
+        rows: how the decoder runs over a row, see `models.rows`. Which way is right for a model, `config.guard` finds.
         gradient_checkpointing: recompute each decoder layer in backward.
         fused_norms: RMSNorm layers in fewer passes where they run in float32 on a CPU (`models.fused_norm`).
         head_chunk: tokens whose logits exist at once; None: as many as `models.head.head.chunk_tokens` says.
@@ -55,59 +55,40 @@ class Policy(nn.Module):
         dropout: the dropout that the model came with (`models.dropout`).
 
     Raises:
-        ValueError: the model cannot run on packed rows, or scales its logits in a way that the head does not know.
+        ConfigError: the model has no linear head, or `rows` is `packed` and it cannot run on packed rows.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
         *,
-        attention: Literal["packed", "dense"] = "packed",
+        rows: Literal["packed", "separate"] = "packed",
         gradient_checkpointing: bool = False,
         fused_norms: bool = True,
         head_chunk: int | None = None,
         dropout: bool = False,
     ) -> None:
         super().__init__()
-        check_attention_support(model.config, attention)
-        _check_head(model)
+        head_of(model)
+        if rows == "packed":
+            check_packs(model.config)
         self.model = model
         self.dropout = dropout_of(model)
         if not dropout:
             switch_off(model)
-        self.attention = attention
-        self.head_chunk = head_chunk
-        implementation = PACKED_ATTENTION if attention == "packed" else "sdpa"
-        model.set_attn_implementation(implementation)
-        if model.config._attn_implementation != implementation:
-            raise ValueError(
-                f"model type '{model.config.model_type}' does not accept attention '{implementation}': it does not use "
-                "transformers' AttentionInterface. Choose a model that does, such as Qwen3 or Llama."
-            )
+        self.rows = rows
+        self.head_chunk, self._logit_map = head_chunk, logit_map_of(model)
+        if rows == "packed":
+            set_attention(model, PACKED_ATTENTION)
+        else:
+            model.set_attn_implementation(own_attention(model))
+        freeze_unused(model)
         if fused_norms:
             fuse_norms(model)
-        self._window = sliding_window(model.config)
         if gradient_checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         else:
             model.gradient_checkpointing_disable()
-
-    @property
-    def decoder_layers(self) -> nn.ModuleList:
-        """The decoder layers, the units to shard.
-
-        Raises:
-            ValueError: the architecture has no list of layers, or several.
-        """
-        layers = [m for m in self._base.children() if isinstance(m, nn.ModuleList) and len(m)]
-        if len(layers) != 1:
-            raise ValueError(f"{type(self._base).__name__}: expected one list of decoder layers, found {len(layers)}.")
-        return layers[0]
-
-    @property
-    def _base(self) -> nn.Module:
-        """The model without its head."""
-        return cast(nn.Module, getattr(self.model, self.model.base_model_prefix))
 
     def forward(
         self,
@@ -130,17 +111,18 @@ class Policy(nn.Module):
                 if it were trained on its own.
 
         Raises:
-            ValueError: a sequence longer than the model's sliding window, or an unknown `last_layer`.
+            ValueError: an unknown `last_layer`.
+            ConfigError: layers that cannot run on packed rows, where `rows` is `packed`.
             RuntimeError: `last_layer` with gradients enabled.
         """
         if last_layer not in (None, "moments", "gram"):
             raise ValueError(f"Policy: expected last_layer None, 'moments' or 'gram', found '{last_layer}'.")
         if last_layer is not None and torch.is_grad_enabled():
             raise RuntimeError(f"Policy: last_layer='{last_layer}' carries no gradient; call under torch.no_grad().")
-        hidden = self._hidden_states(row).index_select(0, row.score_positions)
-        head = cast(nn.Linear, self.model.get_output_embeddings())
+        hidden, head = self.hidden_states(row), head_of(self.model)
         inputs = (hidden, head.weight, row.targets)
         settings: dict[str, Any] = {"temperature": temperature, "bias": head.bias, "chunk": self.head_chunk}
+        settings["logit_map"] = self._logit_map
         if last_layer is not None:
             return TokenScores(*last_layer_gradients(*inputs, **settings, gram=last_layer == "gram"))
         if loss is not None:
@@ -148,39 +130,7 @@ class Policy(nn.Module):
             return TokenScores(logprobs, entropies, loss=total)
         return TokenScores(*token_logprobs_and_entropies(*inputs, **settings))
 
-    def _hidden_states(self, row: PackedRow) -> Tensor:
-        """Last hidden states [L, d] of the row."""
-        device = row.input_ids.device
-        if self._window is not None:
-            longest = max(layout.prompt_length + max(layout.completion_lengths) - 1 for layout in row.layouts)
-            if longest > self._window:
-                raise ValueError(
-                    f"a sequence of {longest} tokens exceeds the model's sliding window of {self._window}, which "
-                    "packed rows do not model. Use shorter prompts or a lower sampling.max_new_tokens."
-                )
-        inputs: dict[str, Any] = {}
-        if self.attention == "packed":
-            # A mask of four dimensions is passed on untouched, so transformers builds none.
-            inputs["attention_mask"] = torch.ones(MARK, dtype=torch.bool, device=device)
-            inputs["packed_plan"] = AttentionPlan(row.layouts, device)
-        else:
-            inputs["attention_mask"] = dense_mask(row.layouts, device)
-        output = self._base(
-            input_ids=row.input_ids[None], position_ids=row.position_ids[None], use_cache=False, **inputs
-        )
-        return cast(Tensor, output.last_hidden_state[0])
-
-
-def _check_head(model: PreTrainedModel) -> None:
-    """Refuse models that change their logits after the head."""
-    head = model.get_output_embeddings()
-    kind = f"model type '{model.config.model_type}'"
-    if type(head) is not nn.Linear:
-        raise ValueError(f"{kind}: expected a linear output head, found {type(head).__name__}.")
-    text = model.config.get_text_config()
-    for key, neutral in (("final_logit_softcapping", None), ("logits_scaling", 1.0), ("logit_scale", 1.0)):
-        found = getattr(text, key, neutral)
-        if found not in (neutral, None):
-            raise ValueError(
-                f"{kind}: config key {key}={found} changes the logits after the head, which is not supported."
-            )
+    def hidden_states(self, row: PackedRow) -> Tensor:
+        """Hidden states [N, d] that predict the row's N tokens."""
+        states = packed_hidden_states if self.rows == "packed" else separate_hidden_states
+        return states(decoder_of(self.model), row)

@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from src.models.loading.policy_config import PolicyConfig
 
 
+Cache = Literal["shared", "padded", "even", "none"]
+"""How an engine in this process keeps what a model remembers. `shared`: a prompt's keys once for all its completions.
+The others use the model's own cache. `padded`: prompts of all lengths in a batch; `even`: only those of one length;
+`none`: no cache, every token is computed anew in each step."""
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How to sample.
@@ -76,6 +82,8 @@ class EngineSource:
         dtype: in which the trainer runs its forwards; an engine that computes in another one disagrees with it.
         shared: whether an engine in this process may call `model` itself. Not where it is sharded.
         trust_remote_code: run Python code that comes with the model.
+        cache: how an engine in this process may keep what the model remembers (`rollout.native.engine`); None: in no
+            way that is known.
     """
 
     model: PreTrainedModel
@@ -83,10 +91,17 @@ class EngineSource:
     dtype: torch.dtype = torch.float32
     shared: bool = True
     trust_remote_code: bool = False
+    cache: Cache | None = "shared"
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, config: PolicyConfig, *, precision: str = "32-true", shared: bool = True
+        cls,
+        model: PreTrainedModel,
+        config: PolicyConfig,
+        *,
+        precision: str = "32-true",
+        shared: bool = True,
+        cache: Cache | None = "shared",
     ) -> EngineSource:
         """The source of a loaded model.
 
@@ -95,11 +110,12 @@ class EngineSource:
             config: says where its architecture lies.
             precision: of Lightning's Trainer; under `bf16-mixed` forwards run in bfloat16 whatever the weights are.
             shared: whether an engine may call `model` itself.
+            cache: as `config.guard` found it.
         """
         from src.models.loading.files import locate  # the hub's library, which the checks of a config do without
 
         dtype = torch.bfloat16 if precision.startswith("bf16") else model.dtype
-        return cls(model, locate(config), dtype, shared, config.trust_remote_code)
+        return cls(model, locate(config), dtype, shared, config.trust_remote_code, cache)
 
 
 class RolloutEngine(Protocol):

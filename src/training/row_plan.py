@@ -1,4 +1,4 @@
-"""Which groups share a packed row, and what becomes of rows that do not fit into memory. Numbers and slices only."""
+"""Which groups share a row, and what becomes of rows that do not fit into memory. Numbers and slices only."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from src.algorithm.packing import balance, row_tokens
 
 @dataclass(frozen=True, slots=True)
 class RowPlan:
-    """How some groups are packed.
+    """How some groups become rows.
 
     Attributes:
-        pieces: what is packed: the groups, or where one is too long, parts of it that all carry its prompt.
+        pieces: what rows are made of: the groups, or where one is too long, parts of it that all carry its prompt.
         owners: the index of each piece's group, ascending.
         rows: indices of the pieces of each row; a row may be empty, for a forward that other ranks wait for.
     """
@@ -38,20 +38,22 @@ class RowPlan:
 
 
 class RowBudget:
-    """The longest packed row, which shrinks when memory runs out and stays small for the rest of the run.
+    """The longest row, which shrinks when memory runs out and stays small for the rest of the run.
 
     A group over the budget goes alone, whole; once memory has run out, in parts. A loss that is a sum over completions
     with counts of the whole minibatch (`algorithm.policy_loss`) and its gradient are the same for any rows.
 
     Args:
         max_tokens: of a row, as configured.
+        separate: completions do not share their prompt (`models.rows`): a row is a batch of sequences of about the same
+            length, and its tokens are those of the padded batch.
 
     Attributes:
         max_tokens: of a row, now.
     """
 
-    def __init__(self, max_tokens: int) -> None:
-        self._configured = max_tokens
+    def __init__(self, max_tokens: int, *, separate: bool = False) -> None:
+        self._configured, self._separate = max_tokens, separate
         self.max_tokens = max_tokens
 
     def plan(self, groups: Sequence[PromptGroup]) -> RowPlan:
@@ -59,9 +61,12 @@ class RowBudget:
         pieces: list[PromptGroup] = []
         owners: list[int] = []
         for index, group in enumerate(groups):
-            parts = [group] if self.max_tokens == self._configured else split_group(group, self.max_tokens)
+            whole = self.max_tokens == self._configured and not self._separate
+            parts = [group] if whole else split_group(group, 0 if self._separate else self.max_tokens)
             pieces += parts
             owners += [index] * len(parts)
+        if self._separate:
+            return RowPlan(pieces, owners, batches([row_tokens(piece) for piece in pieces], self.max_tokens))
         return RowPlan(pieces, owners, balance([row_tokens(piece) for piece in pieces], self.max_tokens))
 
     def shrink(self, longest_divisible: int) -> bool:
@@ -79,6 +84,24 @@ class RowBudget:
         """Go on with a smaller budget, unless the configured one was changed since."""
         if state["configured"] == self._configured:
             self.max_tokens = state["max_tokens"]
+
+
+def batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of sequences in batches of at most `max_tokens`, padding counted, the longest sequences first.
+
+    >>> batches([5, 9, 4, 8], max_tokens=18)
+    [[1, 3], [0, 2]]
+
+    Args:
+        lengths: tokens of each sequence; one over the budget goes alone.
+        max_tokens: of a batch.
+    """
+    found: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not found or lengths[found[-1][0]] * (len(found[-1]) + 1) > max_tokens:
+            found.append([])
+        found[-1].append(index)
+    return found
 
 
 def split_group(group: PromptGroup, max_tokens: int) -> list[PromptGroup]:

@@ -14,7 +14,8 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from src.config.guard import check_policy_and_engine
+from src.config.checks import cache_file
+from src.config.guard import Ways, check_policy_and_engine, find_ways
 from src.config.instantiating import instantiate_callbacks, instantiate_loggers
 from src.config.policy_checks import check_policy
 from src.config.rules import samples
@@ -71,7 +72,9 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
     for callback in ours:
         callback.prepare(anew=anew)
     template = config.prompt.get("chat_template_kwargs")
-    loaded = load_policy(instantiate(config.policy), on_meta=is_sharded(config.trainer), template=template)
+    policy = instantiate(config.policy)
+    ways = find_ways(policy, cache_file(config, "ways"))
+    loaded = load_policy(policy, rows=ways.rows, on_meta=is_sharded(config.trainer), template=template)
     tell_dropout(loaded.policy.dropout, used=config.policy.get("dropout", False), samples=samples(config))
     renderer = _renderer(config, loaded, found)
     datamodule: ToolDialogueDataModule = instantiate(config.data, renderer=renderer)
@@ -82,7 +85,7 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
         logger=instantiate_loggers(config.logger),
         default_root_dir=str(folder),
     )
-    module = build_module(config, loaded, renderer, datamodule)
+    module = build_module(config, loaded, ways, renderer, datamodule)
     if not is_sharded(config.trainer):
         check_policy_and_engine(loaded.policy, module.sampler.engine, config.updates.probe_tokens)
     if config.warm_start is not None and resumed is None:
@@ -142,7 +145,11 @@ def _renderer(config: DictConfig, loaded: LoadedPolicy, found: Found | None) -> 
 
 
 def build_module(
-    config: DictConfig, loaded: LoadedPolicy, renderer: PromptRenderer, datamodule: ToolDialogueDataModule
+    config: DictConfig,
+    loaded: LoadedPolicy,
+    ways: Ways,
+    renderer: PromptRenderer,
+    datamodule: ToolDialogueDataModule,
 ) -> TrainingModule:
     """The module with the objective that the algorithm asks for, its engine and its collector."""
     algorithm = instantiate(config.algorithm)
@@ -152,6 +159,7 @@ def build_module(
         instantiate(config.policy),
         precision=str(config.trainer.precision),
         shared=not is_sharded(config.trainer),
+        cache=ways.cache,
     )
     engine = SplittingEngine(instantiate(config.rollout)(source))
     ranks = Ranks()

@@ -1,4 +1,4 @@
-"""Forwards over packed rows: on any number of ranks, and within the memory that there is."""
+"""Forwards over rows: on any number of ranks, and within the memory that there is."""
 
 from __future__ import annotations
 
@@ -50,21 +50,21 @@ class _Attempt(NamedTuple):
 
 
 class Scorer:
-    """Scores groups with the policy, in packed rows that get shorter when memory runs out.
+    """Scores groups with the policy, in rows that get shorter when memory runs out.
 
     Args:
         policy: on the device that it is to run on.
         ranks: that train together; each runs as many rows as the others.
-        max_row_tokens: longest packed row.
+        max_row_tokens: longest row.
         announce: tells of lack of memory.
 
     Attributes:
-        budget: the longest packed row, now.
+        budget: the longest row, now.
     """
 
     def __init__(self, policy: Policy, ranks: Ranks, max_row_tokens: int, announce: Announce) -> None:
         self.policy, self._ranks, self._announce = policy, ranks, announce
-        self.budget = RowBudget(max_row_tokens)
+        self.budget = RowBudget(max_row_tokens, separate=policy.rows == "separate")
 
     @property
     def device(self) -> torch.device:
@@ -193,14 +193,14 @@ class Scorer:
                 return cast(T, attempt.result)
             if not self.budget.shrink(longest):
                 raise torch.OutOfMemoryError(
-                    "out of memory with one completion in each packed row, the shortest there is "
+                    "out of memory with one completion in each row, the shortest there is "
                     f"({attempt.reason or 'on another rank'}). Lower sampling.max_new_tokens or "
                     "data.max_prompt_tokens, set policy.gradient_checkpointing=true, or shard it (trainer=fsdp)."
                 )
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()
             log.warning(
-                "Out of memory; packed rows have at most %d tokens from here on. The result is the same. To have them "
+                "Out of memory; rows have at most %d tokens from here on. The result is the same. To have them "
                 "from the start: updates.max_row_tokens=%d.",
                 self.budget.max_tokens,
                 self.budget.max_tokens,
@@ -215,7 +215,7 @@ class Scorer:
             if isinstance(self.policy, FSDPModule):
                 smaller = max(1, min(self.budget.max_tokens, plan.longest_divisible) // 2)
                 raise torch.OutOfMemoryError(
-                    "out of memory in a packed row of a sharded policy, which cannot be tried again while other ranks "
+                    "out of memory in a row of a sharded policy, which cannot be tried again while other ranks "
                     f"wait for it. Resume from the last checkpoint with updates.max_row_tokens={smaller}. ({error})"
                 ) from error
             return _Attempt(None, str(error))

@@ -17,6 +17,7 @@ from torch import nn
 
 from src.algorithm.packing import GroupLayout
 from src.models.policy import Policy
+from src.models.structure import decoder_of, layers_of
 
 
 def query_key_pairs(prompt: int, completions: Sequence[int]) -> int:
@@ -55,7 +56,12 @@ def policy_update_flops(policy: Policy, layouts: Sequence[GroupLayout]) -> int:
     config = policy.model.config.get_text_config()
     heads = config.num_attention_heads
     return update_flops(
-        body_weights=sum(m.weight.numel() for m in policy.decoder_layers.modules() if isinstance(m, nn.Linear)),
+        body_weights=sum(
+            m.weight.numel()
+            for layer in layers_of(decoder_of(policy.model))
+            for m in layer.modules()
+            if isinstance(m, nn.Linear)
+        ),
         hidden=config.hidden_size,
         vocabulary=config.vocab_size,
         layers=config.num_hidden_layers,

@@ -18,7 +18,7 @@ TITLES = {
     "memory": "Memory",
     "scoring": "Regions, weights and reward",
     "growth": "Growth",
-    "agreement": "Packed rows against the dense mask",
+    "agreement": "Packed rows against separate ones",
 }
 
 

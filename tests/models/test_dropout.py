@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from typing import Literal
 
 import pytest
 import torch
@@ -43,7 +44,7 @@ def gap(policy: Policy) -> float:
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("attention", ["packed", "dense"])
+@pytest.mark.parametrize("rows", ["packed", "separate"])
 @pytest.mark.parametrize(
     ("build", "found"),
     [
@@ -53,12 +54,15 @@ def gap(policy: Policy) -> float:
     ids=["lora", "attention"],
 )
 def test_an_update_sees_the_network_that_samples(
-    build: Callable[[], PreTrainedModel], found: dict[str, float], attention: str, checkpointing: bool
+    build: Callable[[], PreTrainedModel],
+    found: dict[str, float],
+    rows: Literal["packed", "separate"],
+    checkpointing: bool,
 ) -> None:
-    whole = Policy(build(), attention=attention, gradient_checkpointing=checkpointing)
+    whole = Policy(build(), rows=rows, gradient_checkpointing=checkpointing)
     assert whole.dropout == found
     assert gap(whole) < 1e-6
-    dropping = Policy(build(), attention=attention, gradient_checkpointing=checkpointing, dropout=True)
+    dropping = Policy(build(), rows=rows, gradient_checkpointing=checkpointing, dropout=True)
     assert dropping.dropout == found
     assert gap(dropping) > 1e-2
 

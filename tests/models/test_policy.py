@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Gemma2Config, MistralConfig, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import pack, pack_sequences
@@ -50,15 +51,15 @@ def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, to
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 @pytest.mark.parametrize("checkpointing", [False, True])
-@pytest.mark.parametrize("attention", ["packed", "dense"])
-def test_packed_row_agrees_with_padded_rows(kind: str, attention: str, checkpointing: bool) -> None:
+@pytest.mark.parametrize("rows", ["packed", "separate"])
+def test_rows_agree_with_padded_rows(kind: str, rows: Literal["packed", "separate"], checkpointing: bool) -> None:
     model = tiny_model(kind).train()
     groups = ragged_groups()
     logprobs, entropies = padded_scores(model, groups, temperature=0.8)
     weighted_loss(logprobs, entropies).backward()
     expected = gradients(model)
 
-    policy = Policy(model, attention=attention, gradient_checkpointing=checkpointing, head_chunk=7)
+    policy = Policy(model, rows=rows, gradient_checkpointing=checkpointing, head_chunk=7)
     scores = policy(pack(groups), temperature=0.8)
     weighted_loss(scores.logprobs, scores.entropies).backward()
 
@@ -142,7 +143,7 @@ def test_last_layer_of_the_tiny_policy_is_autograds(temperature: float) -> None:
     with torch.no_grad():
         plain, scores = policy(row, temperature=temperature), policy(row, temperature=temperature, last_layer="gram")
         moments = policy(row, temperature=temperature, last_layer="moments").last_layer
-        hidden = policy._hidden_states(row)[row.score_positions]
+        hidden = policy.hidden_states(row)
     assert plain.last_layer is None and moments.gram is None
     assert torch.equal(plain.logprobs, scores.logprobs) and torch.equal(plain.entropies, scores.entropies)
     weight = model.get_output_embeddings().weight.detach().clone().requires_grad_()
@@ -169,34 +170,3 @@ def test_model_of_a_policy_still_generates(kind: str) -> None:
     expected = model.generate(prompts, **settings)
     Policy(model, gradient_checkpointing=True).eval()
     assert torch.equal(model.generate(prompts, **settings), expected)
-
-
-def test_decoder_layers_are_the_models() -> None:
-    model = tiny_model("qwen3")
-    assert list(Policy(model).decoder_layers) == list(model.model.layers)
-
-
-def test_sliding_window_is_a_limit_not_a_surprise() -> None:
-    torch.manual_seed(0)
-    shape = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    config = MistralConfig(**shape, num_attention_heads=4, num_key_value_heads=2, head_dim=8, sliding_window=16)
-    policy = Policy(AutoModelForCausalLM.from_config(config, dtype=torch.float32)).eval()
-    fits, exceeds = random_group(7, [10, 4]), random_group(7, [11, 4])
-    with torch.no_grad():
-        expected, _ = padded_scores(policy.model, [fits], temperature=1.0)
-        torch.testing.assert_close(policy(pack([fits])).logprobs, expected.float(), atol=TOLERANCE, rtol=0)
-        with pytest.raises(ValueError, match="a sequence of 17 tokens exceeds the model's sliding window of 16"):
-            policy(pack([exceeds]))
-
-
-def test_models_with_other_attention_or_heads_are_refused() -> None:
-    shape = {"vocab_size": 97, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "head_dim": 8}
-    gemma = AutoModelForCausalLM.from_config(Gemma2Config(**shape, num_attention_heads=4, num_key_value_heads=2))
-    with pytest.raises(ValueError, match=r"model type 'gemma2': attn_logit_softcapping=50\.0"):
-        Policy(gemma)
-    scaled = tiny_model("llama")
-    scaled.config.final_logit_softcapping = 30.0
-    with pytest.raises(ValueError, match=r"final_logit_softcapping=30\.0 changes the logits after the head"):
-        Policy(scaled)
-    with pytest.raises(ValueError, match=r"policy\.attention: expected 'packed' or 'dense', found 'flash'"):
-        Policy(tiny_model("llama"), attention="flash")

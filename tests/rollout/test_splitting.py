@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from src.config.guard import Ways
 from src.rollout.engine import Completion, SamplingParams
 from src.rollout.native.engine import NativeEngine
 from src.rollout.splitting import SplittingEngine
@@ -90,6 +91,7 @@ def run(folder: Path, policy: Path) -> list[dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def uncompared(monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison at the start would meet the injected faults first."""
+    monkeypatch.setattr(program, "find_ways", lambda *_: Ways("packed", "shared"))
     monkeypatch.setattr(program, "check_policy_and_engine", lambda *_: None)
 
 

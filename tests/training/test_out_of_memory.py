@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from src.models.policy import Policy
+from src.models.structure import decoder_of
 from src.train import train
 from src.training import run as program
 from tests.conftest import train_config
@@ -50,7 +51,7 @@ def run(folder: Path, policy: Path, *overrides: str, limit: int = 10**9, backwar
             raise torch.OutOfMemoryError(FULL)
         scores = forward(self, row, **kwargs)
         if full:  # once head and last layer have their gradients
-            handle = self.decoder_layers[0].mlp.down_proj.weight.register_hook(lambda _: fail(handle))
+            handle = decoder_of(self.model).layers[0].mlp.down_proj.weight.register_hook(lambda _: fail(handle))
         return scores
 
     def fail(handle: Any) -> None:
@@ -99,5 +100,5 @@ def test_shorter_rows_give_the_same_gradients(
 
 
 def test_a_completion_that_does_not_fit_is_an_error_with_advice(random_policy: Path, tmp_path: Path) -> None:
-    with pytest.raises(torch.OutOfMemoryError, match=r"one completion in each packed row.*max_new_tokens.*checkpoint"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"one completion in each row.*max_new_tokens.*checkpoint"):
         run(tmp_path / "run", random_policy, limit=3)

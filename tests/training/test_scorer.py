@@ -57,7 +57,7 @@ def test_rows_get_shorter_until_they_fit_and_stay_so():
 
 def test_a_completion_that_fits_nowhere_ends_the_run_with_advice():
     scorer, _, _ = build(room=1)
-    with pytest.raises(torch.OutOfMemoryError, match=r"one completion in each packed row.*max_new_tokens"):
+    with pytest.raises(torch.OutOfMemoryError, match=r"one completion in each row.*max_new_tokens"):
         scorer.score(GROUPS, 1.0)
 
 

@@ -2,40 +2,74 @@
 
 No attention layer is patched by this. `models.fused_norm` does replace the forward of RMSNorm layers.
 
-`AttentionPlan` says how a row is cut up. It is made once a forward and reaches the attention function as the forward
-keyword `packed_plan`, which gradient checkpointing replays. Without that keyword (generation, ordinary batches) the
-function is transformers' own SDPA. On the CPU the row is computed tile by tile (`models.attention.tiles`), on CUDA by
-FlexAttention, which never loads a block that no query sees (not measured yet). Nothing of size [L, L] is built and no
-key is copied. What neither can do (dropout, head sizes and precisions that the kernels lack, other devices) goes group
-by group through SDPA with a mask.
+`AttentionPlan` says how a row is cut up. It is made once a forward and stands in for the attention mask: transformers
+asks `_row_mask` for a mask of each kind of layer, full or sliding, and hands it to the layers, which gradient
+checkpointing replays. Without a plan (generation, ordinary batches) the function is transformers' own SDPA. On the CPU
+the row is computed tile by tile (`models.attention.tiles`), on CUDA by FlexAttention, which never loads a block that no
+query sees (not measured yet). Nothing of size [L, L] is built and no key is copied. What neither can do (dropout, head
+sizes and precisions that the kernels lack, other devices; on the CPU also capped scores, and windows that a sequence
+outgrows) goes group by group through SDPA with a mask.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from src.errors import ConfigError
-from src.models.attention.plan import AttentionPlan
+from src.models.attention.plan import AttentionPlan, MaskMod
 from src.models.attention.tiles import tiled_attend
 
 PACKED_ATTENTION = "packed_rows"
 """Name under which transformers finds the attention function of packed rows."""
 
-MARK = (1, 1, 1, 1)
-"""Shape of the mask that a packed row goes with: of four dimensions, so that transformers passes it on untouched."""
-_SCORE_TERMS = ("s_aux", "sinks", "softcap", "position_bias", "alibi")
+_UNKNOWN_TERMS = ("sinks", "position_bias", "alibi")
 """What layers pass on that changes scores in a way that is not computed here."""
 
 _MAX_HEAD_DIM = 128  # larger heads run out of shared memory on some cards (head_dim 192 on an A10G)
+
+_CAUSAL: Any = causal_mask_function
+_plan: ContextVar[AttentionPlan | None] = ContextVar("plan", default=None)
+
+
+@contextmanager
+def planned(plan: AttentionPlan) -> Iterator[None]:
+    """Around the forward of a model on one packed row: its masks are this plan."""
+    token = _plan.set(plan)
+    try:
+        yield
+    finally:
+        _plan.reset(token)
+
+
+def _row_mask(
+    *, mask_function: MaskMod, local_size: int | None = None, use_vmap: bool = False, **ordinary: Any
+) -> AttentionPlan | Tensor | None:
+    """A mask for the layers of one kind, in transformers' interface: the plan, or without one SDPA's mask.
+
+    Raises:
+        ConfigError: the model asks for a mask that is more than a causal one within a window.
+    """
+    plan = _plan.get()
+    if plan is None:
+        return sdpa_mask(mask_function=mask_function, local_size=local_size, use_vmap=use_vmap, **ordinary)
+    if use_vmap or (local_size is None and mask_function is not _CAUSAL):
+        raise ConfigError(_unfit("the model", "it asks for a mask that is more than causal"))
+    if local_size is None or plan.longest <= local_size:
+        return plan
+    return replace(plan, within=mask_function)
 
 
 def packed_attention_forward(
@@ -43,23 +77,25 @@ def packed_attention_forward(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: AttentionPlan | Tensor | None,
     dropout: float = 0.0,
     scaling: float | None = None,
-    packed_plan: AttentionPlan | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of a packed row; transformers' SDPA where no plan is given.
+    """Attention of a packed row; transformers' SDPA where the mask is an ordinary one.
 
     Args:
         module: the attention layer.
         query: [1, H, L, D].
         key: [1, H_kv, L, D].
         value: [1, H_kv, L, D].
-        attention_mask: with a plan, the mark that stands for one.
+        attention_mask: the plan of the row.
         dropout: probability that an attention weight is dropped.
         scaling: factor on the scores; 1/sqrt(D) when None.
-        packed_plan: of the row.
+        softcap: scores become softcap tanh(score / softcap).
+        s_aux: [H], the score of a key that every query of a head sees and that has no value (an attention sink).
         **kwargs: what the layer passes on; read by transformers' SDPA only.
 
     Returns:
@@ -69,69 +105,53 @@ def packed_attention_forward(
         ConfigError: the layers of this model do something that packed rows do not: they drop the plan, mask by
             themselves, or add to the scores.
     """
-    marked = attention_mask is not None and attention_mask.shape == MARK
-    if packed_plan is None and marked and query.shape[2] > 1:
-        raise _unfit(module, "its layers do not pass on the plan of a row, so that completions would see each other")
-    if packed_plan is not None and attention_mask is not None and not marked:
-        raise _unfit(module, f"its layers have a mask of their own, of shape {list(attention_mask.shape)}")
-    if packed_plan is not None and (terms := [name for name in _SCORE_TERMS if kwargs.get(name) is not None]):
-        raise _unfit(module, f"its layers change the scores by {', '.join(terms)}")
-    if packed_plan is None:
-        out, _ = sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
-        )
+    plan, running = attention_mask, _plan.get()
+    if not isinstance(plan, AttentionPlan):
+        if running is not None:
+            found = "no mask" if plan is None else f"a mask of their own, of shape {list(plan.shape)}"
+            raise ConfigError(_unfit(type(module).__name__, f"its layers have {found} in place of the row's plan"))
+        if softcap is not None or s_aux is not None:
+            raise ConfigError(
+                _unfit(type(module).__name__, "SDPA, which computes rows without a plan, has no sinks and caps")
+            )
+        out, _ = sdpa_attention_forward(module, query, key, value, plan, dropout=dropout, scaling=scaling, **kwargs)
         return out, None
-    if query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and dropout == 0:
+    if terms := [name for name in _UNKNOWN_TERMS if kwargs.get(name) is not None]:
+        raise ConfigError(_unfit(type(module).__name__, f"its layers change the scores by {', '.join(terms)}"))
+    if query.shape[2] != plan.tokens or key.shape[2] != plan.tokens:
+        raise ConfigError(
+            _unfit(
+                type(module).__name__,
+                f"its layers attend from {query.shape[2]} to {key.shape[2]} positions of a row of {plan.tokens}",
+            )
+        )
+    plain = dropout == 0 and softcap is None
+    if query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and plain and plan.within is None:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, heads, D]
-        return tiled_attend(q, k, v, packed_plan.tiles, scaling)[None], None
+        return tiled_attend(q, k, v, plan.tiles, scaling, s_aux)[None], None
     query, key, value = _autocast(query, key, value)
     if flex_supports(query, value) and dropout == 0:
-        return flex_attend(query, key, value, packed_plan.block_mask, scaling).transpose(1, 2), None
-    return _attend_by_group(module, query, key, value, packed_plan, dropout, scaling), None
+        return flex_attend(query, key, value, plan.block_mask, scaling, softcap, s_aux).transpose(1, 2), None
+    if softcap is None and s_aux is None:
+        return _attend_by_group(module, query, key, value, plan, dropout, scaling), None
+    return _explicit(query, key, value, plan, dropout if module.training else 0.0, scaling, softcap, s_aux), None
 
 
-def _unfit(module: nn.Module, reason: str) -> ConfigError:
-    return ConfigError(
-        f"policy: {type(module).__name__} cannot run on packed rows: {reason}. Choose a model such as Qwen3 or Llama."
-    )
+def _unfit(what: str, reason: str) -> str:
+    return f"policy: {what} cannot run on packed rows: {reason}. Set policy.rows=separate."
 
 
-def check_attention_support(config: PretrainedConfig, attention: str) -> None:
-    """Refuse models whose attention is more than scaled softmax over a prefix.
+def check_packs(config: PretrainedConfig) -> None:
+    """Refuse models with layers that are known to carry more than attention from token to token.
 
-    Sliding windows pass: they change nothing in rows shorter than the window, which `Policy` checks for each row.
+    What their configs do not tell is found by comparing numbers (`config.guard`).
 
     Raises:
-        ValueError: an unknown `attention`, linear or chunked layers, capped scores, attention sinks.
+        ConfigError: linear attention, convolutions or a state-space model among the layers.
     """
-    if attention not in ("packed", "dense"):
-        raise ValueError(f"policy.attention: expected 'packed' or 'dense', found '{attention}'.")
-    text = config.get_text_config()
-    kind = f"model type '{config.model_type}'"
-    odd_layers = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
-    if odd_layers:
-        raise ValueError(
-            f"{kind}: layers of type {sorted(odd_layers)} cannot run on packed rows. Expected full_attention or "
-            "sliding_attention layers only; choose a model such as Qwen3 or Llama."
-        )
-    if getattr(text, "attn_logit_softcapping", None):
-        raise ValueError(
-            f"{kind}: attn_logit_softcapping={text.attn_logit_softcapping} is not computed by SDPA, so neither "
-            "attention: packed nor attention: dense would be exact. Choose a model without it."
-        )
-    if config.model_type == "gpt_oss":
-        raise ValueError(f"{kind}: attention sinks are not supported on packed rows.")
-
-
-def sliding_window(config: PretrainedConfig) -> int | None:
-    """Tokens that the model's sliding-window layers see, None without such layers."""
-    text = config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    types = getattr(text, "layer_types", None)
-    switched_off = getattr(text, "use_sliding_window", True) is False
-    if window is None or switched_off or (types is not None and "sliding_attention" not in types):
-        return None
-    return int(window)
+    types = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+    if odd := sorted(set(types) - {"full_attention", "sliding_attention", "chunked_attention"}):
+        raise ConfigError(_unfit(f"model type '{config.model_type}'", f"it has layers of type {', '.join(odd)}"))
 
 
 def _autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -159,6 +179,35 @@ def _attend_by_group(
     return torch.cat(outputs, dim=1)
 
 
+def _explicit(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    dropout: float,
+    scale: float | None,
+    softcap: float | None,
+    sink: Tensor | None,
+) -> Tensor:
+    """The same with capped scores or sinks [H], which SDPA does not have; the scores of a group exist at once."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    repeats = query.shape[1] // key.shape[1]
+    outputs = []
+    for start, length, mask in plan.group_masks:
+        q, k, v = (x.narrow(2, start, length) for x in (query, key, value))
+        k, v = (x.repeat_interleave(repeats, dim=1) for x in (k, v))
+        scores = ((q @ k.transpose(2, 3)) * scale).float()
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        scores = scores.masked_fill(~mask, -torch.inf)
+        if sink is not None:
+            column = sink.float().view(1, -1, 1, 1).expand(1, -1, length, 1)
+            scores = torch.cat([scores, column], dim=-1)
+        weights = F.dropout(scores.softmax(-1)[..., :length], dropout).to(v.dtype)
+        outputs.append((weights @ v).transpose(1, 2))
+    return torch.cat(outputs, dim=1)
+
+
 def flex_supports(query: Tensor, value: Tensor) -> bool:
     """Whether FlexAttention's CUDA kernels take these heads, query [B, H, L, D] and value [B, H_kv, L, D].
 
@@ -173,7 +222,15 @@ def flex_supports(query: Tensor, value: Tensor) -> bool:
     )
 
 
-def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float | None) -> Tensor:
+def flex_attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: BlockMask,
+    scale: float | None,
+    softcap: float | None = None,
+    sink: Tensor | None = None,
+) -> Tensor:
     """Attention [1, H, L, D] of query [1, H, L, D] over key and value [1, H_kv, L, D].
 
     Args:
@@ -182,14 +239,33 @@ def flex_attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scal
         value: likewise.
         mask: of the row, padded to its blocks.
         scale: factor on the scores; 1/sqrt(D) when None.
+        softcap: see `packed_attention_forward`.
+        sink: [H], likewise.
     """
     length = query.shape[2]
     padding = mask.seq_lengths[0] - length
     if padding:
         query, key, value = (F.pad(x, (0, 0, 0, padding)) for x in (query, key, value))
     attend = _compiled() if query.is_cuda else flex_attention
-    out: Tensor = attend(query, key, value, block_mask=mask, scale=scale, enable_gqa=True)
+    settings: dict[str, Any] = {"block_mask": mask, "scale": scale, "enable_gqa": True}
+    if softcap is not None:
+        settings["score_mod"] = _capped(softcap)
+    if sink is None:
+        out: Tensor = attend(query, key, value, **settings)
+    else:  # one more term of the softmax's sum, without a value
+        out, aux = attend(query, key, value, return_aux=AuxRequest(lse=True), **settings)
+        out = out * torch.sigmoid(aux.lse - sink.view(1, -1, 1)).unsqueeze(-1).to(out.dtype)
     return out[:, :, :length]
+
+
+@cache
+def _capped(softcap: float) -> Callable[..., Tensor]:
+    """FlexAttention's `score_mod`; the same function for the same cap, so that it is compiled once."""
+
+    def capped(score: Tensor, batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
 
 
 @cache
@@ -203,4 +279,4 @@ def _compiled() -> Any:
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention_forward)
-AttentionMaskInterface.register(PACKED_ATTENTION, sdpa_mask)
+AttentionMaskInterface.register(PACKED_ATTENTION, _row_mask)

@@ -59,10 +59,28 @@ class Tile:
 
 @dataclass(frozen=True)
 class AttentionPlan:
-    """The attention of a row of groups; each form is made when it is first asked for."""
+    """The attention of a row of groups; each form is made when it is first asked for.
+
+    Attributes:
+        layouts: of the groups.
+        device: of the row.
+        within: what a layer's window lets through, of positions in a token's own sequence; None: everything before it.
+            Tiles know no window.
+    """
 
     layouts: tuple[GroupLayout, ...]
     device: torch.device
+    within: MaskMod | None = None
+
+    @property
+    def tokens(self) -> int:
+        """L, positions of the row."""
+        return sum(layout.num_tokens for layout in self.layouts)
+
+    @cached_property
+    def longest(self) -> int:
+        """Inputs of the longest sequence."""
+        return max(layout.prompt_length + max(layout.completion_lengths) - 1 for layout in self.layouts)
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
@@ -72,12 +90,12 @@ class AttentionPlan:
     @cached_property
     def block_mask(self) -> BlockMask:
         """For FlexAttention."""
-        return block_mask(self.layouts, self.device)
+        return block_mask(self.layouts, self.device, self.within)
 
     @cached_property
     def group_masks(self) -> tuple[tuple[int, int, Tensor], ...]:
         """(first position, tokens, bool [1, 1, tokens, tokens] mask) of each group, for SDPA."""
-        return tuple((m.offset, m.num_tokens, dense_mask([m], self.device)) for m in self.layouts)
+        return tuple((m.offset, m.num_tokens, dense_mask([m], self.device, self.within)) for m in self.layouts)
 
 
 def group_tiles(layout: GroupLayout) -> Iterator[Tile]:
@@ -175,22 +193,46 @@ def token_index(layouts: Sequence[GroupLayout], device: torch.device) -> tuple[T
     return group, part
 
 
-def packed_mask_mod(group: Tensor, part: Tensor) -> MaskMod:
+def token_positions(layouts: Sequence[GroupLayout], device: torch.device) -> Tensor:
+    """Position of each token of a row in its own sequence, int64 [L].
+
+    >>> token_positions([GroupLayout(0, 2, (3, 2)), GroupLayout(5, 1, (2,))], torch.device("cpu")).tolist()
+    [0, 1, 2, 3, 2, 0, 1]
+    """
+    runs: list[Tensor] = []
+    for layout in layouts:
+        start = layout.prompt_length
+        runs.append(torch.arange(start, device=device))
+        runs += (torch.arange(start, start + length - 1, device=device) for length in layout.completion_lengths)
+    return torch.cat(runs)
+
+
+def packed_mask_mod(
+    group: Tensor, part: Tensor, positions: Tensor | None = None, within: MaskMod | None = None
+) -> MaskMod:
     """A position sees earlier positions of its group that belong to the prompt or to its own part.
 
     Args:
         group: int32 [L], of `token_index`.
         part: int32 [L], 0 for the prompt.
+        positions: int64 [L], of `token_positions`.
+        within: of `AttentionPlan`, of these positions.
     """
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         same_group = group[query] == group[key]
         return (key <= query) & same_group & ((part[key] == 0) | (part[query] == part[key]))
 
-    return visible
+    if within is None or positions is None:
+        return visible
+
+    def visible_within(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return visible(batch, head, query, key) & within(batch, head, positions[query], positions[key])
+
+    return visible_within
 
 
-def dense_mask(layouts: Sequence[GroupLayout], device: torch.device) -> Tensor:
+def dense_mask(layouts: Sequence[GroupLayout], device: torch.device, within: MaskMod | None = None) -> Tensor:
     """The same as a bool [1, 1, L, L] mask, True = attend: the reference form.
 
     Example, prompt of 2 tokens, completions that occupy 2 and 1 positions:
@@ -200,14 +242,18 @@ def dense_mask(layouts: Sequence[GroupLayout], device: torch.device) -> Tensor:
         1 1 1 0 0
         1 1 1 1 0
         1 1 0 0 1
+
+    Within a window of 2 tokens the last three rows are 0 1 1 0 0, 0 0 1 1 0 and 0 1 0 0 1.
     """
     group, part = token_index(layouts, device)
-    position = torch.arange(len(group), device=device)
-    zero = position.new_zeros(())
-    return packed_mask_mod(group, part)(zero, zero, position[:, None], position)[None, None]
+    place = torch.arange(len(group), device=device)
+    zero = place.new_zeros(())
+    positions = token_positions(layouts, device)
+    visible = packed_mask_mod(group, part, positions, within)
+    return visible(zero, zero, place[:, None], place)[None, None]
 
 
-def block_mask(layouts: Sequence[GroupLayout], device: torch.device) -> BlockMask:
+def block_mask(layouts: Sequence[GroupLayout], device: torch.device, within: MaskMod | None = None) -> BlockMask:
     """The same for FlexAttention, over the row padded to a multiple of `BLOCK`.
 
     Padding is a group of its own, so no query is left without a key. Blocks are counted in strips: nothing of size
@@ -216,14 +262,14 @@ def block_mask(layouts: Sequence[GroupLayout], device: torch.device) -> BlockMas
     group, part = token_index(layouts, device)
     padding = -len(group) % BLOCK
     group = torch.nn.functional.pad(group, (0, padding), value=-1)
-    part = torch.nn.functional.pad(part, (0, padding))
-    visible = packed_mask_mod(group, part)
-    position = torch.arange(len(group), device=device)
-    zero = position.new_zeros(())
+    part, positions = (torch.nn.functional.pad(x, (0, padding)) for x in (part, token_positions(layouts, device)))
+    visible = packed_mask_mod(group, part, positions, within)
+    place = torch.arange(len(group), device=device)
+    zero = place.new_zeros(())
     counts = torch.cat(
         [
-            visible(zero, zero, queries[:, None], position).view(-1, BLOCK, len(group) // BLOCK, BLOCK).sum((1, 3))
-            for queries in position.split(_STRIP)
+            visible(zero, zero, queries[:, None], place).view(-1, BLOCK, len(group) // BLOCK, BLOCK).sum((1, 3))
+            for queries in place.split(_STRIP)
         ]
     )  # [query blocks, key blocks], pairs that attend
     full = counts.eq(BLOCK * BLOCK)

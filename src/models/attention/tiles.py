@@ -20,7 +20,14 @@ _flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def tiled_attend(query: Tensor, key: Tensor, value: Tensor, tiles: tuple[Tile, ...], scale: float | None) -> Tensor:
+def tiled_attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    tiles: tuple[Tile, ...],
+    scale: float | None,
+    sink: Tensor | None = None,
+) -> Tensor:
     """Attention [L, H, D] of query [L, H, D] over key and value [L, H_kv, D], all on the CPU.
 
     Computed in float32 where inputs are shorter: in bfloat16 the kernel's forward is no faster, its backward takes
@@ -33,9 +40,11 @@ def tiled_attend(query: Tensor, key: Tensor, value: Tensor, tiles: tuple[Tile, .
         value: likewise, with heads of the same size.
         tiles: causal ones first, which cover each position once.
         scale: factor on the scores; 1/sqrt(D) when None.
+        sink: [H], the score of a key without a value that every query sees: one more tile, of output 0.
     """
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    out = _TiledAttention.apply(query.to(wide), key.to(wide), value.to(wide), tiles, scale)
+    sink = None if sink is None else sink.to(wide)
+    out = _TiledAttention.apply(query.to(wide), key.to(wide), value.to(wide), sink, tiles, scale)
     return cast(Tensor, out).to(value.dtype)
 
 
@@ -44,7 +53,13 @@ class _TiledAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, query: Tensor, key: Tensor, value: Tensor, tiles: tuple[Tile, ...], scale: float | None
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        sink: Tensor | None,
+        tiles: tuple[Tile, ...],
+        scale: float | None,
     ) -> Tensor:
         query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
         out = torch.empty_like(query, memory_format=torch.contiguous_format)
@@ -60,15 +75,22 @@ class _TiledAttention(torch.autograd.Function):
             else:
                 into.lerp_(part, (part_lse - lse).sigmoid_().unsqueeze(-1))
                 torch.logaddexp(lse, part_lse, out=lse)
-        ctx.save_for_backward(query, key, value, out, total)
+        if sink is not None:
+            out.mul_((total - sink).sigmoid_().unsqueeze(-1))
+            torch.logaddexp(total, sink.expand_as(total), out=total)
+        ctx.save_for_backward(query, key, value, sink, out, total)
         ctx.tiles, ctx.scale = tiles, scale
         return out
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        query, key, value, out, lse = ctx.saved_tensors
-        grad, lse = grad.contiguous(), lse.unsqueeze(-1)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, None, None]:
+        query, key, value, sink, out, lse = ctx.saved_tensors
+        grad = grad.contiguous()
+        by_sink = None
+        if sink is not None and ctx.needs_input_grad[3]:  # its probability times (0 - grad . out)
+            by_sink = -((sink - lse).exp_() * (grad * out).sum(-1)).sum(0)
+        lse = lse.unsqueeze(-1)
         grads = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
         for tile in backward_tiles(ctx.tiles, key.shape[1], torch.get_num_threads()):
             parts = _flash_backward(
@@ -90,7 +112,7 @@ class _TiledAttention(torch.autograd.Function):
                     into[0].add_(part.sum(0))
                 else:
                     into.add_(part)
-        return grads[0], grads[1], grads[2], None, None
+        return grads[0], grads[1], grads[2], by_sink, None, None
 
 
 def _queries(x: Tensor, tile: Tile) -> Tensor:

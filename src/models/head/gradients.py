@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.models.head.head import checked_chunk, logit_chunks, matmul, precise, softmax_
+from src.models.head.head import LogitMap, apply_map_, checked_chunk, logit_chunks, matmul, precise, softmax_
 
 
 class LastLayerGradients(NamedTuple):
@@ -16,6 +16,9 @@ class LastLayerGradients(NamedTuple):
     With logits z = (W h + bias) / τ and the score s = e_y - p (Lemma 2), that gradient is s h^T / τ, and its squared
     Frobenius norm ||s||² ||h||² / τ². So with the spectral norm of the Jacobian J = dz/dW the second moment is exact:
     ||J^T s|| = ||J|| ||s||. Lemma 2's ||J||_F² = V ||h||² / τ² is V times that.
+
+    Where the model scales its logits by c or caps them, c h stands for h, and the score's entries are those of e_y - p
+    times the slope of the cap.
 
     Attributes:
         score_norms: float32 [N], ||e_y - p||² of the sampled token.
@@ -48,6 +51,7 @@ def last_layer_gradients(
     *,
     temperature: float = 1.0,
     bias: Tensor | None = None,
+    logit_map: LogitMap = LogitMap(),  # noqa: B008 (immutable)
     chunk: int | None = None,
     gram: bool = False,
 ) -> tuple[Tensor, Tensor, LastLayerGradients]:
@@ -66,17 +70,19 @@ def last_layer_gradients(
     chunk = checked_chunk(weight, temperature, chunk)
     logprobs = hidden.new_empty(len(hidden), dtype=precise(hidden))
     entropies, normalisers, norms, expected = (torch.empty_like(logprobs) for _ in range(4))
-    for part, logits in logit_chunks(hidden, weight, bias, temperature, chunk):
+    for part, logits, slope in logit_chunks(hidden, weight, bias, temperature, logit_map, chunk):
         p = logits.clone()
         logprobs[part], entropies[part], normalisers[part] = softmax_(p, targets[part])
         logp = logits.sub_(normalisers[part, None])
-        expected[part] = -logp.expm1_().mul_(p).sum(-1)
-        norms[part] = p.scatter_(1, targets[part, None], logprobs[part, None].expm1()).square_().sum(-1)
-    sizes = hidden.to(logprobs.dtype).square().sum(-1) / temperature**2
+        spread = logp.expm1_().mul_(p)
+        expected[part] = -(spread if slope is None else spread.mul_(slope.square())).sum(-1)
+        score = p.scatter_(1, targets[part, None], logprobs[part, None].expm1())
+        norms[part] = (score if slope is None else score.mul_(slope)).square_().sum(-1)
+    sizes = hidden.to(logprobs.dtype).square().sum(-1) * (logit_map.scale / temperature) ** 2
     products = None
     if gram:
-        products = _score_products(hidden, weight, bias, targets, temperature, normalisers, chunk)
-        products.mul_(matmul(hidden, hidden.T)).div_(temperature**2)
+        products = _score_products(hidden, weight, bias, targets, temperature, logit_map, normalisers, chunk)
+        products.mul_(matmul(hidden, hidden.T)).mul_((logit_map.scale / temperature) ** 2)
     return logprobs, entropies, LastLayerGradients(norms, expected, sizes, products)
 
 
@@ -86,6 +92,7 @@ def _score_products(
     bias: Tensor | None,
     targets: Tensor,
     temperature: float,
+    logit_map: LogitMap,
     normalisers: Tensor,
     chunk: int,
 ) -> Tensor:
@@ -98,11 +105,14 @@ def _score_products(
         logits = matmul(hidden, weight[part].T)
         if bias is not None:
             logits += bias[part]
+        slope = apply_map_(logits, logit_map)
         logp = logits.div_(temperature).sub_(normalisers[:, None])
         here = ((targets >= start) & (targets < start + size)).nonzero().squeeze(-1)
         columns = targets[here] - start
         at_target = logp[here, columns].expm1()
         negated = logp.exp_()
         negated[here, columns] = at_target
+        if slope is not None:
+            negated.mul_(slope)
         products += matmul(negated, negated.T)
     return products

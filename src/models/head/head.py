@@ -7,7 +7,7 @@ the chunk's logits while they are there; otherwise backward computes them again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,19 @@ _CHUNK_BYTES = {"cpu": 64 << 20}
 _CHUNK_BYTES_ACCELERATOR = 512 << 20
 _MAX_CHUNK = 8192
 _BLOCK_BYTES = 2 << 20
+
+
+class LogitMap(NamedTuple):
+    """What a model does to the products of its head before they are logits: z -> cap tanh(scale z / cap).
+
+    Attributes:
+        scale: factor on the products (Cohere's `logit_scale`; Granite divides by its `logits_scaling`).
+        cap: bound of the scaled products (Gemma's `final_logit_softcapping`); None: none.
+    """
+
+    scale: float = 1.0
+    cap: float | None = None
+
 
 TokenLoss = Callable[[Tensor, Tensor, slice], Tensor]
 """Loss of some of N tokens: (log-probabilities [n], entropies [n], which of the N they are) -> a scalar to sum up."""
@@ -29,9 +42,10 @@ def token_logprobs_and_entropies(
     *,
     temperature: float = 1.0,
     bias: Tensor | None = None,
+    logit_map: LogitMap = LogitMap(),  # noqa: B008 (immutable)
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probability of each target, and entropy, under softmax((hidden @ weight.T + bias) / temperature).
+    """Log-probability of each target, and entropy, under softmax(logit_map(hidden @ weight.T + bias) / temperature).
 
     Logits exist for `chunk` tokens at a time, in forward and again in backward; between them only [N] vectors are kept.
     Products of bf16 inputs are accumulated and returned in float32, so that logits are not rounded to 8 bits. Gradients
@@ -43,6 +57,7 @@ def token_logprobs_and_entropies(
         targets: int64 [N].
         temperature: > 0, divides the logits.
         bias: [V].
+        logit_map: the model's own.
         chunk: tokens whose logits exist at once; None: `chunk_tokens`.
 
     Returns:
@@ -52,7 +67,7 @@ def token_logprobs_and_entropies(
         ValueError: temperature or chunk not positive.
     """
     chunk = checked_chunk(weight, temperature, chunk)
-    logprobs, entropies = _TokenScores.apply(hidden, weight, bias, targets, temperature, chunk)
+    logprobs, entropies = _TokenScores.apply(hidden, weight, bias, targets, temperature, logit_map, chunk)
     return logprobs, entropies
 
 
@@ -64,6 +79,7 @@ def token_loss(
     *,
     temperature: float = 1.0,
     bias: Tensor | None = None,
+    logit_map: LogitMap = LogitMap(),  # noqa: B008 (immutable)
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A loss that is a sum over tokens, and what `token_logprobs_and_entropies` gives, in one pass over the logits.
@@ -81,7 +97,8 @@ def token_loss(
         ValueError: temperature or chunk not positive.
     """
     chunk = checked_chunk(weight, temperature, chunk)
-    total, logprobs, entropies = _FusedTokenLoss.apply(hidden, weight, bias, targets, loss, temperature, chunk)
+    inputs = (hidden, weight, bias, targets, loss, temperature, logit_map, chunk)
+    total, logprobs, entropies = _FusedTokenLoss.apply(*inputs)
     return total, logprobs, entropies
 
 
@@ -90,27 +107,35 @@ class _TokenScores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, temperature: float, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        temperature: float,
+        logit_map: LogitMap,
+        chunk: int,
     ) -> tuple[Tensor, Tensor]:
         logprobs = hidden.new_empty(len(hidden), dtype=precise(hidden))
         entropies, normalisers = torch.empty_like(logprobs), torch.empty_like(logprobs)
-        for part, logits in logit_chunks(hidden, weight, bias, temperature, chunk):
+        for part, logits, _ in logit_chunks(hidden, weight, bias, temperature, logit_map, chunk):
             logprobs[part], entropies[part], normalisers[part] = softmax_(logits, targets[part])
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.temperature, ctx.logit_map, ctx.chunk = temperature, logit_map, chunk
         return logprobs, entropies
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
         hidden, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
-        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad, ctx.temperature)
-        for part, logits in logit_chunks(hidden, weight, bias, ctx.temperature, ctx.chunk):
+        settings = ctx.temperature, ctx.logit_map
+        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad, *settings)
+        for part, logits, slope in logit_chunks(hidden, weight, bias, *settings, ctx.chunk):
             p = logits.sub_(normalisers[part, None]).exp_()
-            gradients.add(part, p, targets[part], entropies[part], grad_logprobs[part], grad_entropies[part])
-        return (*gradients.results(), None, None, None)
+            gradients.add(part, p, slope, targets[part], entropies[part], grad_logprobs[part], grad_entropies[part])
+        return (*gradients.results(), None, None, None, None)
 
 
 class _FusedTokenLoss(torch.autograd.Function):
@@ -125,20 +150,21 @@ class _FusedTokenLoss(torch.autograd.Function):
         targets: Tensor,
         loss: TokenLoss,
         temperature: float,
+        logit_map: LogitMap,
         chunk: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
         logprobs = hidden.new_empty(len(hidden), dtype=precise(hidden))
         entropies = torch.empty_like(logprobs)
         total = logprobs.new_zeros(())
-        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad, temperature)
-        for part, logits in logit_chunks(hidden, weight, bias, temperature, chunk):
+        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad, temperature, logit_map)
+        for part, logits, slope in logit_chunks(hidden, weight, bias, temperature, logit_map, chunk):
             logprobs[part], entropies[part], _ = softmax_(logits, targets[part])
             with torch.enable_grad():
                 given = logprobs[part].clone().requires_grad_(), entropies[part].clone().requires_grad_()
                 share = loss(*given, part)
                 by_logprob, by_entropy = _partial(share, given)
             total += share.detach()
-            gradients.add(part, logits, targets[part], entropies[part], by_logprob, by_entropy)
+            gradients.add(part, logits, slope, targets[part], entropies[part], by_logprob, by_entropy)
         ctx.gradients = gradients.results()
         ctx.mark_non_differentiable(logprobs, entropies)
         return total, logprobs, entropies
@@ -147,12 +173,12 @@ class _FusedTokenLoss(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_total: Tensor, *_: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("token_loss: backward ran already, and its gradients are gone.")
         hidden, weight, bias = (None if x is None else x.mul_(grad_total.to(x.dtype)) for x in gradients)
-        return hidden, weight, bias, None, None, None, None
+        return hidden, weight, bias, None, None, None, None, None
 
 
 def _partial(loss: Tensor, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -170,14 +196,21 @@ class _HeadGradients:
         bias: [V] or None.
         wanted: whether each of the three needs one.
         temperature: that the logits were divided by.
+        logit_map: the model's own.
     """
 
     def __init__(
-        self, hidden: Tensor, weight: Tensor, bias: Tensor | None, wanted: tuple[bool, ...], temperature: float
+        self,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        wanted: tuple[bool, ...],
+        temperature: float,
+        logit_map: LogitMap,
     ) -> None:
         self._hidden, self._weight, self._bias = operand(hidden), operand(weight), bias
         self._types = hidden.dtype, weight.dtype
-        self._temperature = temperature
+        self._temperature, self._scale = temperature, logit_map.scale
         self._of_hidden = torch.empty_like(hidden) if wanted[0] else None
         self._of_weight = torch.zeros_like(weight, dtype=precise(weight)) if wanted[1] else None
         self._of_bias = torch.zeros_like(bias, dtype=precise(bias)) if bias is not None and wanted[2] else None
@@ -186,18 +219,26 @@ class _HeadGradients:
         self,
         part: slice,
         p: Tensor,
+        slope: Tensor | None,
         targets: Tensor,
         entropies: Tensor,
         by_logprob: Tensor,
         by_entropy: Tensor | None,
     ) -> None:
-        """Add those of the tokens `part`, whose distributions `p` [n, V] are overwritten."""
+        """Add those of the tokens `part`, whose distributions `p` [n, V] are overwritten.
+
+        The `slope` is that of `logit_chunks`.
+        """
         if by_entropy is None:
             grad = p.mul_(-by_logprob[:, None])
         else:  # p log p is 0 where p is
             scale = by_logprob + by_entropy * entropies
             grad = torch.xlogy(p, p).mul_(by_entropy[:, None]).addcmul_(p, scale[:, None]).neg_()
         grad.scatter_add_(1, targets[:, None], by_logprob[:, None])
+        if slope is not None:
+            grad.mul_(slope)
+        if self._scale != 1.0:
+            grad.mul_(self._scale)
         if self._temperature != 1.0:
             grad.div_(self._temperature)
         if self._of_bias is not None:
@@ -237,11 +278,12 @@ def block_tokens(vocabulary: int) -> int:
 
 
 def logit_chunks(
-    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, chunk: int
-) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the tokens and their scaled logits [chunk, V], float32 or float64, for the caller to overwrite.
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, logit_map: LogitMap, chunk: int
+) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+    """Slices of the tokens, their logits over the temperature and the slope of the cap, for the caller to overwrite.
 
-    On a CPU all chunks share their memory: what is yielded lasts until the next.
+    Logits are [chunk, V], float32 or float64. The slope, 1 - tanh², has the same shape; it is None without a cap. On a
+    CPU all chunks share the memory of their logits: what is yielded lasts until the next.
     """
     hidden, weight = operand(hidden), operand(weight)
     shared = None
@@ -256,7 +298,20 @@ def logit_chunks(
                 logits = torch.mm(hidden[part], weight.T, out=shared[: part.stop - start])
         if bias is not None:
             logits += bias
-        yield part, logits.div_(temperature) if temperature != 1.0 else logits
+        slope = apply_map_(logits, logit_map)
+        yield part, logits.div_(temperature) if temperature != 1.0 else logits, slope
+
+
+def apply_map_(logits: Tensor, logit_map: LogitMap) -> Tensor | None:
+    """Overwrite products of the head, of any shape, with the model's logits; the slope of their cap, None without."""
+    if logit_map.scale != 1.0:
+        logits.mul_(logit_map.scale)
+    if logit_map.cap is None:
+        return None
+    logits.div_(logit_map.cap).tanh_()
+    slope = torch.addcmul(torch.ones_like(logits), logits, logits, value=-1)
+    logits.mul_(logit_map.cap)
+    return slope
 
 
 def operand(tensor: Tensor) -> Tensor:

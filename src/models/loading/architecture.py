@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from src.models.loading.files import model_folder
 from src.models.loading.lora import LoraSettings, add_lora
 from src.models.loading.policy_config import PolicyConfig
+from src.models.structure import decoder_of, head_of, layers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -136,16 +137,12 @@ def count_parameters(model: PreTrainedModel) -> ParameterCounts:
     """Count a model's weights.
 
     Raises:
-        ValueError: no single list of decoder layers.
+        ConfigError: see `layers_of` and `head_of`.
     """
-    base = getattr(model, model.base_model_prefix)
-    lists = [module for module in base.children() if isinstance(module, nn.ModuleList) and len(module)]
-    if len(lists) != 1:
-        raise ValueError(f"{type(base).__name__}: expected one list of decoder layers, found {len(lists)}.")
-    layers = lists[0]
+    layers = layers_of(decoder_of(model))
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    head = cast(nn.Parameter, model.get_output_embeddings().weight)
+    head = head_of(model).weight
     embedding = cast(nn.Parameter, model.get_input_embeddings().weight)
     return ParameterCounts(
         total=sum(p.numel() for p in parameters),

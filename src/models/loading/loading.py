@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from transformers import (
@@ -47,12 +47,17 @@ class LoadedPolicy(NamedTuple):
 
 
 def load_policy(
-    config: PolicyConfig, *, on_meta: bool = False, template: Mapping[str, Any] | None = None
+    config: PolicyConfig,
+    *,
+    rows: Literal["packed", "separate"] = "packed",
+    on_meta: bool = False,
+    template: Mapping[str, Any] | None = None,
 ) -> LoadedPolicy:
     """Load model and tokenizer.
 
     Args:
         config: where from.
+        rows: see `Policy`, where `config.rows` is `auto`.
         on_meta: leave the policy on the meta device, for `models.loading.sharding` to fill shard by shard.
         template: arguments of the chat template.
 
@@ -66,7 +71,7 @@ def load_policy(
     model = load_model(config, on_meta=on_meta)
     policy = Policy(
         model,
-        attention=config.attention,
+        rows=rows if config.rows == "auto" else config.rows,
         gradient_checkpointing=config.gradient_checkpointing,
         head_chunk=config.head_chunk,
         dropout=config.dropout,

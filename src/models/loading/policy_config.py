@@ -24,7 +24,7 @@ class PolicyConfig:
         weights: `pretrained`, or `random` for the architecture alone.
         dtype: of the weights; `auto` takes the checkpoint's.
         trust_remote_code: run Python code that comes with the checkpoint.
-        attention: see `Policy`.
+        rows: see `Policy`; `auto`: packed where `config.guard` finds that right, else separate.
         gradient_checkpointing: see `Policy`.
         head_chunk: see `Policy`.
         dropout: see `Policy`.
@@ -39,7 +39,7 @@ class PolicyConfig:
     weights: Literal["pretrained", "random"] = "pretrained"
     dtype: Precision = "bfloat16"
     trust_remote_code: bool = False
-    attention: Literal["packed", "dense"] = "packed"
+    rows: Literal["auto", "packed", "separate"] = "auto"
     gradient_checkpointing: bool = False
     head_chunk: int | None = None
     dropout: bool = False
@@ -50,6 +50,8 @@ class PolicyConfig:
             raise ValueError(f"policy.dtype: expected one of {get_args(Precision)}, found '{self.dtype}'.")
         if self.weights not in ("pretrained", "random"):
             raise ValueError(f"policy.weights: expected 'pretrained' or 'random', found '{self.weights}'.")
+        if self.rows not in ("auto", "packed", "separate"):
+            raise ValueError(f"policy.rows: expected 'auto', 'packed' or 'separate', found '{self.rows}'.")
         if self.path is None and self.package is None and self.hub_id is None:
             raise ValueError("policy: expected hub_id, path or package, found none of them.")
         if self.package is not None and self.gguf_file is None:

@@ -18,6 +18,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionP
 
 from src.models.loading.weight_source import WeightSource, fill
 from src.models.policy import Policy
+from src.models.structure import decoder_of, layers_of
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -100,7 +101,7 @@ def place_policy(module: LightningModule, trainer: Trainer, policy: Policy, weig
     if str(trainer.precision).startswith("bf16"):
         settings["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
     names = {module: name for name, module in policy.model.named_modules()}
-    for layer in policy.decoder_layers:
+    for layer in layers_of(decoder_of(policy.model)):
         fill(layer, device, weights, names[layer], policy.model)
         fully_shard(layer, **settings, reshard_after_forward=strategy.reshard_after_forward)
     fill(policy.model, device, weights, "", policy.model)

@@ -124,7 +124,7 @@ class ContinuousBatch:
         assert self._grid is not None
         column, used = self._fed % columns, min(self._fed + 1, columns)
         bias = None if self._even else own_bias(rows.steps, column, used, columns)
-        self._cache.layout = StepLayout(self._grid, len(rows), column, used, bias)
+        self._cache.layout = StepLayout(self._grid, len(rows), column, used, bias, rows.position, columns)
         logits = self._forward(rows.token, rows.position, self._cache)
         self._fed += 1
         rows.position += 1

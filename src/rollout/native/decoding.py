@@ -8,20 +8,24 @@ quantised or sharded layers, hooks, a forward that someone replaced, autocast) i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules import module as torch_module
-from transformers import AttentionInterface, PreTrainedModel
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 from transformers.activations import SiLUActivation
+from transformers.masking_utils import causal_mask_function
 from transformers.models.llama import modeling_llama as llama
 from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
+from src.models.attention.plan import MaskMod
 from src.models.fused_norm import is_fused
-from src.rollout.native.prefix_cache import PrefixCache
+from src.rollout.native.prefix_cache import CacheView, PrefixCache, Terms
 
 PREFIX_ATTENTION = "rollout_prefix"
 """Name under which transformers finds the attention function of a rollout."""
@@ -47,7 +51,13 @@ def forward_for(model: PreTrainedModel, positions: int) -> Forward:
         return LeanDecoder(model, positions)
 
     def forward(tokens: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor:
-        output = model(input_ids=tokens[:, None], position_ids=positions[:, None], use_cache=False, prefix_cache=cache)
+        with _cached(cache):
+            output = model(
+                input_ids=tokens[:, None],
+                position_ids=positions[:, None],
+                attention_mask=torch.ones_like(tokens[:, None], dtype=torch.bool),
+                use_cache=False,
+            )
         return output.logits[:, -1]
 
     return forward
@@ -57,13 +67,14 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Tensor], cache: PrefixCach
     """Put prompts int64 [P_i] into the cache; logits [B, V] after each."""
     device = model.device
     lengths = [len(p) for p in prompts]
-    with cache.prefilling(lengths):
+    ids = torch.cat(list(prompts)).to(device)[None]
+    with cache.prefilling(lengths), _cached(cache):
         output = model(
-            input_ids=torch.cat(list(prompts)).to(device)[None],
+            input_ids=ids,
             position_ids=torch.cat([torch.arange(length, device=device) for length in lengths])[None],
+            attention_mask=torch.ones_like(ids, dtype=torch.bool),  # else positions that restart mean other texts
             logits_to_keep=torch.tensor(lengths, device=device).cumsum(0) - 1,
             use_cache=False,
-            prefix_cache=cache,
         )
     return output.logits[0]
 
@@ -145,7 +156,7 @@ class _LeanLayer:
         turned = (turned * cos).addcmul_(swapped, sin)
         query, key = turned.split((self._heads, kv_heads))
         query, key, value = (part.permute(2, 0, 1) for part in (query, key, value))  # [R, heads, D]
-        out = cache.decode(self._index, query.contiguous(), key, value, self._scale)
+        out = cache.decode(self._index, query.contiguous(), key, value, Terms(self._scale))
         self._out.add_to(x, out.view(rows, -1).t())
         h = self._mlp_norm(x)
         self._down.add_to(x, F.silu(self._gate(h), inplace=True).mul_(self._up(h)))
@@ -190,35 +201,64 @@ def _head_norm(attention: Any) -> _Norm:
     return _Norm(attention.q_norm, torch.cat(weights))
 
 
+_CAUSAL: Any = causal_mask_function
+_cache: ContextVar[PrefixCache | None] = ContextVar("cache", default=None)
+
+
+@contextmanager
+def _cached(cache: PrefixCache) -> Iterator[None]:
+    """Around the forward of a model: its masks are views of this cache."""
+    token = _cache.set(cache)
+    try:
+        yield
+    finally:
+        _cache.reset(token)
+
+
+def _prefix_mask(
+    *, mask_function: MaskMod, local_size: int | None = None, use_vmap: bool = False, **_: Any
+) -> CacheView:
+    """A mask for the layers of one kind, in transformers' interface: the cache, and what such a layer sees of it.
+
+    Raises:
+        ValueError: the model asks for a mask that is more than a causal one within a window.
+    """
+    cache = _cache.get()
+    if cache is None or use_vmap or (local_size is None and mask_function is not _CAUSAL):
+        raise ValueError(f"attention '{PREFIX_ATTENTION}': expected a causal mask of a forward with a cache.")
+    return cache.view(local_size, mask_function)
+
+
 def prefix_attention(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | None,
+    attention_mask: CacheView | None,
     scaling: float | None = None,
-    prefix_cache: PrefixCache | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
     **unsupported: Any,
 ) -> tuple[Tensor, None]:
-    """Attention function in transformers' interface; the cache travels as a keyword of the model's forward.
+    """Attention function in transformers' interface; the mask brings the cache, which knows who sees what.
 
-    Query, key, value and the result are as in `PrefixCache.attend`; no weights are returned. The mask is not read: the
-    cache knows who sees what. Without `scaling` it is D^-1/2. Other keywords are refused where they would change the
-    result.
+    Query, key, value and the result are as in `PrefixCache.attend`; no weights are returned. Without `scaling` it is
+    D^-1/2; `softcap` and `s_aux` are as in `models.attention.packed`. Other keywords are refused where they would
+    change the result.
 
     Raises:
-        ValueError: without a cache, or where the layer wants what this function does not do (window, sinks, capping).
+        ValueError: without a cache, or where the layer wants what this function does not do.
     """
-    if prefix_cache is None:
-        raise ValueError(f"attention '{PREFIX_ATTENTION}': expected the keyword prefix_cache, found none.")
-    for name in ("sliding_window", "softcap", "s_aux", "position_bias"):
+    if not isinstance(attention_mask, CacheView):
+        raise ValueError(f"attention '{PREFIX_ATTENTION}': expected the cache as the mask, found another mask.")
+    for name in ("sinks", "position_bias", "alibi"):
         if unsupported.get(name) is not None:
             raise ValueError(
-                f"{type(module).__name__}: the native rollout engine expects full attention, "
-                f"found {name}={unsupported[name]}. Use another engine for this model."
+                f"{type(module).__name__}: the shared-prefix cache knows no {name}. Set rollout.cache=padded."
             )
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    return prefix_cache.attend(int(module.layer_idx), query, key, value, scale), None  # type: ignore[arg-type]
+    terms = Terms(scaling if scaling is not None else query.shape[-1] ** -0.5, softcap, s_aux, attention_mask)
+    return attention_mask.cache.attend(int(module.layer_idx), query, key, value, terms), None  # type: ignore[arg-type]
 
 
 AttentionInterface.register(PREFIX_ATTENTION, prefix_attention)
+AttentionMaskInterface.register(PREFIX_ATTENTION, _prefix_mask)

@@ -1,9 +1,10 @@
-"""Rollout engine in plain PyTorch for any Hugging Face causal LM with full attention (Qwen3, Llama, SmolLM2, …).
+"""Rollout engine in plain PyTorch for any Hugging Face causal LM.
 
-Prompts are prefilled once, end to end without padding; their completions decode together and share the prompt's keys
-(`prefix_cache`); finished completions leave the batch and waiting prompts enter (`batching`). The model may be the one
-that is being trained: it is switched to evaluation mode and to the rollout's attention function for the call, and
-restored after.
+Where attention is all that a model remembers by, prompts are prefilled once, end to end without padding; their
+completions decode together and share the prompt's keys (`prefix_cache`); finished completions leave the batch and
+waiting prompts enter (`batching`). Other models sample on their own cache (`own_cache`). The model may be the one that
+is being trained: it is switched to evaluation mode and to the rollout's attention function for the call, and restored
+after.
 """
 
 from __future__ import annotations
@@ -12,17 +13,20 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedModel
 
+from src.errors import ConfigError
 from src.models.loading.architecture import empty_model
 from src.models.loading.weight_source import fill_empty
-from src.rollout.engine import Completion, EngineSource, SamplingParams, check_prompts
+from src.models.structure import own_attention, positions_of, set_attention
+from src.rollout.engine import Cache, Completion, EngineSource, SamplingParams, check_prompts
 from src.rollout.native.batching import ContinuousBatch
 from src.rollout.native.decoding import PREFIX_ATTENTION, Forward, forward_for
+from src.rollout.native.own_cache import sample_with_own_cache
 from src.rollout.native.prefix_cache import PrefixCache
 
 
@@ -33,6 +37,7 @@ def native_engine(
     device: str | torch.device | None = None,
     max_sequences: int = 256,
     max_batch_tokens: int = 131_072,
+    cache: Cache | Literal["auto"] = "auto",
 ) -> NativeEngine:
     """The engine for a policy: with the training module itself, or with a whole copy where that is sharded.
 
@@ -42,18 +47,33 @@ def native_engine(
         device: of the copy; null: the process's accelerator, or the CPU.
         max_sequences: see `NativeEngine`.
         max_batch_tokens: see `NativeEngine`.
+        cache: see `NativeEngine`; `auto`: the one that `config.guard` finds right for the model.
 
     Raises:
         ValueError: the training module is wanted, and it is sharded.
+        ConfigError: no `cache` is right for the model.
     """
     if owns_model is False and not source.shared:
         raise ValueError(
             "rollout.owns_model=false: expected true or null with a sharded policy, whose ranks would wait for each "
             "other at every token. Set rollout.owns_model=null."
         )
+    if cache == "auto":
+        if source.cache is None:
+            raise ConfigError(
+                f"rollout: the native engine's samples of model type '{source.model.config.model_type}' are not the "
+                "model's own, whatever rollout.cache is. Set rollout=vllm."
+            )
+        cache = source.cache
     owns = not source.shared if owns_model is None else owns_model
     model = partial(empty_copy, source, device) if owns else source.model
-    return NativeEngine(model, owns_model=owns, max_sequences=max_sequences, max_batch_tokens=max_batch_tokens)
+    return NativeEngine(
+        model,
+        owns_model=owns,
+        max_sequences=max_sequences,
+        max_batch_tokens=max_batch_tokens,
+        cache=cache,
+    )
 
 
 class NativeEngine:
@@ -67,8 +87,10 @@ class NativeEngine:
         max_sequences: most completions that decode together.
         max_batch_tokens: most tokens that the cache may hold, counted with every completion at its longest. One prompt
             with its completions is always let in.
+        cache: see `rollout.engine.Cache`.
 
     Attributes:
+        cache: the same.
         watch: None, or called with the tokens int64 [R] that decode steps take, as soon as they are sampled: all of a
             completion but its last. For whoever shows an answer as it grows.
     """
@@ -80,7 +102,10 @@ class NativeEngine:
         owns_model: bool = False,
         max_sequences: int = 256,
         max_batch_tokens: int = 131_072,
+        cache: Cache = "shared",
     ) -> None:
+        if cache not in get_args(Cache):
+            raise ValueError(f"rollout.cache: expected 'auto' or one of {get_args(Cache)}, found '{cache}'.")
         for name, value in (("max_sequences", max_sequences), ("max_batch_tokens", max_batch_tokens)):
             if value < 1:
                 raise ValueError(f"rollout.{name}: expected at least 1, found {value}.")
@@ -88,6 +113,7 @@ class NativeEngine:
         self._model: PreTrainedModel | None = None
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
+        self.cache = cache
         self.copies_weights, self.ranks_per_engine = owns_model, 1
         self.weights_version = -1 if owns_model else 0
         self.watch: Callable[[Tensor], None] | None = None
@@ -118,7 +144,13 @@ class NativeEngine:
         if not prompts:
             return []
         decoded = replace(params, n=1) if params.temperature == 0 else params
-        with torch.no_grad(), _sampling_mode(model):
+        limits = {"max_sequences": self._max_sequences, "max_batch_tokens": self._max_batch_tokens}
+        if self.cache != "shared":
+            with torch.no_grad(), _sampling_mode(model, own_attention(model)):
+                settings: dict[str, Any] = {**limits, "cache": self.cache, "watch": self.watch}
+                sampled = sample_with_own_cache(model, prompts, decoded, seeds, **settings)
+            return [group * (params.n // decoded.n) for group in self._collect(*sampled, decoded)]
+        with torch.no_grad(), _sampling_mode(model, PREFIX_ATTENTION):
             forward = forward_for(model, max(map(len, prompts)) + decoded.max_new_tokens)
             batch = ContinuousBatch(
                 model,
@@ -126,8 +158,7 @@ class NativeEngine:
                 prompts,
                 decoded,
                 seeds,
-                max_sequences=self._max_sequences,
-                max_batch_tokens=self._max_batch_tokens,
+                **limits,
             )
             groups = self._collect(*batch.run(), decoded)
         return [group * (params.n // decoded.n) for group in groups]
@@ -181,7 +212,7 @@ class NativeEngine:
 
 def _check(model: PreTrainedModel, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]) -> None:
     check_prompts(prompts, seeds)
-    limit = getattr(model.config, "max_position_embeddings", None)
+    limit = positions_of(model.config)
     for i, prompt in enumerate(prompts):
         if limit is not None and len(prompt) + params.max_new_tokens > limit:
             raise ValueError(
@@ -203,20 +234,18 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def _sampling_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Evaluation mode and the rollout's attention function; both are put back."""
-    attention = model.config._attn_implementation
+def _sampling_mode(model: PreTrainedModel, attention: str) -> Iterator[None]:
+    """Evaluation mode and an attention function; both are put back."""
+    before = model.config._attn_implementation
     try:
-        model.set_attn_implementation(PREFIX_ATTENTION)
-        if model.config._attn_implementation != PREFIX_ATTENTION:
-            raise ValueError(
-                f"{type(model).__name__}: the native rollout engine expects a model whose attention function can be "
-                "chosen (transformers' AttentionInterface). Use another engine for this model."
-            )
+        if attention == PREFIX_ATTENTION:
+            set_attention(model, attention)
+        else:
+            model.set_attn_implementation(attention)
         with evaluation_mode(model):
             yield
     finally:
-        model.set_attn_implementation(attention)
+        model.set_attn_implementation(before)
 
 
 def empty_copy(source: EngineSource, device: str | torch.device | None) -> PreTrainedModel:

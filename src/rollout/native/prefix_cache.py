@@ -16,10 +16,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from src.models.attention.plan import MaskMod
 
 Pair = tuple[Tensor, Tensor]
 
@@ -98,6 +101,8 @@ class StepLayout:
         column: where the step's keys are written.
         width: columns that are read.
         own_bias: float32 [R, 1, 1, width], -inf where a column is not the row's; None: all are.
+        positions: int64 [R], of the rows' queries in their sequences; read by layers with a window.
+        columns: that there are.
     """
 
     grid: Grid
@@ -105,6 +110,8 @@ class StepLayout:
     column: int
     width: int
     own_bias: Tensor | None
+    positions: Tensor
+    columns: int
 
 
 def grid_of(slot: Tensor, lengths: Sequence[int]) -> Grid:
@@ -165,6 +172,81 @@ def _bias(masked: Tensor) -> Tensor:
     return torch.zeros(masked.shape, device=masked.device).masked_fill_(masked, -torch.inf)[:, None, None]
 
 
+_HIDDEN = -1e30
+"""Added to the scores of keys outside a window: of a part that is all outside, it leaves a mass of nothing."""
+
+
+class CacheView:
+    """What the layers of one kind see of a cache in one forward.
+
+    Args:
+        cache: that is seen.
+        within: what a window lets through, of positions; None: everything.
+    """
+
+    def __init__(self, cache: PrefixCache, within: MaskMod | None) -> None:
+        self.cache, self.within = cache, within
+        self._biases: tuple[Tensor, Tensor] | None = None
+
+    def prompt_mask(self, length: int, device: torch.device) -> Tensor | None:
+        """Bool [P, P] of a prompt that attends to itself, True = attend; None: causal."""
+        if self.within is None:
+            return None
+        place = torch.arange(length, device=device)
+        causal = place[:, None] >= place
+        return causal & self._sees(place[:, None], place)
+
+    def biases(self, layout: StepLayout, repeat: int) -> tuple[Tensor | None, Tensor | None]:
+        """What is added to the scores of prompts' keys [B, 1, W x repeat, P] and of completions' own [R, 1, 1, width].
+
+        Args:
+            layout: of the step.
+            repeat: query heads that share a key head.
+        """
+        grid = layout.grid
+        if self.within is None:
+            return grid.prompt_bias, layout.own_bias
+        if self._biases is None:
+            query = layout.positions[:, None]
+            place = torch.arange(grid.prompt_width, device=query.device)
+            prompt = torch.zeros(len(query), grid.prompt_width, device=query.device)
+            prompt.masked_fill_(~self._sees(query, place), _HIDDEN)
+            if grid.members is not None:
+                prompt = prompt[grid.members]
+            prompt = prompt.view(grid.slots, 1, grid.width, 1, -1).expand(-1, -1, -1, repeat, -1).flatten(2, 3)
+            if grid.prompt_bias is not None:
+                prompt = (prompt + grid.prompt_bias).clamp_(min=_HIDDEN)
+            age = (layout.column - torch.arange(layout.width, device=query.device)) % layout.columns
+            own = torch.zeros(len(query), layout.width, device=query.device)
+            own.masked_fill_(~self._sees(query, query - age), _HIDDEN)
+            own = own[:, None, None]
+            if layout.own_bias is not None:
+                own = (own + layout.own_bias).clamp_(min=_HIDDEN)
+            self._biases = prompt, own
+        return self._biases
+
+    def _sees(self, query: Tensor, key: Tensor) -> Tensor:
+        assert self.within is not None
+        zero = query.new_zeros(())
+        return self.within(zero, zero, query, key)
+
+
+class Terms(NamedTuple):
+    """How scores of attention are made and who is seen.
+
+    Attributes:
+        scale: factor of the products of queries and keys.
+        softcap: scores become softcap tanh(score / softcap); None: they stay.
+        sink: [H], the score of a key without a value that every query sees; None: none.
+        view: None: everything is seen.
+    """
+
+    scale: float
+    softcap: float | None = None
+    sink: Tensor | None = None
+    view: CacheView | None = None
+
+
 class PrefixCache:
     """Keys and values of prompts, and of the completions that are being decoded from them.
 
@@ -175,6 +257,7 @@ class PrefixCache:
 
     def __init__(self, room: Room, max_new_tokens: int) -> None:
         self.room = room
+        self._max_new_tokens = max_new_tokens
         self.columns = max(max_new_tokens - 1, 1)
         self.lengths: list[int] = []
         """Tokens of the prompt in each used slot."""
@@ -196,7 +279,17 @@ class PrefixCache:
         finally:
             self._arriving = []
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def view(self, local_size: int | None, within: MaskMod) -> CacheView:
+        """What layers with a window see; a window that no sequence outgrows is none.
+
+        Args:
+            local_size: tokens of the window; None: there is none.
+            within: what it lets through, of positions.
+        """
+        longest = self.room.width + self._max_new_tokens
+        return CacheView(self, None if local_size is None or longest <= local_size else within)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         """Store the new keys and values of `layer` and attend.
 
         Args:
@@ -204,7 +297,7 @@ class PrefixCache:
             query: [1, H, sum P_i, D] in prefill, [R, H, 1, D] in decoding.
             key: as query, with H_kv heads.
             value: as key.
-            scale: factor of the scores.
+            terms: of the scores.
 
         Returns:
             [1, sum P_i, H, D] or [R, 1, H, D].
@@ -213,10 +306,10 @@ class PrefixCache:
             ValueError: rows or tokens are not those that were announced.
         """
         if self._arriving:
-            return self._prefill(layer, query, key, value, scale)
+            return self._prefill(layer, query, key, value, terms)
         if query.shape[2] != 1:
             raise ValueError(f"PrefixCache: expected rows of 1 token, found {query.shape[2]}.")
-        return self.decode(layer, query[:, :, 0], key[:, :, 0], value[:, :, 0], scale).unsqueeze(1)
+        return self.decode(layer, query[:, :, 0], key[:, :, 0], value[:, :, 0], terms).unsqueeze(1)
 
     def move_rows(self, to: Tensor, source: Tensor, used: int) -> None:
         """Copy the first `used` columns of rows `source` [M] to rows `to` [M]."""
@@ -265,7 +358,7 @@ class PrefixCache:
         self._prompt[layer] = pair(self.room.slots, self.room.width)
         self._own[layer] = pair(self.room.rows, self.columns)
 
-    def _prefill(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def _prefill(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         if query.shape[0] != 1 or query.shape[2] != sum(self._arriving):
             raise ValueError(
                 f"PrefixCache: expected one row of {sum(self._arriving)} prompt tokens, "
@@ -280,12 +373,10 @@ class PrefixCache:
             for stored, new in ((stored_key, k), (stored_value, v)):
                 stored[slot, :, : new.shape[2]] = new[0]
                 stored[slot, :, new.shape[2] :] = 0  # read where a longer prompt is beside it, and masked
-            gqa = q.shape[1] != k.shape[1]
-            out = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
-            outputs.append(out.transpose(1, 2))
+            outputs.append(_self_attention(q, k, v, terms).transpose(1, 2))
         return torch.cat(outputs, dim=1)
 
-    def decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def decode(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
         """Attention of one token a row, under `layout`.
 
         Args:
@@ -293,7 +384,7 @@ class PrefixCache:
             query: [R, H, D], contiguous.
             key: [R, H_kv, D].
             value: [R, H_kv, D_v].
-            scale: factor of the scores.
+            terms: of the scores.
 
         Returns:
             [R, H, D_v].
@@ -311,18 +402,25 @@ class PrefixCache:
             stored.select(2, layout.column).copy_(new)
         own_key, own_value = own_key[:, :, : layout.width], own_value[:, :, : layout.width]
         queries = query.view(rows, kv_heads, repeat, dim)
-        own = partial_attention(queries, own_key, own_value, layout.own_bias, scale)
+        prompt_bias, own_bias = (
+            (grid.prompt_bias, layout.own_bias) if terms.view is None else terms.view.biases(layout, repeat)
+        )
+        own = partial_attention(queries, own_key, own_value, own_bias, terms)
 
         # each prompt's keys once: [B, H_kv, W x repeat, D]
         asked = queries if grid.members is None else queries[grid.members]
         asked = asked.view(grid.slots, grid.width, kv_heads, repeat, dim).transpose(1, 2).flatten(2, 3)
-        shared = partial_attention(asked, prompt_key, prompt_value, grid.prompt_bias, scale)
+        shared = partial_attention(asked, prompt_key, prompt_value, prompt_bias, terms)
         out, mass = (x.unflatten(2, (grid.width, repeat)).transpose(1, 2) for x in shared)
         if grid.places is None:
             own = own[0].view(out.shape), own[1].reshape(mass.shape)
         else:
             out, mass = out.flatten(0, 1)[grid.places], mass.flatten(0, 1)[grid.places]
-        return merge((out, mass), own).reshape(rows, heads, -1)
+        merged = merge((out, mass), own)
+        if terms.sink is not None:
+            total = torch.logaddexp(mass, own[1]) - terms.sink.float().view(kv_heads, repeat)
+            merged = merged * total.sigmoid().unsqueeze(-1).to(merged.dtype)
+        return merged.reshape(rows, heads, -1)
 
     def _present(self, layer: int, layout: StepLayout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Views of the completions' and prompts' keys and values; a new grid comes with every change of what is in."""
@@ -343,7 +441,7 @@ def _tensors(stored: dict[int, Pair]) -> Iterator[Tensor]:
 
 
 def partial_attention(
-    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, terms: Terms
 ) -> tuple[Tensor, Tensor]:
     """Attention over some of the keys, with the log of its mass, by which parts are merged.
 
@@ -352,22 +450,42 @@ def partial_attention(
         key: [B, H, K, D].
         value: [B, H, K, D_v].
         bias: float32, broadcast to [B, H, Q, K], or None.
-        scale: factor of the scores.
+        terms: of the scores; its sink and its view are not read.
 
     Returns:
         Output [B, H, Q, D_v] and float32 log-sum-exp of the scores [B, H, Q].
     """
-    if _one_kernel(query, key, value):
+    if terms.softcap is None and _one_kernel(query, key, value):
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-            query, key, value, 0.0, False, attn_mask=bias, scale=scale
+            query, key, value, 0.0, False, attn_mask=bias, scale=terms.scale
         )
-    scores = ((query * scale) @ key.transpose(-1, -2)).float()
+    scores = ((query * terms.scale) @ key.transpose(-1, -2)).float()
+    if terms.softcap is not None:
+        scores = terms.softcap * torch.tanh(scores / terms.softcap)
     if bias is not None:
         scores = scores + bias
     peak = scores.amax(dim=-1, keepdim=True)
     weights = (scores - peak).exp()
     mass = weights.sum(dim=-1, keepdim=True)
     return (weights / mass).to(value.dtype) @ value, (peak + mass.log()).squeeze(-1)
+
+
+def _self_attention(query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
+    """Attention [1, H, P, D_v] of one prompt's query [1, H, P, D] over its own keys, which fewer heads may share."""
+    length, repeat = query.shape[2], query.shape[1] // key.shape[1]
+    mask = None if terms.view is None else terms.view.prompt_mask(length, query.device)
+    if terms.softcap is None and terms.sink is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=mask is None, scale=terms.scale, enable_gqa=repeat > 1
+        )
+    if mask is None:
+        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    bias = torch.zeros(mask.shape, device=query.device).masked_fill_(~mask, -torch.inf)
+    key, value = (x.repeat_interleave(repeat, dim=1) for x in (key, value))
+    out, mass = partial_attention(query, key, value, bias, terms)
+    if terms.sink is not None:
+        out = out * (mass - terms.sink.float()[:, None]).sigmoid().unsqueeze(-1).to(out.dtype)
+    return out
 
 
 def merge(first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor]) -> Tensor:

@@ -12,11 +12,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from src.config.guard import check_engine
+from src.config.checks import cache_file
+from src.config.guard import check_engine, find_ways
 from src.data.rendering import PromptRenderer
 from src.environments.conversation import Answer
 from src.errors import ConfigError, check_fields
 from src.models.loading.lora import merged_named_tensors
+from src.models.structure import positions_of
 from src.protocol.dialogue import ChatPrompt
 from src.protocol.regions import read_completion
 from src.protocol.token_bytes import TokenBytes
@@ -191,11 +193,12 @@ def start_engine(
         source: that the model is loaded from.
         sampling: None: greedy.
     """
+    cache = find_ways(source.policy, cache_file(config, "ways")).cache
     loaded = load_source(source)
     loaded.model.to(device)  # type: ignore[arg-type]
     max_new_tokens, context = settings.limits(loaded.model)
     renderer = PromptRenderer(loaded.tokenizer, **OmegaConf.to_container(config.prompt))  # type: ignore[arg-type]
-    engine: RolloutEngine = instantiate(config.rollout)(EngineSource.of(loaded.model, source.policy))
+    engine: RolloutEngine = instantiate(config.rollout)(EngineSource.of(loaded.model, source.policy, cache=cache))
     engine.update_weights(merged_named_tensors(loaded.model), 0)
     check_engine(engine, loaded.model)
     return EngineGenerate(
@@ -213,5 +216,4 @@ def start_engine(
 
 def context_of(model: PreTrainedModel) -> int | None:
     """Most tokens of prompt and answer together that the model has positions for, or None without such a limit."""
-    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return None if limit is None else int(limit)
+    return positions_of(model.config)

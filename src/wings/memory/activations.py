@@ -24,6 +24,7 @@ from transformers import PretrainedConfig
 from src.models.head.head import block_tokens, token_logprobs_and_entropies, token_loss
 from src.models.loading.architecture import empty_model
 from src.models.policy import Policy
+from src.models.structure import decoder_of, layers_of
 from src.wings.memory.training_parts import ModelTraits, RowMemory, RowShape
 
 _LAYERS = 2  # enough to see what one more adds
@@ -73,11 +74,11 @@ def row_memory(architecture: PretrainedConfig, traits: ModelTraits, shape: RowSh
         row = shape.row()
         with LiveBytes() as memory:
             with torch.no_grad():
-                policy._hidden_states(row)
+                policy.hidden_states(row)
             forward, before = memory.peak, memory.live
-            for layer in policy.decoder_layers:
+            for layer in layers_of(decoder_of(policy.model)):
                 layer.register_forward_hook(lambda *_: after_layer.append(memory.live))
-            hidden = policy._hidden_states(row)
+            hidden = policy.hidden_states(row)
             first, second = after_layer
             kept, kept_layer = memory.live - before, second - first
             memory.peak = memory.live
@@ -91,7 +92,7 @@ def forward_memory(architecture: PretrainedConfig, traits: ModelTraits, shape: R
     with _without_data(architecture, traits) as policy:
         row = shape.row()
         with torch.no_grad(), LiveBytes() as memory:
-            policy._hidden_states(row)
+            policy.hidden_states(row)
     return memory.peak
 
 
@@ -104,7 +105,7 @@ def _without_data(architecture: PretrainedConfig, traits: ModelTraits) -> Iterat
         _give_memory(model)
         policy = Policy(
             model,
-            attention=traits.attention,
+            rows=traits.rows,
             gradient_checkpointing=traits.checkpointing,
             fused_norms=not traits.cuda,
             dropout=traits.dropout,

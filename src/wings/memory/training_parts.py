@@ -31,7 +31,7 @@ class ModelTraits:
     Attributes:
         weights: dtype of the weights that the forward reads (of gathered weights, under sharding).
         autocast: dtype of Trainer precision `*-mixed`; None without.
-        attention: see `Policy`.
+        rows: see `Policy`.
         checkpointing: see `Policy`.
         lora: adapters.
         dropout: see `Policy`.
@@ -41,7 +41,7 @@ class ModelTraits:
 
     weights: torch.dtype
     autocast: torch.dtype | None = None
-    attention: Literal["packed", "dense"] = "packed"
+    rows: Literal["packed", "separate"] = "packed"
     checkpointing: bool = False
     lora: LoraSettings | None = None
     dropout: bool = False
@@ -55,7 +55,7 @@ def model_traits(policy: PolicyConfig, stored: torch.dtype, place: Placement, pr
     return ModelTraits(
         weights=mixed if mixed is not None and place.sharded else stored,
         autocast=mixed,
-        attention=policy.attention,
+        rows="separate" if policy.rows == "separate" else "packed",
         checkpointing=policy.gradient_checkpointing,
         lora=policy.lora,
         dropout=policy.dropout,

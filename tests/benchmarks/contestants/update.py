@@ -128,7 +128,7 @@ def prepare(
     completions: int,
     new_tokens: int,
     device: str = "cpu",
-    attention: str = "packed",
+    rows: str = "packed",
     **settings: Any,
 ) -> Updates:
     """Updates of the model in `folder`, or of a random one of `architecture`, on prompts given or random."""
@@ -137,7 +137,7 @@ def prepare(
         if folder is None
         else load_model(PolicyConfig(path=folder, dtype="float32"))
     )
-    policy = Policy(loaded, attention="dense" if attention == "dense" else "packed").to(torch.device(device)).train()
+    policy = Policy(loaded, rows="separate" if rows == "separate" else "packed").to(torch.device(device)).train()
     vocabulary = int(loaded.config.vocab_size)
     ids = (
         [torch.randint(vocabulary, (prompt_tokens,), generator=torch.Generator().manual_seed(1))]

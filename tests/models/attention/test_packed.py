@@ -51,7 +51,7 @@ def test_tiles_give_the_attention_and_gradients_of_the_dense_mask(piece: int, mo
         layouts = random_layouts(generator)
         q, k, v, upstream = inputs(layouts, 3, torch.float64)
         plan = AttentionPlan(layouts, CPU)
-        found, _ = packed_attention_forward(layer(), q, k, v, None, scaling=0.7, packed_plan=plan)
+        found, _ = packed_attention_forward(layer(), q, k, v, plan, scaling=0.7)
         reference = expected(layouts, q, k, v, 0.7)
         torch.testing.assert_close(found, reference, atol=1e-12, rtol=0)
         by_found = torch.autograd.grad((found * upstream).sum(), (q, k, v))
@@ -71,7 +71,7 @@ def test_long_rows_in_low_precision(
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # tiles are shared out as two threads would have them
     layouts = layouts_of([(421, (390, 33, 33, 1)), (70, (300,))])
     q, k, v, upstream = inputs(layouts, 64, dtype, heads)
-    found, _ = packed_attention_forward(layer(), q, k, v, None, packed_plan=AttentionPlan(layouts, CPU))
+    found, _ = packed_attention_forward(layer(), q, k, v, AttentionPlan(layouts, CPU))
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     reference = expected(layouts, *exact, None)
     by_found = torch.autograd.grad((found * upstream).sum(), (q, k, v))
@@ -87,7 +87,7 @@ def test_group_masks_give_the_same_and_take_dropout() -> None:
     found = _attend_by_group(layer(), q, k, v, plan, 0.0, None)
     torch.testing.assert_close(found, expected(layouts, q, k, v, None), atol=1e-12, rtol=0)
     ones = torch.ones_like(v)  # each output is the sum of the weights: 1, or a multiple of 2 / keys after dropping half
-    dropped, _ = packed_attention_forward(layer(), torch.zeros_like(q), k, ones, None, dropout=0.5, packed_plan=plan)
+    dropped, _ = packed_attention_forward(layer(), torch.zeros_like(q), k, ones, plan, dropout=0.5)
     kept = dropped[0, :, 0, 0] * dense_mask(layouts, CPU)[0, 0].sum(1) / 2
     torch.testing.assert_close(kept, kept.round(), atol=1e-9, rtol=0)
     assert dropped.std() > 0.1
@@ -107,7 +107,7 @@ def test_autocast_computes_in_its_own_precision() -> None:
     layouts = layouts_of([(5, (3, 4))])
     q, k, v, _ = inputs(layouts, 8, torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        found, _ = packed_attention_forward(layer(), q, k, v.bfloat16(), None, packed_plan=AttentionPlan(layouts, CPU))
+        found, _ = packed_attention_forward(layer(), q, k, v.bfloat16(), AttentionPlan(layouts, CPU))
     assert found.dtype == torch.bfloat16
     # values below 4 and an output below 4, each rounded to 8 bits: 2^-7 + 2^-7 = 1.6e-2
     torch.testing.assert_close(found.float(), expected(layouts, q, k, v, None), atol=2e-2, rtol=0)
@@ -119,6 +119,6 @@ def test_nothing_of_row_by_row_size_is_made_and_no_key_is_copied() -> None:
     q, k, v = (torch.randn(1, 2, size, 8, requires_grad=True) for _ in range(3))
     plan = AttentionPlan(layouts, CPU)
     with LargestTensor() as seen:
-        found, _ = packed_attention_forward(layer(1), q, k, v, None, packed_plan=plan)
+        found, _ = packed_attention_forward(layer(1), q, k, v, plan)
         found.sum().backward()
     assert seen.numel == size * 2 * 8  # the outputs, and the gradients

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from src.rollout.native.prefix_cache import Room, merge, partial_attention, room_for
+from src.rollout.native.prefix_cache import Room, Terms, merge, partial_attention, room_for
 
 
 def whole(query, key, value, bias, scale):
@@ -18,7 +18,7 @@ def test_two_parts_are_the_whole(value_size, sharp):
     bias = torch.zeros(3, 1, 1, 40)
     bias[1, ..., 10:20], bias[2, ..., 31:] = -torch.inf, -torch.inf
     parts = [
-        partial_attention(query, key[:, :, part], value[:, :, part], bias[..., part], 0.25)
+        partial_attention(query, key[:, :, part], value[:, :, part], bias[..., part], Terms(0.25))
         for part in (slice(0, 25), slice(25, 40))
     ]
     # A score is a quarter of 16 products, up to 3 times `sharp`, and is rounded by some √16 2^-24 3 sharp = 7e-7 sharp,
@@ -30,7 +30,7 @@ def test_two_parts_are_the_whole(value_size, sharp):
 def test_the_mass_is_the_log_of_the_sum():
     # scores 0 and ln 3: exponentials 1 and 3, values 8 and 4 in shares 1/4 and 3/4
     query, key = torch.tensor([[[[1.0]]]]), torch.tensor([[[[0.0], [3.0]]]]).log().clamp(min=0)
-    out, mass = partial_attention(query, key, torch.tensor([[[[8.0], [4.0]]]]), None, 1.0)
+    out, mass = partial_attention(query, key, torch.tensor([[[[8.0], [4.0]]]]), None, Terms(1.0))
     assert out.item() == pytest.approx(5.0) and mass.exp().item() == pytest.approx(4.0)
 
 

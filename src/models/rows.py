@@ -1,0 +1,57 @@
+"""The hidden states that predict a row's tokens, in the two ways in which a decoder can compute them.
+
+`packed`: the whole row in one sequence, each prompt once, by the attention function of packed rows. It is right where
+attention is all by which a layer looks at other tokens. `separate`: each completion behind a copy of its prompt, a
+sequence of its own in a batch that is padded on the right, by the model's own attention and without a mask. Padding
+follows what is scored, so it changes nothing in a causal model, recurrent layers included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from src.algorithm.packing import PackedRow
+from src.models.attention.packed import planned
+from src.models.attention.plan import AttentionPlan
+
+
+def packed_hidden_states(decoder: nn.Module, row: PackedRow) -> Tensor:
+    """Hidden states [N, d] that predict the row's N tokens; the decoder attends through `PACKED_ATTENTION`."""
+    positions = row.position_ids[None]
+    with planned(AttentionPlan(row.layouts, row.input_ids.device)):
+        output = decoder(
+            input_ids=row.input_ids[None],
+            position_ids=positions,
+            attention_mask=torch.ones_like(positions, dtype=torch.bool),  # else positions that restart mean other texts
+            use_cache=False,
+        )
+    return cast(Tensor, output.last_hidden_state)[0].index_select(0, row.score_positions)
+
+
+def separate_hidden_states(decoder: nn.Module, row: PackedRow) -> Tensor:
+    """Hidden states [N, d] that predict the row's N tokens, from one padded batch of all its sequences."""
+    sequences = list(_sequences(row))
+    longest = max(len(places) for places, _ in sequences)
+    device = row.input_ids.device
+    width = torch.arange(longest, device=device)
+    batch = torch.stack([row.input_ids[torch.nn.functional.pad(p, (0, longest - len(p)))] for p, _ in sequences])
+    output = decoder(input_ids=batch, position_ids=width.expand(len(batch), -1), use_cache=False)
+    hidden = cast(Tensor, output.last_hidden_state)
+    scored = [width[len(p) - tokens : len(p)] + index * longest for index, (p, tokens) in enumerate(sequences)]
+    return hidden.flatten(0, 1).index_select(0, torch.cat(scored))
+
+
+def _sequences(row: PackedRow) -> Iterator[tuple[Tensor, int]]:
+    """Of each completion: the places in the row of its sequence's inputs, int64 [P + T - 1], and its tokens T.
+
+    The last T places are those whose hidden states predict its tokens.
+    """
+    everywhere = torch.arange(len(row.input_ids), device=row.input_ids.device)
+    for layout in row.layouts:
+        prompt = everywhere[layout.offset : layout.offset + layout.prompt_length]
+        for start, tokens in zip(layout.completion_offsets, layout.completion_lengths, strict=True):
+            yield torch.cat([prompt, everywhere[start : start + tokens - 1]]), tokens
