@@ -1,16 +1,26 @@
-"""One way to refuse a setting."""
+"""What a run is refused for, in one message."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
+from hydra.errors import CompactHydraException
 
-class ConfigError(ValueError):
+
+class Refusal(CompactHydraException):
+    """Says all that a user needs: Hydra prints it without a traceback, which HYDRA_FULL_ERROR=1 shows."""
+
+
+class ConfigError(Refusal, ValueError):
     """A config that cannot run as it is: names the keys, what was found, and what to change."""
 
 
-class BenchmarkDataError(FileNotFoundError):
+class FileError(Refusal, FileNotFoundError):
+    """A file that is not there or cannot be read: names it, and says what to do."""
+
+
+class BenchmarkDataError(FileError):
     """The data of a benchmark is not there or cannot be read: names file and line, and says what to do."""
 
 
@@ -23,11 +33,11 @@ def check_fields(section: str, settings: object, rules: Iterable[tuple[str, bool
         rules: (field, whether it is fine, what is expected).
 
     Raises:
-        ValueError: e.g. "optimizer.learning_rate: expected above 0, found -1.0."
+        ConfigError: e.g. "optimizer.learning_rate: expected above 0, found -1.0."
     """
     for name, holds, expected in rules:
         if not holds:
-            raise ValueError(f"{section}.{name}: expected {expected}, found {getattr(settings, name)!r}.")
+            raise ConfigError(f"{section}.{name}: expected {expected}, found {getattr(settings, name)!r}.")
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

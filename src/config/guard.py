@@ -40,9 +40,11 @@ _ROWS: tuple[Rows, ...] = ("packed", "separate")
 _CACHES: tuple[Cache, ...] = ("shared", "padded", "even", "none")
 _PROMPTS = (40, 23)
 _COMPLETIONS = ((5, 20, 12), (9, 3))
-_NEW_TOKENS = 12
+_SAMPLES = SamplingParams(n=4, max_new_tokens=24)
 _EXACT = 1e-4
-"""In nats, and relative to the whole gradient, of float32 models in small; most differ by 1e-6."""
+"""In nats, of float32 models in small: rounding is 1e-6 to 5e-5, and a clamp that one of two kernels lacks 1e-3."""
+_EXACT_GRADIENT = 1e-4
+"""Of the gradient's norm."""
 _SHORT_PROMPTS = (19, 7)
 _SHORT_COMPLETIONS = ((3, 9, 1), (4, 2))
 _LARGEST_ON_CPU = 3e9
@@ -137,22 +139,21 @@ def compare_ways(model: PreTrainedModel, rows: Sequence[Rows] = _ROWS, caches: S
             tried[way] = _line(error)
             continue
         gap, gradient_gap = _largest(found, expected), _relative(its_gradient, gradient)
-        if gap <= _EXACT and gradient_gap <= _EXACT:
+        if gap <= _EXACT and gradient_gap <= _EXACT_GRADIENT:
             return Ways(way, _engine_cache(model, caches))
         tried[way] = f"{gap:.2g} nats and {gradient_gap:.2g} of the gradient off"
     reasons = "; ".join(f"policy.rows={way}: {reason}" for way, reason in tried.items())
     raise ConfigError(
         f"policy: model type '{model.config.model_type}' in small does not give the numbers of one sequence at a time "
-        f"({reasons}), expected at most {_EXACT:g}. Choose a model such as Qwen3 or Llama."
+        f"({reasons}), expected at most {_EXACT:g} nats. Choose a model such as Qwen3 or Llama."
     )
 
 
 def _engine_cache(model: PreTrainedModel, caches: Sequence[Cache]) -> Cache | None:
     prompts = [_ids(length, _vocabulary(model), seed) for seed, length in enumerate(_PROMPTS)]
-    params = SamplingParams(n=2, max_new_tokens=_NEW_TOKENS)
     for cache in caches:
         try:
-            gap = _engine_gap(NativeEngine(model, cache=cache), model, prompts, params)
+            gap = _engine_gap(NativeEngine(model, cache=cache), model, prompts, _SAMPLES)
         except Exception as error:  # noqa: BLE001 (the same)
             log.debug("rollout.cache=%s: %s", cache, _line(error))
             continue

@@ -64,8 +64,6 @@ def logit_map_of(model: PreTrainedModel) -> LogitMap:
     scale = 1.0
     for key, power in _SCALES.items():
         scale *= (getattr(text, key, None) or 1.0) ** power
-    if getattr(text, "dim_model_base", None):  # MiniCPM
-        scale *= text.dim_model_base / text.hidden_size
     caps = [cap for key in _CAPS if (cap := getattr(text, key, None))]
     return LogitMap(float(scale), float(caps[0]) if caps else None)
 

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from src.errors import Refusal
+
 JsonValue = Any
 """A value that `json.loads` can return: None, bool, int, float, str, list or dict of the same."""
 
@@ -19,7 +21,7 @@ THOUGHT_OF_RESPONSE = "I should directly respond to the user's need."
 """The published data's stand-ins for a thought that is not known."""
 
 
-class DataError(ValueError):
+class DataError(Refusal, ValueError):
     """A record that cannot be used: names file, line or index, field, what was expected and what was found."""
 
     def __init__(self, where: str, field: str, expected: str, found: object, advice: str = "") -> None:

@@ -38,7 +38,7 @@ _SIZES: dict[str, int] = {
     for size, names in (
         (VOCABULARY, "vocab_size vocab_size_per_layer_input encoder_hash_byte_group_vocab"),
         (64, "hidden_size n_embd d_model dim emb_dim embedding_dim word_embed_proj_dim embedding_size lru_width"),
-        (64, "input_embedding_size output_embedding_size attention_hidden_size hidden_size_global dim_model_base"),
+        (64, "input_embedding_size output_embedding_size attention_hidden_size hidden_size_global"),
         (64, "pronunciation_embed_dim shape_embed_dim backbone_hidden_size"),
         (96, "intermediate_size ffn_dim decoder_ffn_dim encoder_ffn_dim n_inner dff dim_ff d_inner ffn_hidden_size"),
         (96, "dense_intermediate_size feed_forward_size intermediate_size_mlp mlp_dim"),
@@ -101,22 +101,31 @@ _LAYER_LISTS = (
     "activation_sparsity_pattern",
 )
 
+# What multiplies or bounds logits, or divides the head's input, where a config has it: defaults are often neutral.
+_LOGITS: dict[str, float] = {
+    "logit_scale": 2.0,
+    "logits_scaling": 0.5,
+    "lm_head_multiplier": 2.0,
+    "logits_mup_width_multiplier": 0.5,
+    "dim_model_base": 32,  # half of the hidden size
+    "final_logit_softcapping": 4.0,
+    "logits_soft_cap": 4.0,
+    "output_logit_soft_cap": 4.0,
+    "attn_logit_softcapping": 2.0,
+}
+
 # By the `model_type` of the config: kinds of layers that its default lacks, and what fits its other sizes.
 _SPECIAL: dict[str, dict[str, Any]] = {
     "afmoe": {"layer_types": [_SLIDING, _SLIDING, _FULL]},  # dense, then two sparse
     "bamba": {"attn_layer_indices": [1]},
     "big_bird": {"attention_type": "original_full"},  # what it falls back to on short text
     "blt": {"encoder_hash_byte_group_size": [3, 4]},
-    "cohere": {"logit_scale": 1.0},
-    "cohere2": {"logit_scale": 1.0},
     "cohere2_moe": {
-        "logit_scale": 1.0,
         "layer_types": [_FULL, _SLIDING, _FULL],
         "mlp_layer_types": ["dense", "sparse", "sparse"],
         "num_shared_experts": 1,
     },
     "cohere_compass_text": {
-        "logit_scale": 1.0,
         "layer_types": [_SLIDING, _FULL],
         # Its full attention is without positions.
         "rope_parameters": {
@@ -148,6 +157,7 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     },
     "ernie4_5_moe": {"moe_layer_end_index": -1},
     "falcon_h1": {"mamba_d_ssm": 128},
+    "gemma3_text": {"final_logit_softcapping": None},  # which the multimodal class ignores
     "gemma3n_text": {
         "intermediate_size": 96,
         "layer_types": [_SLIDING, _FULL, _SLIDING, _FULL],
@@ -302,6 +312,7 @@ def _shrunk(config: PretrainedConfig, changes: dict[str, Any]) -> PretrainedConf
             sub = sub_class()
         if sub is not None:
             given[name] = _shrunk(sub, changes if sub is text else {})
+    given |= {name: value for name, value in _LOGITS.items() if name in default}
     given |= _with_count(_SPECIAL.get(config.model_type, {}))
     if all(getattr(config, name) is not text for name in config.sub_configs):
         given |= _with_count(changes)

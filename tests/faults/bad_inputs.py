@@ -24,7 +24,7 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
-from transformers import AutoTokenizer, StableLmConfig
+from transformers import AutoTokenizer
 
 from src.config.command_line import unknown_keys
 from src.config.instantiating import instantiate_loggers
@@ -45,6 +45,7 @@ from src.runs.launching import check_launch
 from src.train import train
 from src.wings.evaluation.resolving import resolve_model
 from src.wings.memory.preflight import check_disk
+from tests.architectures.small import small_config
 from tests.conftest import ROOT, SMALL, eval_config, published_corpus, train_config
 
 TOOLS = [{"name": "sky", "description": "The sky.", "parameters": {"city": {"type": "str", "description": "Where."}}}]
@@ -168,12 +169,12 @@ def _template(change: Callable[[str], str]) -> Callable[[Path], object]:
 
 
 def _of_another_family(place: Place) -> None:
-    """Training on StableLM's architecture, whose layers drop what they are given."""
+    """Training on packed rows of LFM2's architecture, whose convolutions would mix completions."""
     folder = place.model()
-    size = {"vocab_size": json.loads((folder / "config.json").read_text())["vocab_size"], "num_hidden_layers": 1}
-    config = StableLmConfig(hidden_size=32, intermediate_size=48, num_attention_heads=2, num_key_value_heads=2, **size)
-    config.save_pretrained(folder)
-    train(train_config(place.folder / "run", *SMALL, f"policy.path={folder}", "+policy.weights=random"))
+    vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
+    small_config("lfm2", vocab_size=vocabulary).save_pretrained(folder)
+    changes = (f"policy.path={folder}", "+policy.weights=random", "policy.rows=packed")
+    train(train_config(place.folder / "run", *SMALL, *changes))
 
 
 Rows = list[dict[str, str]]
@@ -508,7 +509,7 @@ BAD_INPUTS: Mapping[str, Builder] = {
     "weights that lack a tensor": weights(_without_norm),
     "weights of other shapes": weights(lambda folder: edit(folder / "config.json", intermediate_size=96)),
     "pickled weights with code in them": _pickled,
-    "model that packed rows compute wrongly": _of_another_family,
+    "`policy.rows=packed` with a model that it is wrong for": _of_another_family,
     "GGUF file that is none": _gguf,
     "`ckpt_path` that is not there": lambda place: resume_from(_resumed(place, place.folder / "no.ckpt")),
     "checkpoint that is cut short": lambda place: _checkpoint(place, cut),

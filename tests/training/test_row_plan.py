@@ -66,3 +66,24 @@ def test_a_resumed_run_keeps_the_smaller_budget_unless_another_is_configured():
     same.load_state_dict(budget.state_dict())
     other.load_state_dict(budget.state_dict())
     assert same.max_tokens == 30 and other.max_tokens == 200
+
+
+def test_separate_rows_are_batches_of_single_completions_by_length():
+    """Sequences of 10 + 5, 10 + 5, 10 + 2 and 4 + 8 = 12 tokens: two of 15 fill 30, and the two of 12 come next."""
+    groups = [group(10, [6, 6, 3]), group(4, [9])]
+    plan = RowBudget(30, separate=True).plan(groups)
+    assert [piece.lengths.tolist() for piece in plan.pieces] == [[6], [6], [3], [9]]
+    assert plan.owners == [0, 0, 0, 1]
+    assert plan.rows == [[0, 1], [2, 3]]
+    assert plan.longest_divisible == 30
+    assert RowBudget(29, separate=True).plan(groups).rows == [[0], [1], [2, 3]]  # 12 beside 15 would be padded to 30
+    assert RowBudget(1, separate=True).plan(groups).rows == [[0], [1], [2], [3]]
+
+
+def test_separate_rows_shrink_like_packed_ones():
+    budget = RowBudget(1000, separate=True)
+    plan = budget.plan([group(10, [6, 6, 3])])
+    assert plan.rows == [[0, 1, 2]] and plan.longest_divisible == 42
+    assert budget.shrink(plan.longest_divisible) and budget.max_tokens == 21
+    plan = budget.plan([group(10, [6, 6, 3])])
+    assert plan.rows == [[0], [1], [2]] and not budget.shrink(plan.longest_divisible)

@@ -77,15 +77,15 @@ def load_checkpoint(model: PreTrainedModel, path: Path) -> None:
     states are not read, and of a folder of shards only one part of a tensor is in memory at a time.
 
     Raises:
-        ValueError: no checkpoint of a training run, a broken one, or one of another model.
+        ConfigError: no checkpoint of a training run, a broken one, or one of another model.
     """
     try:
         state = Shards(path) if is_sharded(path) else _File(path)
     except DamagedCheckpointError as error:
-        raise ValueError(f"checkpoint '{path}' is not whole: {error}") from error
+        raise ConfigError(f"checkpoint '{path}' is not whole: {error}") from error
     shapes = {name: shape for name, shape in state.shapes.items() if not name.startswith(_REFERENCE_PREFIX)}
     if not shapes or not all(name.startswith(_STATE_PREFIX) for name in shapes):
-        raise ValueError(
+        raise ConfigError(
             f"checkpoint '{path}': expected a state_dict with names '{_STATE_PREFIX}…' as src/train.py saves them, "
             f"found {list(shapes)[:3] if shapes else state.found}."
         )
@@ -101,28 +101,28 @@ def load_checkpoint(model: PreTrainedModel, path: Path) -> None:
     ]
     if problems:
         more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise ValueError(
+        raise ConfigError(
             f"checkpoint '{path}' does not fit {type(model).__name__}: {'; '.join(problems[:4])}{more}. Is "
             "config.yaml that of its run (policy.path, policy.lora), and base_path, if given, the right model?"
         )
     try:
         state.copy_into({_STATE_PREFIX + name: wanted[name] for name in given})
     except DamagedCheckpointError as error:
-        raise ValueError(f"checkpoint '{path}' cannot be read: {error}") from error
+        raise ConfigError(f"checkpoint '{path}' cannot be read: {error}") from error
 
 
 def checkpoint_progress(path: Path) -> Progress:
     """How far the run was that saved a checkpoint.
 
     Raises:
-        ValueError: not a checkpoint of a training run.
+        ConfigError: not a checkpoint of a training run.
     """
     content = _torch_load(path / EXTRAS if is_sharded(path) else path)
     try:
         date = content.get("ToolDialogueDataModule", {}).get("date")
         return Progress(int(content["rollout_step"]), int(content["global_step"]), date)
     except (KeyError, TypeError) as error:
-        raise ValueError(
+        raise ConfigError(
             f"checkpoint '{path}': expected the keys rollout_step and global_step, found not both."
         ) from error
 
@@ -171,7 +171,7 @@ def _torch_load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise ValueError(f"checkpoint '{path}' cannot be read; is it whole? PyTorch says: {reason}") from error
+        raise ConfigError(f"checkpoint '{path}' cannot be read; is it whole? PyTorch says: {reason}") from error
 
 
 class _MetadataUnpickler(pickle.Unpickler):

@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
+from src.errors import FileError
 from src.models.loading.files import model_folder
 from src.models.loading.lora import LoraSettings, add_lora
 from src.models.loading.policy_config import PolicyConfig
@@ -76,8 +77,8 @@ def load_architecture(config: PolicyConfig) -> PretrainedConfig:
     A GGUF file that has not been converted yet is asked for its header.
 
     Raises:
-        FileNotFoundError: a folder, package or config.json that is not there.
-        OSError: a hub id that is neither cached, nor known here, nor reachable.
+        FileError: a folder, package or config.json that is not there.
+        FileError: a hub id that is neither cached, nor known here, nor reachable.
     """
     trust = config.trust_remote_code
     folder = model_folder(config)
@@ -85,9 +86,7 @@ def load_architecture(config: PolicyConfig) -> PretrainedConfig:
         if (folder / "config.json").is_file():
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         if config.gguf_file is None or not (folder / config.gguf_file).is_file():
-            raise FileNotFoundError(
-                f"policy: '{folder}' has neither config.json nor the GGUF file of policy.gguf_file."
-            )
+            raise FileError(f"policy: '{folder}' has neither config.json nor the GGUF file of policy.gguf_file.")
         with _silent():  # dequantising, which does not happen here, would be announced
             return AutoConfig.from_pretrained(folder, gguf_file=config.gguf_file)
     hub_id = str(config.hub_id)
@@ -102,7 +101,7 @@ def load_architecture(config: PolicyConfig) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(hub_id, trust_remote_code=trust, gguf_file=config.gguf_file)
     except OSError as error:
-        raise OSError(
+        raise FileError(
             f"policy.hub_id: the architecture of '{hub_id}' is not cached, not among "
             f"{sorted(path.stem for path in KNOWN.glob('*.json'))}, and the hub cannot be asked: "
             f"{str(error).splitlines()[0]} Set policy.path to a folder with its config.json."

@@ -118,4 +118,4 @@ def draw_weights(model: torch.nn.Module, seed: int = 0) -> None:
         if parameter.dim() > 1:
             parameter.copy_(noise * min(0.12, parameter.shape[-1] ** -0.5))
         else:
-            parameter.add_(0.05 * noise)
+            parameter.add_(noise)

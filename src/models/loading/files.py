@@ -23,6 +23,7 @@ from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from src.errors import ConfigError, FileError
 from src.models.loading.policy_config import PolicyConfig
 
 log = logging.getLogger(__name__)
@@ -38,20 +39,18 @@ def model_folder(config: PolicyConfig) -> Path | None:
     """Where config.json or the GGUF file lies on this machine; None for a hub id.
 
     Raises:
-        FileNotFoundError: no such folder or package.
+        FileError: no such folder or package.
     """
     if config.path is not None:
         folder = Path(config.path)
         if not folder.is_dir():
-            raise FileNotFoundError(
-                f"policy.path: the folder '{folder}' does not exist. Set policy.path to a model folder."
-            )
+            raise FileError(f"policy.path: the folder '{folder}' does not exist. Set policy.path to a model folder.")
         return folder
     if config.package is None:
         return None
     spec = find_spec(config.package)
     if spec is None or spec.origin is None:
-        raise FileNotFoundError(
+        raise FileError(
             f"policy.package: the Python package '{config.package}' is not installed. Install it, or set "
             f"policy.path to a folder that holds {config.gguf_file}."
         )
@@ -62,9 +61,9 @@ def locate(config: PolicyConfig) -> str:
     """Folder or hub id to load from, after a check that local files are there and a conversion of GGUF files.
 
     Raises:
-        FileNotFoundError: a folder, package or file that is not there; names it.
-        OSError: a GGUF file of the hub that cannot be fetched.
-        ValueError: a damaged GGUF file.
+        FileError: a folder, package or file that is not there; names it.
+        FileError: a GGUF file of the hub that cannot be fetched.
+        ConfigError: a damaged GGUF file.
     """
     folder = model_folder(config)
     if folder is None:
@@ -75,8 +74,8 @@ def locate(config: PolicyConfig) -> str:
         return str(folder)
     elif not (folder / str(config.gguf_file)).is_file():
         if config.path is not None:
-            raise FileNotFoundError(f"policy.path: '{folder}' has neither config.json nor {config.gguf_file}.")
-        raise FileNotFoundError(
+            raise FileError(f"policy.path: '{folder}' has neither config.json nor {config.gguf_file}.")
+        raise FileError(
             f"policy.gguf_file: '{config.gguf_file}' is not in the package '{config.package}'; "
             f"found {sorted(file.name for file in folder.glob('*.gguf'))}."
         )
@@ -95,7 +94,7 @@ def _check_complete(folder: Path, config: PolicyConfig) -> None:
     if config.weights == "pretrained" and not any(any(folder.glob(pattern)) for pattern in _WEIGHT_FILES):
         missing.append(f"weights ({' or '.join(_WEIGHT_FILES)})")
     if missing:
-        raise FileNotFoundError(
+        raise FileError(
             f"policy.path: '{folder}' is not a complete model folder; missing: {'; '.join(missing)}. "
             f"Found: {sorted(file.name for file in folder.iterdir())}."
         )
@@ -106,13 +105,13 @@ def hub_errors(config: PolicyConfig) -> Iterator[None]:
     """Around what asks the hub or reads a model's files: one line in place of the several of its errors.
 
     Raises:
-        OSError: in place of every error of the hub and of a file that cannot be read.
+        FileError: in place of every error of the hub and of a file that cannot be read.
     """
     try:
         yield
     except (OSError, SafetensorError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise OSError(
+        raise FileError(
             f"policy: could not load {config.path or config.package or config.hub_id}: {reason} "
             "Check the name and the connection (gated models need a token), or set policy.path to a local folder."
         ) from error
@@ -122,7 +121,7 @@ def check_tokenizer_files(folder: Path) -> None:
     """Refuse a tokenizer file that is no JSON: the tokenizer library says only where it stopped, not in which file.
 
     Raises:
-        ValueError: names the file and the spot.
+        ConfigError: names the file and the spot.
     """
     for name in _TEXTS:
         _json(folder / name)
@@ -132,18 +131,18 @@ def check_weight_files(folder: Path) -> None:
     """Refuse safetensors files that are cut short or missing. Reads their headers: it costs the same for 100 GB.
 
     Raises:
-        FileNotFoundError: the index names a file that is not there.
-        ValueError: a file that is not whole.
+        FileError: the index names a file that is not there.
+        ConfigError: a file that is not whole.
     """
     index = _json(folder / _INDEX)
     if index is not None:
         names = index.get("weight_map") if isinstance(index, dict) else None
         if not isinstance(names, dict):
-            raise ValueError(
+            raise ConfigError(
                 f"policy.path: '{folder / _INDEX}': expected the key weight_map, found none. Copy it again."
             )
         if missing := sorted({str(name) for name in names.values() if not (folder / str(name)).is_file()}):
-            raise FileNotFoundError(
+            raise FileError(
                 f"policy.path: '{folder}' lacks {', '.join(missing)}, which {_INDEX} names. Download the folder again."
             )
     for file in sorted(folder.glob("*.safetensors")):
@@ -151,7 +150,7 @@ def check_weight_files(folder: Path) -> None:
             with safe_open(file, framework="pt"):
                 pass
         except SafetensorError as error:
-            raise ValueError(
+            raise ConfigError(
                 f"policy.path: '{file}' is not whole ({error}; {file.stat().st_size} bytes). Download it again."
             ) from error
 
@@ -163,7 +162,7 @@ def _json(file: Path) -> object:
     try:
         content: object = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"policy.path: '{file}' is not whole, expected JSON ({error}). Download it again.") from error
+        raise ConfigError(f"policy.path: '{file}' is not whole, expected JSON ({error}). Download it again.") from error
     return content
 
 
@@ -179,8 +178,8 @@ def converted_gguf(source: str, gguf_file: str, *, cache: Path | None = None) ->
             when None.
 
     Raises:
-        OSError: no such file on the hub, or no room for the folder.
-        ValueError: no GGUF file, or one that is cut short.
+        FileError: no such file on the hub, or no room for the folder.
+        ConfigError: no GGUF file, or one that is cut short.
     """
     local = Path(source) / gguf_file
     if local.is_file():
@@ -203,7 +202,7 @@ def converted_gguf(source: str, gguf_file: str, *, cache: Path | None = None) ->
             raise
     except (ValueError, IndexError, KeyError, struct.error) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(
+        raise ConfigError(
             f"policy.gguf_file: '{gguf_file}' of '{source}' cannot be read; is it whole? {reason}"
         ) from error
     finally:
@@ -215,7 +214,7 @@ def _check_magic(file: Path) -> None:
     with file.open("rb") as opened:
         found = opened.read(len(_MAGIC))
     if found != _MAGIC:
-        raise ValueError(f"policy.gguf_file: expected '{file}' to begin with {_MAGIC!r}, found {found!r}. Is it GGUF?")
+        raise ConfigError(f"policy.gguf_file: expected '{file}' to begin with {_MAGIC!r}, found {found!r}. Is it GGUF?")
 
 
 def _convert(source: str, gguf_file: str, folder: Path) -> None:

@@ -22,12 +22,14 @@ from transformers import (
 )
 
 from src.data.templates.chat_template import turn_end
+from src.errors import ConfigError
 from src.models.loading.architecture import empty_model
 from src.models.loading.files import check_tokenizer_files, check_weight_files, hub_errors, locate
 from src.models.loading.lora import add_lora
 from src.models.loading.policy_config import PolicyConfig
 from src.models.loading.weight_source import WeightSource
 from src.models.policy import Policy
+from src.models.structure import freeze_unused
 
 
 class LoadedPolicy(NamedTuple):
@@ -62,9 +64,9 @@ def load_policy(
         template: arguments of the chat template.
 
     Raises:
-        FileNotFoundError: a folder, package or file that is not there; names it.
-        OSError: the hub cannot be reached or does not have the model.
-        ValueError: a damaged file, weights that do not fit the architecture, no chat template, no end-of-sequence
+        FileError: a folder, package or file that is not there; names it.
+        FileError: the hub cannot be reached or does not have the model.
+        ConfigError: a damaged file, weights that do not fit the architecture, no chat template, no end-of-sequence
             token, or a model that cannot run on packed rows.
     """
     tokenizer = load_tokenizer(config)
@@ -79,7 +81,11 @@ def load_policy(
     weights = None
     if on_meta:
         with hub_errors(config):
-            weights = WeightSource.of(locate(config)) if config.weights == "pretrained" else WeightSource.random()
+            weights = (
+                WeightSource.of(locate(config)).made_for(model)
+                if config.weights == "pretrained"
+                else WeightSource.random()
+            )
     return LoadedPolicy(policy, tokenizer, stop_token_ids(model, tokenizer, template), weights)
 
 
@@ -90,13 +96,13 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
     with hub_errors(config):
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=config.trust_remote_code)
     if tokenizer.chat_template is None:
-        raise ValueError(
+        raise ConfigError(
             f"policy '{source}': the tokenizer has no chat template, so prompts cannot be rendered. Put "
             "chat_template.jinja into a local folder of the model and set policy.path, or choose an instruction-tuned "
             "model."
         )
     if tokenizer.eos_token_id is None:
-        raise ValueError(f"policy '{source}': the tokenizer has no end-of-sequence token to end responses with.")
+        raise ConfigError(f"policy '{source}': the tokenizer has no end-of-sequence token to end responses with.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return cast(PreTrainedTokenizerBase, tokenizer)
@@ -124,10 +130,12 @@ def load_model(config: PolicyConfig, *, on_meta: bool = False) -> PreTrainedMode
                 model = empty_model(architecture, dtype, config.lora, trust=trust)
                 with suppress(OSError):  # a model folder need not have one
                     model.generation_config = GenerationConfig.from_pretrained(source)
+                freeze_unused(model)
                 return model
             model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, trust_remote_code=trust)
     if config.lora is not None:
         add_lora(model, config.lora)
+    freeze_unused(model)
     return model
 
 
@@ -140,9 +148,9 @@ def _pretrained(source: str, dtype: torch.dtype | str, trust: bool) -> PreTraine
         model, found = loaded
     except RuntimeError as error:  # another shape
         reason = " ".join(str(error).split())[:400]
-        raise ValueError(f"policy: the weights of '{source}' do not fit its config.json: {reason}") from error
+        raise ConfigError(f"policy: the weights of '{source}' do not fit its config.json: {reason}") from error
     if missing := sorted(found["missing_keys"]):
-        raise ValueError(
+        raise ConfigError(
             f"policy: the weights of '{source}' lack {len(missing)} of the model's tensors: {', '.join(missing[:4])}"
             f"{', …' if len(missing) > 4 else ''}. Is config.json that of these weights, and is every file there?"
         )

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from src.errors import ConfigError
+from src.models.structure import decoder_of, layers_of
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -23,7 +26,8 @@ class LoraSettings:
         rank: of the update B A.
         alpha: the update counts alpha / rank.
         dropout: on the adapter's input, where `policy.dropout` is true.
-        target_modules: last parts of the names of the linear layers to adapt, or `all-linear`.
+        target_modules: last parts of the names of the linear layers to adapt, or `all-linear`: those of the decoder's
+            layers but routers. Experts that are stacked in one tensor stay frozen.
     """
 
     rank: int = 16
@@ -33,7 +37,7 @@ class LoraSettings:
 
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 <= self.dropout < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"policy.lora: expected rank >= 1 and dropout in [0, 1), found {self.rank} and {self.dropout}."
             )
 
@@ -41,28 +45,38 @@ class LoraSettings:
 def add_lora(model: PreTrainedModel, settings: LoraSettings) -> None:
     """Put adapters into the model in place and freeze everything else. Adapters are float32: they take small updates.
 
-    The model's class and its forward stay what they were; the output head is never adapted.
+    The model's class and its forward stay what they were; only the decoder's layers are adapted.
 
     Raises:
-        ValueError: no layer has one of the target names.
+        ConfigError: no layer has one of the target names.
     """
     from peft import LoraConfig, inject_adapter_in_model  # a third of a second, which runs without adapters save
 
-    targets = settings.target_modules
+    wanted = settings.target_modules
+    layers = nn.ModuleList(layers_of(decoder_of(model)))  # by themselves: of whole models peft adapts experts too
+    targets = [name for name in _linear_layers(layers) if wanted == "all-linear" or name.rpartition(".")[2] in wanted]
+    if not targets:
+        raise ConfigError(f"policy.lora.target_modules: {wanted} fits no layer of {type(model).__name__}.")
     adapters = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=settings.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-        exclude_modules=["lm_head"],
+        target_modules=targets,
     )
-    try:
-        inject_adapter_in_model(adapters, model, adapter_name=_ADAPTER)
-    except ValueError as error:
-        raise ValueError(f"policy.lora.target_modules: {targets} fits no layer of {type(model).__name__}.") from error
+    model.requires_grad_(False)
+    inject_adapter_in_model(adapters, layers, adapter_name=_ADAPTER)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _linear_layers(layers: nn.Module) -> Iterator[str]:
+    """Names of what may be adapted: not routers, nor what a state-space model's kernels read past its forward."""
+    for path, owner in layers.named_modules():
+        recurrent = hasattr(owner, "A_log") and hasattr(owner, "D")
+        for name, module in owner.named_children():
+            if type(module) is nn.Linear and "router" not in name and not (recurrent and name == "out_proj"):
+                yield f"{path}.{name}"
 
 
 def has_adapter(module: nn.Module) -> bool:

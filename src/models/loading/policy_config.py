@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from src.errors import ConfigError
 from src.models.loading.lora import LoraSettings
 
 Precision = Literal["bfloat16", "float32", "auto"]
@@ -47,12 +48,12 @@ class PolicyConfig:
 
     def __post_init__(self) -> None:
         if self.dtype not in get_args(Precision):
-            raise ValueError(f"policy.dtype: expected one of {get_args(Precision)}, found '{self.dtype}'.")
+            raise ConfigError(f"policy.dtype: expected one of {get_args(Precision)}, found '{self.dtype}'.")
         if self.weights not in ("pretrained", "random"):
-            raise ValueError(f"policy.weights: expected 'pretrained' or 'random', found '{self.weights}'.")
+            raise ConfigError(f"policy.weights: expected 'pretrained' or 'random', found '{self.weights}'.")
         if self.rows not in ("auto", "packed", "separate"):
-            raise ValueError(f"policy.rows: expected 'auto', 'packed' or 'separate', found '{self.rows}'.")
+            raise ConfigError(f"policy.rows: expected 'auto', 'packed' or 'separate', found '{self.rows}'.")
         if self.path is None and self.package is None and self.hub_id is None:
-            raise ValueError("policy: expected hub_id, path or package, found none of them.")
+            raise ConfigError("policy: expected hub_id, path or package, found none of them.")
         if self.package is not None and self.gguf_file is None:
-            raise ValueError(f"policy.package is '{self.package}', but policy.gguf_file, the file in it, is missing.")
+            raise ConfigError(f"policy.package is '{self.package}', but policy.gguf_file, the file in it, is missing.")

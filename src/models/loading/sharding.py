@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 
+from src.errors import ConfigError
 from src.models.loading.weight_source import WeightSource, fill
 from src.models.policy import Policy
 from src.models.structure import decoder_of, layers_of
@@ -84,12 +85,12 @@ def place_policy(module: LightningModule, trainer: Trainer, policy: Policy, weig
         weights: to fill it from where it is on the meta device.
 
     Raises:
-        ValueError: the weights were left for such a strategy to load, and the trainer has another.
+        ConfigError: the weights were left for such a strategy to load, and the trainer has another.
     """
     strategy = trainer.strategy
     if not isinstance(strategy, ShardedStrategy) or isinstance(policy, FSDPModule):
         if any(parameter.is_meta for parameter in policy.parameters()):
-            raise ValueError(
+            raise ConfigError(
                 f"{type(module).__name__}: the policy's weights were left for a sharded strategy to load, found "
                 f"{type(strategy).__name__}. Use trainer=fsdp, or load the policy with its weights."
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 
+from src.errors import ConfigError, FileError
+from src.models.loading.hub_names import Recipe, recipes
 from src.models.loading.lora import has_adapter
 
 
@@ -26,10 +28,12 @@ class WeightSource:
         files: name in the plain architecture's state dict -> safetensors file and name in it; empty: weights are drawn
             at random.
         where: for messages.
+        recipes: of the model's tensors that are made of others in the files.
     """
 
     files: dict[str, tuple[Path, str]]
     where: str
+    recipes: dict[str, Recipe] = field(default_factory=dict)
 
     @classmethod
     def random(cls) -> WeightSource:
@@ -52,16 +56,23 @@ class WeightSource:
             return cls({name: (path / file, name) for name, file in names.items()}, str(source))
         files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
         if not files:
-            raise FileNotFoundError(
+            raise FileError(
                 f"policy: '{source}' holds no *.safetensors, which a sharded policy is loaded from tensor by tensor. "
                 "Save the model anew with transformers' save_pretrained."
             )
         return cls({name: (file, key) for file in files for name, key in _names(file).items()}, str(source))
 
-    def read(self, name: str) -> Tensor | None:
-        """One tensor with its file's shape and type, or None where there is none of that name."""
-        if name not in self.files:
-            return None
+    def made_for(self, model: PreTrainedModel) -> WeightSource:
+        """The same for a model that may hold its tensors otherwise than the files (`hub_names`)."""
+        return replace(self, recipes=recipes(model, self.files))
+
+    def read(self, name: str, model: PreTrainedModel) -> Tensor | None:
+        """One tensor of the model with its file's shape and type, or None where there is none of that name."""
+        if name in self.recipes:
+            return self.recipes[name].make(name, self._stored, model)
+        return self._stored(name) if name in self.files else None
+
+    def _stored(self, name: str) -> Tensor:
         path, key = self.files[name]
         with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(key)
@@ -72,7 +83,7 @@ class WeightSource:
         for name, parameter in sorted(model.named_parameters(remove_duplicate=False)):
             ties = [other for other, one in model.named_parameters(remove_duplicate=False) if one is parameter]
             for candidate in (name, name.replace(".base_layer.", "."), *ties):
-                tensor = self.read(candidate)
+                tensor = self.read(candidate, model)
                 if tensor is not None:
                     yield name, tensor.to(parameter.dtype)
                     break
@@ -84,7 +95,8 @@ def fill(
 ) -> None:
     """Give a part of a model its weights on `device`, converted to the type that the parameters have.
 
-    Parameters that are not on the meta device, and buffers, only move. Adapters that no file holds are initialised.
+    Parameters that are not on the meta device, and buffers that no file holds, only move. Adapters that no file holds
+    are initialised.
 
     Args:
         module: the part; what is sharded in it already stays as it is.
@@ -94,23 +106,23 @@ def fill(
         model: knows how its modules are initialised.
 
     Raises:
-        ValueError: a weight that no file holds, or one of another shape.
+        ConfigError: a weight that no file holds, or one of another shape.
     """
 
     def value(owner: nn.Module, owner_name: str, name: str, parameter: nn.Parameter) -> Tensor | None:
         if weights is None or not weights.files:
             return None
         full = f"{owner_name}.{name}"
-        found = weights.read(full)
+        found = weights.read(full, model)
         if found is None:
-            found = weights.read(full.replace(".base_layer.", "."))
+            found = weights.read(full.replace(".base_layer.", "."), model)
         if found is None and ".lora_" not in full:
-            raise ValueError(
+            raise ConfigError(
                 f"policy: {weights.where} has no tensor '{full}', which {type(model).__name__} needs. Is it a "
                 "checkpoint of this architecture? If its names differ, save it anew with save_pretrained."
             )
         if found is not None and found.shape != parameter.shape:
-            raise ValueError(
+            raise ConfigError(
                 f"policy: {weights.where}: '{full}' has shape {tuple(found.shape)}, expected {tuple(parameter.shape)}."
             )
         return found
@@ -124,9 +136,10 @@ def fill(
         for adapter, down in layer.lora_A.items():
             if down in fresh:
                 layer.reset_lora_parameters(adapter, init_lora_weights=True)
-    for tensor_owner in module.modules():
+    for path, tensor_owner in module.named_modules(prefix=prefix):
         for name, buffer in tensor_owner.named_buffers(recurse=False):
-            setattr(tensor_owner, name, buffer.to(device))
+            stored = None if weights is None else weights.read(f"{path}.{name}".lstrip("."), model)
+            setattr(tensor_owner, name, (buffer if stored is None else stored.to(buffer.dtype)).to(device))
 
 
 def fill_empty(module: nn.Module, device: torch.device) -> None:

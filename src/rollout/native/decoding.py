@@ -25,6 +25,8 @@ from transformers.models.qwen3 import modeling_qwen3 as qwen3
 
 from src.models.attention.plan import MaskMod
 from src.models.fused_norm import is_fused
+from src.models.head.head import apply_map_
+from src.models.structure import decoder_of, head_of, logit_map_of
 from src.rollout.native.prefix_cache import CacheView, PrefixCache, Terms
 
 PREFIX_ATTENTION = "rollout_prefix"
@@ -52,13 +54,7 @@ def forward_for(model: PreTrainedModel, positions: int) -> Forward:
 
     def forward(tokens: Tensor, positions: Tensor, cache: PrefixCache) -> Tensor:
         with _cached(cache):
-            output = model(
-                input_ids=tokens[:, None],
-                position_ids=positions[:, None],
-                attention_mask=torch.ones_like(tokens[:, None], dtype=torch.bool),
-                use_cache=False,
-            )
-        return output.logits[:, -1]
+            return _logits(model, tokens[:, None], positions[:, None])[:, -1]
 
     return forward
 
@@ -68,15 +64,22 @@ def prefill(model: PreTrainedModel, prompts: Sequence[Tensor], cache: PrefixCach
     device = model.device
     lengths = [len(p) for p in prompts]
     ids = torch.cat(list(prompts)).to(device)[None]
+    positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
     with cache.prefilling(lengths), _cached(cache):
-        output = model(
-            input_ids=ids,
-            position_ids=torch.cat([torch.arange(length, device=device) for length in lengths])[None],
-            attention_mask=torch.ones_like(ids, dtype=torch.bool),  # else positions that restart mean other texts
-            logits_to_keep=torch.tensor(lengths, device=device).cumsum(0) - 1,
-            use_cache=False,
-        )
-    return output.logits[0]
+        return _logits(model, ids, positions, torch.tensor(lengths, device=device).cumsum(0) - 1)[0]
+
+
+def _logits(model: PreTrainedModel, ids: Tensor, positions: Tensor, kept: Tensor | slice = slice(None)) -> Tensor:
+    """Logits [B, kept, V] of the text decoder after ids [B, L] at positions [B, L]."""
+    output = decoder_of(model)(
+        input_ids=ids,
+        position_ids=positions,
+        attention_mask=torch.ones_like(ids, dtype=torch.bool),  # else positions that restart mean other texts
+        use_cache=False,
+    )
+    logits: Tensor = head_of(model)(output.last_hidden_state[:, kept])
+    apply_map_(logits, logit_map_of(model))
+    return logits
 
 
 def is_lean(model: nn.Module) -> bool:

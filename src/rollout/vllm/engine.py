@@ -17,7 +17,9 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from src.models.loading.hub_names import in_hub_names
 from src.rollout.engine import Completion, EngineSource, SamplingParams
 from src.rollout.vllm.requests import (
     LogprobsMode,
@@ -97,7 +99,7 @@ def vllm_engine(
     }
     if not on_gpu:  # after a prompt in pieces vLLM rewinds its request's generator, which those of a CPU cannot
         arguments["enable_chunked_prefill"] = False
-    return VllmEngine(arguments | dict(engine_args or {}))
+    return VllmEngine(arguments | dict(engine_args or {}), source.model)
 
 
 class VllmEngine:
@@ -105,10 +107,11 @@ class VllmEngine:
 
     Args:
         arguments: of `vllm.LLM`.
+        model: whose weights it gets; tells their names on the hub, which vLLM reads.
     """
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self._arguments = dict(arguments)
+    def __init__(self, arguments: Mapping[str, Any], model: PreTrainedModel) -> None:
+        self._arguments, self._model = dict(arguments), model
         self.copies_weights = True  # vLLM lays weights out in its own way
         self.ranks_per_engine = int(arguments["tensor_parallel_size"])
         self._llm: Any = None
@@ -171,7 +174,7 @@ class VllmEngine:
         """
         llm = self._engine()
         self._has_weights = False
-        remaining = iter(named_tensors)
+        remaining = in_hub_names(self._model, named_tensors)
         with process_state_kept(), torch.inference_mode(False):  # what validation makes would take no later update
             if self._asleep:
                 llm.wake_up(tags=["weights"])

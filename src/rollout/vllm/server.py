@@ -22,6 +22,8 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from src.errors import Refusal
+from src.models.loading.hub_names import in_hub_names
 from src.rollout.engine import Completion, EngineSource, SamplingParams
 from src.rollout.vllm.requests import LogprobsMode, check_mode, check_request, completion, sampling_fields
 from src.runs.folder import GIB
@@ -38,7 +40,7 @@ _IDLE_S = 2.0
 """Connections are not kept longer; the server closes them after 5 s."""
 
 
-class ServerError(RuntimeError):
+class ServerError(Refusal, RuntimeError):
     """The server answers, but not with what was asked for: a refused request, or not the server that this run needs."""
 
 
@@ -151,7 +153,7 @@ class VllmServerEngine:
         """
         weights = self._folder.path(version)
         if not dist.is_initialized() or dist.get_rank() == 0:
-            self._folder.write(named_tensors, version)
+            self._folder.write(in_hub_names(self._source.model, named_tensors), version)
             self._client.patiently(lambda: self._hand_over(weights))
             self._folder.keep_only(version)
         else:

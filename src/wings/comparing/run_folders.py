@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from src.errors import Refusal
 from src.runs.config_file import load_config
 from src.runs.line_file import LineError, read_lines
 
@@ -25,7 +26,7 @@ _FILES = ("config.yaml", "metrics.jsonl", "summary.json")
 _MEASURED = ("rollout_step", "validation", "benchmark")
 
 
-class ComparisonError(ValueError):
+class ComparisonError(Refusal, ValueError):
     """Runs that cannot be compared or shown: names them, what was expected and what was found."""
 
 

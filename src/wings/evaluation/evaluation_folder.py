@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from src.errors import ConfigError
+from src.errors import ConfigError, Refusal
 from src.runs.line_file import write_whole
 from src.wings.evaluation.benchmark import Record
 
@@ -30,7 +30,7 @@ _ABSENT = object()
 _FIELDS: dict[str, type] = {"id": str, "category": str, "passed": bool, "metrics": dict, "details": dict}
 
 
-class RecordError(ValueError):
+class RecordError(Refusal, ValueError):
     """A line that is no record: names file and line."""
 
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from src.errors import Refusal
 from src.models.loading.lora import merged_named_tensors
 from src.rollout.engine import SamplingParams
 
@@ -20,7 +21,7 @@ CARD = "README.md"
 _BESIDE_WEIGHTS = 64 * 2**20  # tokenizer, configs, card
 
 
-class ExportError(OSError):
+class ExportError(Refusal, OSError):
     """A folder that cannot be written: says which, why and what to do."""
 
 

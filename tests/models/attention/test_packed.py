@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from src.algorithm.packing import GroupLayout
+from src.errors import ConfigError
 from src.models.attention import tiles as attention_tiles
-from src.models.attention.packed import _attend_by_group, flex_attend, packed_attention_forward
+from src.models.attention.packed import _attend_by_group, _row_mask, flex_attend, packed_attention_forward, planned
 from src.models.attention.plan import AttentionPlan, backward_tiles, block_mask, dense_mask
 from tests.models.reference import LargestTensor
 from tests.models.rows import CPU, layouts_of, random_layouts
@@ -122,3 +123,103 @@ def test_nothing_of_row_by_row_size_is_made_and_no_key_is_copied() -> None:
         found, _ = packed_attention_forward(layer(1), q, k, v, plan)
         found.sum().backward()
     assert seen.numel == size * 2 * 8  # the outputs, and the gradients
+
+
+# Windows, sinks and caps
+
+SHAPES = [(9, (5, 1, 9)), (3, (4, 7))]
+
+
+def within(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    """A window of 4 tokens, as transformers gives it: of positions."""
+    return key > query - 4
+
+
+def explicit(
+    layouts: tuple[GroupLayout, ...],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sink: Tensor | None,
+    cap: float | None,
+    window: bool,
+) -> Tensor:
+    """Softmax over all visible keys, written out, with the sink as one more score."""
+    mask = dense_mask(layouts, CPU, within if window else None)
+    scores = q @ k.repeat_interleave(2, dim=1).transpose(2, 3) * 0.7
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
+    weights = scores.exp() * mask
+    total = weights.sum(-1, keepdim=True)
+    if sink is not None:
+        total = total + sink.exp()[:, None, None]
+    return ((weights / total) @ v.repeat_interleave(2, dim=1)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("window", [False, True])
+def test_windows_sinks_and_caps_are_those_of_the_whole_softmax(sinks: bool, cap: float | None, window: bool) -> None:
+    layouts = layouts_of(SHAPES)
+    q, k, v, upstream = inputs(layouts, 4, torch.float64)
+    sink = torch.tensor([0.3, -1.0, 2.0, 0.0], dtype=torch.float64, requires_grad=True) if sinks else None
+    plan = AttentionPlan(layouts, CPU, within if window else None)
+    found, _ = packed_attention_forward(layer(), q, k, v, plan, scaling=0.7, softcap=cap, s_aux=sink)
+    reference = explicit(layouts, q, k, v, sink, cap, window)
+    torch.testing.assert_close(found, reference, atol=1e-6, rtol=0)
+    wants = [x for x in (q, k, v, sink) if x is not None]
+    by_found = torch.autograd.grad((found * upstream).sum(), wants)
+    by_reference = torch.autograd.grad((reference * upstream).sum(), wants)
+    torch.testing.assert_close(by_found, by_reference, atol=1e-6, rtol=0)
+
+
+def test_tiles_with_sinks_are_exact_in_double() -> None:
+    layouts = layouts_of(SHAPES)
+    q, k, v, upstream = inputs(layouts, 4, torch.float64)
+    sink = torch.tensor([0.3, -1.0, 2.0, 0.0], dtype=torch.float64, requires_grad=True)
+    found, _ = packed_attention_forward(layer(), q, k, v, AttentionPlan(layouts, CPU), scaling=0.7, s_aux=sink)
+    reference = explicit(layouts, q, k, v, sink, None, False)
+    torch.testing.assert_close(found, reference, atol=1e-12, rtol=0)
+    by_found = torch.autograd.grad((found * upstream).sum(), (q, k, v, sink))
+    by_reference = torch.autograd.grad((reference * upstream).sum(), (q, k, v, sink))
+    torch.testing.assert_close(by_found, by_reference, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("cap", [None, 2.0])
+@pytest.mark.parametrize("window", [False, True])
+def test_flex_attention_with_sinks_caps_and_windows(cap: float | None, window: bool) -> None:
+    layouts = layouts_of([(150, (40, 33, 1)), (9, (70,))])
+    q, k, v, _ = inputs(layouts, 16, torch.float32)
+    sink = torch.tensor([0.3, -1.0, 2.0, 0.0])
+    with torch.no_grad():
+        mask = block_mask(layouts, CPU, within if window else None)
+        found = flex_attend(q, k, v, mask, 0.7, cap, sink).transpose(1, 2)
+        torch.testing.assert_close(found, explicit(layouts, q, k, v, sink, cap, window), atol=2e-5, rtol=0)
+
+
+def test_a_window_that_no_sequence_outgrows_is_none() -> None:
+    """Prompt 9 and 9 sampled tokens: 17 inputs. A window of 17 lets all of them through, one of 16 does not."""
+    plan = AttentionPlan(layouts_of(SHAPES), CPU)
+    assert plan.longest == 17
+    with planned(plan):
+        assert _row_mask(mask_function=within, local_size=17) is plan
+        cut = _row_mask(mask_function=within, local_size=16)
+    assert isinstance(cut, AttentionPlan) and cut.within is within
+
+
+def test_what_rows_cannot_do_is_said() -> None:
+    plan = AttentionPlan(layouts_of([(2, (3,))]), CPU)
+    q = torch.randn(1, 2, 4, 8)
+    with planned(plan):
+        with pytest.raises(ConfigError, match="Module cannot run on packed rows: its layers have no mask in place of"):
+            packed_attention_forward(layer(1), q, q, q, None)
+        with pytest.raises(ConfigError, match=r"a mask of their own, of shape \[1, 1, 4, 4\]"):
+            packed_attention_forward(layer(1), q, q, q, torch.ones(1, 1, 4, 4, dtype=torch.bool))
+        with pytest.raises(ConfigError, match="change the scores by position_bias"):
+            packed_attention_forward(layer(1), q, q, q, plan, position_bias=q)
+        with pytest.raises(ConfigError, match="attend from 3 to 4 positions of a row of 4"):
+            packed_attention_forward(layer(1), q[:, :, :3], q, q, plan)
+        with pytest.raises(ConfigError, match="a mask that is more than causal"):
+            _row_mask(mask_function=within)
+    with pytest.raises(ConfigError, match="without a plan, has no sinks and caps"):
+        packed_attention_forward(layer(1), q, q, q, None, softcap=2.0)

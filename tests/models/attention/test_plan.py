@@ -82,6 +82,17 @@ def test_dense_mask_of_the_worked_example() -> None:
     ]
 
 
+def test_dense_mask_of_the_worked_example_within_a_window_of_two() -> None:
+    found = dense_mask(layouts_of([(2, (3, 2))]), CPU, lambda batch, head, query, key: key > query - 2)
+    assert found[0, 0].int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 1, 1, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 1, 0, 0, 1],
+    ]
+
+
 def test_groups_do_not_see_each_other() -> None:
     mask = dense_mask(layouts_of([(2, (2,)), (1, (2, 2))]), CPU)[0, 0]
     assert not mask[3:, :3].any() and mask[5].int().tolist() == [0, 0, 0, 1, 0, 1]

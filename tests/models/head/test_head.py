@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from src.models.head.gradients import last_layer_gradients
-from src.models.head.head import token_logprobs_and_entropies, token_loss
+from src.models.head.head import LogitMap, token_logprobs_and_entropies, token_loss
 from tests.models.reference import LargestTensor
 
 
@@ -57,6 +58,56 @@ def test_gradcheck(temperature: float) -> None:
         return token_logprobs_and_entropies(h, w, targets, temperature=temperature, bias=b, chunk=3)
 
     assert torch.autograd.gradcheck(function, (hidden, weight, bias))
+
+
+MAPS = [LogitMap(0.25), LogitMap(1.0, 1.5), LogitMap(2.0, 1.5)]
+
+
+def mapped(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, bias: Tensor, m: LogitMap) -> Any:
+    z = m.scale * (hidden @ weight.T + bias)
+    z = z if m.cap is None else m.cap * torch.tanh(z / m.cap)
+    logp = (z / temperature).log_softmax(-1)
+    return logp.gather(1, targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1)
+
+
+@pytest.mark.parametrize("logit_map", MAPS)
+def test_scaled_and_capped_logits(logit_map: LogitMap) -> None:
+    hidden, weight, targets, bias = inputs(torch.float64)
+    wants = (hidden, weight, bias)
+    expected = mapped(hidden, weight, targets, 0.7, bias, logit_map)
+    settings = {"temperature": 0.7, "bias": bias, "logit_map": logit_map, "chunk": 3}
+    found = token_logprobs_and_entropies(hidden, weight, targets, **settings)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    mixed = [
+        torch.autograd.grad((2 * a - 0.3 * b * a.detach()).sum(), wants, retain_graph=True)
+        for a, b in (found, expected)
+    ]
+    torch.testing.assert_close(mixed[0], mixed[1], atol=1e-12, rtol=0)
+    total, *scores = token_loss(hidden, weight, targets, some_loss, **settings)
+    torch.testing.assert_close(scores, list(expected), atol=1e-12, rtol=0)
+    reference = some_loss(*expected, slice(None))
+    torch.testing.assert_close(total, reference, atol=1e-12, rtol=0)
+    by_loss = torch.autograd.grad(total, wants), torch.autograd.grad(reference, wants)
+    torch.testing.assert_close(*by_loss, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("logit_map", MAPS)
+def test_last_layer_gradients_of_scaled_and_capped_logits(logit_map: LogitMap) -> None:
+    hidden, weight, targets, bias = inputs(torch.float64)
+    logp, _ = mapped(hidden, weight, targets, 0.7, bias, logit_map)
+    rows = torch.stack([torch.autograd.grad(x, weight, retain_graph=True)[0].flatten() for x in logp.unbind()])
+    settings = {"temperature": 0.7, "bias": bias, "logit_map": logit_map, "chunk": 3}
+    *_, found = last_layer_gradients(hidden, weight, targets, **settings, gram=True)
+    torch.testing.assert_close(found.gram, rows @ rows.T, atol=1e-12, rtol=0)
+    torch.testing.assert_close(found.second_moments, rows.square().sum(-1), atol=1e-12, rtol=0)
+    # the mean over tokens drawn from p, token by token
+    expected = torch.zeros(7, dtype=torch.float64)
+    for token in range(11):
+        every = torch.full((7,), token)
+        each, _ = mapped(hidden, weight, every, 0.7, bias, logit_map)
+        sizes = [torch.autograd.grad(x, weight, retain_graph=True)[0].square().sum() for x in each.unbind()]
+        expected += each.detach().exp() * torch.stack(sizes)
+    torch.testing.assert_close(found.expected_second_moments, expected, atol=1e-12, rtol=0)
 
 
 def test_frozen_weight_gets_no_gradient() -> None:

@@ -3,7 +3,20 @@
 import pytest
 import torch
 
-from src.rollout.native.prefix_cache import Room, Terms, merge, partial_attention, room_for
+from src.rollout.engine import SamplingParams
+from src.rollout.native.engine import NativeEngine
+from src.rollout.native.prefix_cache import (
+    PrefixCache,
+    Room,
+    StepLayout,
+    Terms,
+    grid_of,
+    merge,
+    own_bias,
+    partial_attention,
+    room_for,
+)
+from tests.architectures.small import small_config, small_model
 
 
 def whole(query, key, value, bias, scale):
@@ -48,3 +61,57 @@ def test_the_mass_is_the_log_of_the_sum():
 )
 def test_room(prompts, n, sequences, tokens, expected):
     assert room_for(prompts, 50, n, 20, max_sequences=sequences, max_batch_tokens=tokens) == expected
+
+
+def within(batch, head, query, key):
+    """A window of 4 tokens, of positions."""
+    return key > query - 4
+
+
+@pytest.mark.parametrize("even", [True, False])
+def test_what_a_window_hides_of_prompts_and_completions(even):
+    """Prompts of 5 and 3 tokens; rows at positions 6 and 5 that fed 2 and 3 tokens, the newest in column 1 of 4."""
+    cache = PrefixCache(Room(slots=2, rows=2, width=5), 5)
+    grid = grid_of(torch.tensor([0, 1]), [5, 3])
+    positions = torch.tensor([6, 5])
+    bias = None if even else own_bias(torch.tensor([2, 3]), 1, 4, 4)
+    layout = StepLayout(grid, 2, 1, 4, bias, positions, cache.columns)
+    assert cache.columns == 4
+    prompt, own = cache.view(4, within).biases(layout, 1)
+    # position 6 sees 3 to 6: of the prompt 3 and 4; position 5 sees 2 to 5: of a prompt of 3 tokens its last
+    assert (prompt[:, 0, 0] > -1).tolist() == [[False, False, False, True, True], [False, False, True, False, False]]
+    # columns 1, 0, 3, 2 are 0 to 3 tokens old: all within the window, as far as they are the row's
+    mine = [[True] * 4] * 2 if even else [[True, True, False, False], [True, True, False, True]]
+    assert (own[:, 0, 0] > -1).tolist() == mine
+
+
+def test_a_window_longer_than_all_sequences_is_none():
+    cache = PrefixCache(Room(slots=2, rows=2, width=5), 5)
+    assert cache.view(10, within).within is None and cache.view(None, within).within is None
+    assert cache.view(9, within).within is within
+
+
+def test_a_part_that_a_window_hides_whole_has_no_share():
+    query, key, value = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 3, 8), torch.randn(1, 1, 3, 8)
+    hidden = partial_attention(query, key, value, torch.full((1, 1, 1, 3), -1e30), Terms(1.0))
+    seen = partial_attention(query, key, value, None, Terms(1.0))
+    assert torch.equal(merge(hidden, seen), seen[0])
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gpt_oss", "gemma2", "gemma3", "gemma4"])
+@pytest.mark.parametrize("sequences", [256, 4])
+def test_samples_past_the_window_are_the_models(kind, sequences):
+    """Prompts of 40 and 5 tokens with 3 completions of 30 each, and windows of 16: they leave their prompts behind."""
+    model = small_model(small_config(kind))
+    prompts = [torch.randint(3, 96, (length,), generator=torch.Generator().manual_seed(length)) for length in (40, 5)]
+    engine = NativeEngine(model, max_sequences=sequences)
+    params = SamplingParams(n=3, max_new_tokens=30, stop_token_ids=(7, 8, 9))
+    groups = engine.generate(prompts, params, [0, 1])
+    model.set_attn_implementation("eager")
+    for prompt, completions in zip(prompts, groups, strict=True):
+        for one in completions:
+            ids = torch.cat([prompt, one.token_ids])
+            with torch.no_grad():
+                logits = model(input_ids=ids[None], use_cache=False).logits[0, len(prompt) - 1 : -1].double()
+            plain = logits.log_softmax(-1).gather(1, one.token_ids[:, None])[:, 0]
+            torch.testing.assert_close(one.logprobs.double(), plain, atol=2e-5, rtol=0)

@@ -14,6 +14,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from src.errors import Refusal
 from src.protocol.dialogue import ToolCall
 from src.protocol.parsing import parse
 from src.protocol.types import ParsedResponse, Region
@@ -32,7 +33,7 @@ _parse = lru_cache(maxsize=64)(parse)  # completions of a group are often alike
 _HEAD = re.compile(rb'\{"rollout_step": (\d+), "example": ("(?:[^"\\]|\\.)*"), "completion": (\d+),')
 
 
-class InspectorError(ValueError):
+class InspectorError(Refusal, ValueError):
     """Samples that cannot be shown: names the file and line or the key, what was expected and what was found."""
 
 
