@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch.distributed.checkpoint.api import CheckpointException
 from typing_extensions import override
 
+from src.errors import ConfigError
 from src.models.checkpoints.writing import file_sums, partial_path, publish, remove, seal, settle
 from src.runs.signals import StoppedError, StopSignals
 from src.training.ranks import Ranks
@@ -48,7 +49,7 @@ class RolloutCheckpoint(ModelCheckpoint):
     def __init__(self, every_n_rollout_steps: int = 10, *, keep_previous: bool = True, **kwargs: Any) -> None:
         super().__init__(save_on_train_epoch_end=False, **kwargs)
         if every_n_rollout_steps < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"callbacks.checkpoint.every_n_rollout_steps: expected at least 1, found {every_n_rollout_steps}."
             )
         self._every_rollout_steps = every_n_rollout_steps

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from src.algorithm.region_weights import RegionFactors, region_means, sum_by_region, variance_factors
 from src.callbacks.region_entropy import step_region_sums
+from src.errors import ConfigError
 from src.protocol.types import Region
 from src.training.step import RolloutCallback, RolloutStep, Training
 
@@ -35,7 +36,7 @@ class Curriculum(RolloutCallback):
 
     def __init__(self, measure_steps: int = 1) -> None:
         if measure_steps < 1:
-            raise ValueError(f"callbacks.curriculum.measure_steps: expected at least 1, found {measure_steps}.")
+            raise ConfigError(f"callbacks.curriculum.measure_steps: expected at least 1, found {measure_steps}.")
         self._measure_steps = measure_steps
         self._sums = torch.zeros(2, len(Region), dtype=torch.float64)  # entropy, tokens
         self._moments = torch.zeros(2, len(Region), dtype=torch.float64)  # second moment, tokens; both smoothed
@@ -70,7 +71,7 @@ class Curriculum(RolloutCallback):
     def _smooth(self, module: Training, step: RolloutStep) -> Tensor:
         """Smoothed sums [2, 6] of second moments and tokens by region, over all ranks; their ratios are logged."""
         if step.gradient_moments is None:
-            raise ValueError(
+            raise ConfigError(
                 "algorithm.weighting.initialiser 'measured_variance' needs the second moments of every rollout step in "
                 f"RolloutStep.gradient_moments, found None at step {step.index}: this kind of training does not "
                 "measure them. Set algorithm.weighting.initialiser: fixed."

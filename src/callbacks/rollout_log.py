@@ -13,6 +13,7 @@ from src.algorithm.experience import PromptGroup
 from src.algorithm.policy_loss import LossCounts
 from src.callbacks.line_file import LineFileCallback
 from src.data.rendering import step_text
+from src.errors import ConfigError
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
 from src.rollout.collect import ScoredGroup
@@ -31,7 +32,7 @@ class RolloutLog(LineFileCallback):
     def __init__(self, path: str, every_n_steps: int = 1, groups: int = 1) -> None:
         for name, value in (("every_n_steps", every_n_steps), ("groups", groups)):
             if value < 1:
-                raise ValueError(f"callbacks.rollout_log.{name}: expected at least 1, found {value}.")
+                raise ConfigError(f"callbacks.rollout_log.{name}: expected at least 1, found {value}.")
         super().__init__(path)
         self._every = every_n_steps
         self._groups = groups

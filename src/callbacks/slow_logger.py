@@ -10,6 +10,7 @@ from typing import Any
 from lightning import LightningModule, Trainer
 from lightning.pytorch.loggers import Logger
 
+from src.errors import ConfigError
 from src.training.step import RolloutCallback, announce
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class SlowLogger(RolloutCallback):
 
     def __init__(self, max_seconds: float = 30.0) -> None:
         if max_seconds <= 0:
-            raise ValueError(f"callbacks.slow_logger.max_seconds: expected above 0, found {max_seconds}.")
+            raise ConfigError(f"callbacks.slow_logger.max_seconds: expected above 0, found {max_seconds}.")
         self._max_seconds = max_seconds
         self._timed: list[Logger] = []
         self._warned: set[str] = set()

@@ -14,6 +14,7 @@ from src.config.rules import made, samples
 from src.data.rendering import PromptRenderer
 from src.errors import ConfigError
 from src.models.loading.architecture import load_architecture
+from src.models.loading.files import hub_errors
 from src.models.loading.policy_config import PolicyConfig
 from src.models.structure import positions_of
 from src.protocol.parsing import parse
@@ -138,7 +139,8 @@ def check_template(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> No
 
 def _architecture(policy: PolicyConfig) -> PretrainedConfig:
     try:
-        return load_architecture(policy)
+        with hub_errors(policy):
+            return load_architecture(policy)
     except ValueError as error:
         text = str(error)
         if "trust_remote_code" in text:

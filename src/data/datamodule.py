@@ -18,6 +18,7 @@ from src.data.rendering import RenderedPrompt
 from src.data.sampler import ResumableLoader, RolloutSampler
 from src.data.sources.base import Source, check_limits, dialogue_key, validation_splits
 from src.data.sources.checks import TargetCheck, faults_of, remarks
+from src.errors import ConfigError
 from src.protocol.dialogue import TurnExample
 
 log = logging.getLogger(__name__)
@@ -190,7 +191,7 @@ class ToolDialogueDataModule(LightningDataModule):
             return
         examples = source.load(split)
         if not examples:
-            raise ValueError(
+            raise ConfigError(
                 f"data: split '{name}' ({source.name}) has no prompt: its share of the corpus is none. Raise "
                 "data.train.val_share, or set data.val.path to a file."
             )
@@ -211,7 +212,7 @@ class ToolDialogueDataModule(LightningDataModule):
             self.dropped[name] += len(good) - len(short)
             kept.update(short[: limit - len(kept)])
         if not kept:
-            raise ValueError(
+            raise ConfigError(
                 f"data: of the {len(examples)} prompts of split '{name}' ({source.name}) none is left: "
                 f"{self.dropped[name]} have more than data.max_prompt_tokens={self.max_prompt_tokens} tokens, "
                 f"{self.bad[name]} are bad. Raise it, or mend those."
@@ -257,7 +258,7 @@ class ToolDialogueDataModule(LightningDataModule):
         counts = len(twins), len(trained), twins[0].example.id
         log.warning("train: %d of %d prompts are of dialogues that are validated on, e.g. '%s': left out.", *counts)
         if not self._prompts["train"]:
-            raise ValueError(
+            raise ConfigError(
                 f"data: all {len(trained)} training prompts are validated on, none is left. Validate on others: set "
                 "data.val.path to another file, or hold dialogues out with val_share of the source."
             )

@@ -9,6 +9,8 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from src.errors import ConfigError
+
 T = TypeVar("T")
 
 
@@ -41,9 +43,9 @@ class RolloutSampler(Sampler[list[int]]):
             ValueError: an empty batch, or fewer examples than one batch.
         """
         if batch_size < 1:
-            raise ValueError(f"data.prompts_per_step: expected at least 1, found {batch_size}.")
+            raise ConfigError(f"data.prompts_per_step: expected at least 1, found {batch_size}.")
         if size < batch_size:
-            raise ValueError(
+            raise ConfigError(
                 f"data.prompts_per_step: expected at most the {size} training prompts that there are, found "
                 f"{batch_size}."
             )

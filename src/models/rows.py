@@ -8,7 +8,7 @@ follows what is scored, so it changes nothing in a causal model, recurrent layer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import cast
 
 import torch
@@ -43,6 +43,24 @@ def separate_hidden_states(decoder: nn.Module, row: PackedRow) -> Tensor:
     hidden = cast(Tensor, output.last_hidden_state)
     scored = [width[len(p) - tokens : len(p)] + index * longest for index, (p, tokens) in enumerate(sequences)]
     return hidden.flatten(0, 1).index_select(0, torch.cat(scored))
+
+
+def batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of sequences in batches of at most `max_tokens`, padding counted, the longest sequences first.
+
+    >>> batches([5, 9, 4, 8], max_tokens=18)
+    [[1, 3], [0, 2]]
+
+    Args:
+        lengths: tokens of each sequence; one over the budget goes alone.
+        max_tokens: of a batch.
+    """
+    found: list[list[int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if not found or lengths[found[-1][0]] * (len(found[-1]) + 1) > max_tokens:
+            found.append([])
+        found[-1].append(index)
+    return found
 
 
 def _sequences(row: PackedRow) -> Iterator[tuple[Tensor, int]]:

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from src.errors import ConfigError
+
 Scaling = Literal["scheduled", "eq14", "constant"]
 
 
@@ -75,9 +77,9 @@ class RewardRamps:
         values = {}
         for name, ramp in ramps.items():
             if name not in cls.__slots__:
-                raise ValueError(f"reward.ramps: expected keys among {list(cls.__slots__)}, found '{name}'.")
+                raise ConfigError(f"reward.ramps: expected keys among {list(cls.__slots__)}, found '{name}'.")
             if len(ramp) != 3 or ramp[2] < 1:
-                raise ValueError(f"reward.ramps.{name}: expected [start, end, steps >= 1], found {list(ramp)}.")
+                raise ConfigError(f"reward.ramps.{name}: expected [start, end, steps >= 1], found {list(ramp)}.")
             values[name] = Ramp(float(ramp[0]), float(ramp[1]), int(ramp[2]))
         return cls(**values)
 

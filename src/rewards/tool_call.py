@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol, get_args
 
+from src.errors import ConfigError
 from src.protocol.dialogue import Message, ToolCall
 from src.protocol.matching import is_exact_match, match_calls, overlap
 from src.protocol.types import ParsedResponse
@@ -200,14 +201,14 @@ class ToolCallReward:
     def __post_init__(self) -> None:
         for key, options in (("scaling", Scaling), ("no_call", NoCallRule), ("names", NameOverlap)):
             if getattr(self, key) not in get_args(options):
-                raise ValueError(f"reward.{key}: expected one of {get_args(options)}, found {getattr(self, key)!r}.")
+                raise ConfigError(f"reward.{key}: expected one of {get_args(options)}, found {getattr(self, key)!r}.")
         for key in ("correctness_range", "format_range"):
             value = getattr(self, key)
             if len(value) != 2 or value[0] >= value[1]:
-                raise ValueError(f"reward.{key}: expected [low, high] with low < high, found {list(value)}.")
+                raise ConfigError(f"reward.{key}: expected [low, high] with low < high, found {list(value)}.")
         for key in ("beta_accuracy", "beta_format"):
             if getattr(self, key) < 0:
-                raise ValueError(f"reward.{key}: expected a factor of at least 0, found {getattr(self, key)}.")
+                raise ConfigError(f"reward.{key}: expected a factor of at least 0, found {getattr(self, key)}.")
         object.__setattr__(self, "_ramps", RewardRamps.from_config(self.ramps))
 
     def __call__(

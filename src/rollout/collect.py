@@ -13,13 +13,14 @@ from torch import Tensor
 from src.algorithm.advantages import Estimator, group_advantages, zero_variance
 from src.algorithm.experience import PromptGroup
 from src.data.rendering import RenderedPrompt
+from src.errors import Refusal
 from src.protocol.regions import DecodedCompletion, read_completions
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import Reward, RewardFunction
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
 
 
-class RewardError(ValueError):
+class RewardError(Refusal, ValueError):
     """A reward that is no finite number, which would make its whole group's advantages not finite."""
 
 

@@ -28,6 +28,7 @@ from src.algorithm.experience import PromptGroup
 from src.algorithm.region_weights import RegionFactors, batch_token_weights
 from src.config.rules import VALIDATION_METRICS
 from src.data.rendering import RenderedPrompt
+from src.errors import ConfigError
 from src.models.loading.sharding import place_policy
 from src.models.loading.weight_source import WeightSource
 from src.models.policy import Policy
@@ -266,7 +267,7 @@ class TrainingModule(LightningModule):
         """
         ranks = self.trainer.world_size
         if self._prompts_per_step < ranks:
-            raise ValueError(
+            raise ConfigError(
                 f"data.prompts_per_step: expected at least one prompt for each of the {ranks} ranks, found "
                 f"{self._prompts_per_step}. Raise it, or lower trainer.devices."
             )

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from src.errors import check_fields
+from src.errors import ConfigError, check_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ def build_optimizer(
     """
     trained = [parameter for _, parameter in named_parameters if parameter.requires_grad]
     if not trained:
-        raise ValueError("policy: expected at least one parameter to train, found none.")
+        raise ConfigError("policy: expected at least one parameter to train, found none.")
     groups = [
         {"params": [p for p in trained if p.ndim >= 2], "weight_decay": settings.weight_decay},
         {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},

@@ -10,6 +10,7 @@ import torch
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import balance, row_tokens
+from src.models.rows import batches
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,24 +85,6 @@ class RowBudget:
         """Go on with a smaller budget, unless the configured one was changed since."""
         if state["configured"] == self._configured:
             self.max_tokens = state["max_tokens"]
-
-
-def batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices of sequences in batches of at most `max_tokens`, padding counted, the longest sequences first.
-
-    >>> batches([5, 9, 4, 8], max_tokens=18)
-    [[1, 3], [0, 2]]
-
-    Args:
-        lengths: tokens of each sequence; one over the budget goes alone.
-        max_tokens: of a batch.
-    """
-    found: list[list[int]] = []
-    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
-        if not found or lengths[found[-1][0]] * (len(found[-1]) + 1) > max_tokens:
-            found.append([])
-        found[-1].append(index)
-    return found
 
 
 def split_group(group: PromptGroup, max_tokens: int) -> list[PromptGroup]:

@@ -14,7 +14,7 @@ from src.algorithm.advantages import Estimator
 from src.algorithm.policy_loss import PolicyLossConfig
 from src.algorithm.region_weights import RegionWeighting
 from src.config.signatures import resolved
-from src.errors import check_fields
+from src.errors import ConfigError, check_fields
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -74,7 +74,7 @@ def _resolved_tagger(path: str) -> Callable[..., Tensor]:
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         problem = str(error)
     if problem:
-        raise ValueError(
+        raise ConfigError(
             f"algorithm.regions: expected 'sampled' or the path of a function (ids, tokenizer) -> regions, found "
             f"'{path}': {problem}. The published code's is src.wings.published.regions.published_regions."
         )

@@ -172,7 +172,7 @@ def _of_another_family(place: Place) -> None:
     """Training on packed rows of LFM2's architecture, whose convolutions would mix completions."""
     folder = place.model()
     vocabulary = json.loads((folder / "config.json").read_text())["vocab_size"]
-    small_config("lfm2", vocab_size=vocabulary).save_pretrained(folder)
+    small_config("lfm2", vocab_size=vocabulary, max_position_embeddings=512).save_pretrained(folder)
     changes = (f"policy.path={folder}", "+policy.weights=random", "policy.rows=packed")
     train(train_config(place.folder / "run", *SMALL, *changes))
 

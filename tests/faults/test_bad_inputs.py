@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from hydra.errors import CompactHydraException
 
 from tests.conftest import ROOT
 from tests.faults.bad_inputs import BAD_INPUTS, Place
@@ -43,6 +44,7 @@ def test_message(name: str, tmp_path: Path, random_policy: Path, monkeypatch: py
         said = BAD_INPUTS[name](Place(folder, random_policy, monkeypatch))
     except (ValueError, OSError, RuntimeError) as error:
         said = str(error)
+        assert isinstance(error, CompactHydraException | KeyboardInterrupt), f"{type(error)} is told with a traceback"
     pattern = ".*".join(map(re.escape, table()[name].split("…")))
     assert isinstance(said, str), f"'{name}' was taken"
     assert re.search(pattern, said, re.DOTALL), said

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Literal, Protocol
 
 from src.data.sources.reading import Record, parse_json, read_records, require
+from src.errors import ConfigError
 from src.protocol.dialogue import (
     THOUGHT_OF_CALLS,
     THOUGHT_OF_RESPONSE,
@@ -56,9 +57,9 @@ def check_limits(max_prompt_tokens: int, limit_val: int | None) -> None:
         ValueError: names the key of the one that is less than 1.
     """
     if max_prompt_tokens < 1:
-        raise ValueError(f"data.max_prompt_tokens: expected at least 1, found {max_prompt_tokens}.")
+        raise ConfigError(f"data.max_prompt_tokens: expected at least 1, found {max_prompt_tokens}.")
     if limit_val is not None and limit_val < 1:
-        raise ValueError(f"data.limit_val: expected at least 1 or null, found {limit_val}.")
+        raise ConfigError(f"data.limit_val: expected at least 1 or null, found {limit_val}.")
 
 
 def validation_splits(train: Source, val: Source | None, chosen: Sequence[str] | None) -> dict[str, str]:
@@ -79,7 +80,7 @@ def validation_splits(train: Source, val: Source | None, chosen: Sequence[str] |
     if chosen is None:
         return found
     if not chosen or not set(chosen) <= set(found):
-        raise ValueError(f"data.val_splits: expected some of {sorted(found)} or null for all, found {list(chosen)}.")
+        raise ConfigError(f"data.val_splits: expected some of {sorted(found)} or null for all, found {list(chosen)}.")
     return {name: split for name, split in found.items() if name in chosen}
 
 

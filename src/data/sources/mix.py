@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TypedDict
 
 from src.data.sources.base import Source
+from src.errors import ConfigError
 from src.protocol.dialogue import TurnExample
 
 
@@ -30,10 +31,10 @@ class MixSource:
             name: name of the mix.
         """
         if not parts:
-            raise ValueError("data.train.parts: expected at least one part, found none.")
+            raise ConfigError("data.train.parts: expected at least one part, found none.")
         for key, part in parts.items():
             if part["count"] < 1:
-                raise ValueError(f"data.train.parts.{key}.count: expected at least 1, found {part['count']}.")
+                raise ConfigError(f"data.train.parts.{key}.count: expected at least 1, found {part['count']}.")
         self.parts, self.seed, self.name = dict(parts), seed, name
 
     def splits(self) -> tuple[str, ...]:
@@ -67,7 +68,7 @@ class MixSource:
         examples = part["source"].load(split)
         if split == "train":
             if len(examples) < part["count"]:
-                raise ValueError(
+                raise ConfigError(
                     f"data.train.parts.{key}.count: expected at most the {len(examples)} training examples that the "
                     f"source has, found {part['count']}. Lower the count or hold fewer dialogues out."
                 )

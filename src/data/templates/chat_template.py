@@ -76,7 +76,7 @@ class ChatTemplate:
                     raise ValueError(self.date)  # without its zeros
                 self._settings["strftime_now"] = moment.strftime
             except ValueError as error:
-                raise ValueError(f"prompt.date: expected a date as YYYY-MM-DD, found {day!r}.") from error
+                raise ConfigError(f"prompt.date: expected a date as YYYY-MM-DD, found {day!r}.") from error
         self.folds_system = bool(fold_system)
         opened = self._tried(fold_system)
         start = opened.find("<think>", opened.rfind(_USER) + len(_USER))

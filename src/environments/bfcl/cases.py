@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from src.errors import BenchmarkDataError
+from src.errors import BenchmarkDataError, ConfigError
 from src.protocol.dialogue import JsonValue
 
 VERSION = "2025.6.14"
@@ -92,7 +92,7 @@ def choose_categories(names: Iterable[str]) -> tuple[str, ...]:
     names = list(names)
     unknown = [name for name in names if name not in CATEGORIES and name not in GROUPS]
     if unknown or not names:
-        raise ValueError(
+        raise ConfigError(
             f"benchmark.bfcl.categories: expected some of {', '.join([*GROUPS, *CATEGORIES])}, found "
             f"{', '.join(map(str, unknown)) or 'an empty list'}."
         )

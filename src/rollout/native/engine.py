@@ -54,7 +54,7 @@ def native_engine(
         ConfigError: no `cache` is right for the model.
     """
     if owns_model is False and not source.shared:
-        raise ValueError(
+        raise ConfigError(
             "rollout.owns_model=false: expected true or null with a sharded policy, whose ranks would wait for each "
             "other at every token. Set rollout.owns_model=null."
         )
@@ -105,10 +105,10 @@ class NativeEngine:
         cache: Cache = "shared",
     ) -> None:
         if cache not in get_args(Cache):
-            raise ValueError(f"rollout.cache: expected 'auto' or one of {get_args(Cache)}, found '{cache}'.")
+            raise ConfigError(f"rollout.cache: expected 'auto' or one of {get_args(Cache)}, found '{cache}'.")
         for name, value in (("max_sequences", max_sequences), ("max_batch_tokens", max_batch_tokens)):
             if value < 1:
-                raise ValueError(f"rollout.{name}: expected at least 1, found {value}.")
+                raise ConfigError(f"rollout.{name}: expected at least 1, found {value}.")
         self._source = model
         self._model: PreTrainedModel | None = None
         self._max_sequences = max_sequences

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from src.errors import ConfigError
 from src.models.loading.hub_names import in_hub_names
 from src.rollout.engine import Completion, EngineSource, SamplingParams
 from src.rollout.vllm.requests import (
@@ -71,13 +72,13 @@ def vllm_engine(
     check_mode(logprobs_mode)
     on_gpu = torch.accelerator.is_available()
     if sleep and not on_gpu:
-        raise ValueError(
+        raise ConfigError(
             "rollout.sleep=true: expected an accelerator, found none; vLLM cannot sleep on a CPU. Set it to null."
         )
     if not 0 < gpu_memory_utilization <= 1:
-        raise ValueError(f"rollout.gpu_memory_utilization: expected in (0, 1], found {gpu_memory_utilization}.")
+        raise ConfigError(f"rollout.gpu_memory_utilization: expected in (0, 1], found {gpu_memory_utilization}.")
     if tensor_parallel_size < 1:
-        raise ValueError(f"rollout.tensor_parallel_size: expected at least 1, found {tensor_parallel_size}.")
+        raise ConfigError(f"rollout.tensor_parallel_size: expected at least 1, found {tensor_parallel_size}.")
     if kv_cache_gib is None and not on_gpu:
         kv_cache_gib = 1.0
     arguments: dict[str, Any] = {
@@ -236,7 +237,7 @@ class VllmEngine:
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         size = self.ranks_per_engine
         if ranks % size:
-            raise ValueError(
+            raise ConfigError(
                 f"rollout.tensor_parallel_size: expected a divisor of the {ranks} ranks of this run, found {size}."
             )
         if size > 1:

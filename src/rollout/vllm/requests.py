@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from src.errors import ConfigError
 from src.rollout.engine import Completion, SamplingParams, check_prompts
 
 LogprobsMode = Literal["processed_logprobs", "raw_logprobs"]
@@ -24,7 +25,7 @@ def check_mode(mode: str) -> None:
         ValueError: it is not one of `LogprobsMode`.
     """
     if mode not in get_args(LogprobsMode):
-        raise ValueError(f"rollout.logprobs_mode: expected one of {get_args(LogprobsMode)}, found '{mode}'.")
+        raise ConfigError(f"rollout.logprobs_mode: expected one of {get_args(LogprobsMode)}, found '{mode}'.")
 
 
 def check_request(
@@ -61,19 +62,19 @@ def check_request(
     if params.temperature == 0:
         return
     if params.temperature < _COLDEST:
-        raise ValueError(
+        raise ConfigError(
             f"sampling.temperature: vLLM expects 0 (greedy) or at least {_COLDEST}, found {params.temperature}."
         )
     cuts = params.top_p < 1 or params.top_k > 0
     found = f"found temperature={params.temperature}, top_p={params.top_p}, top_k={params.top_k}"
     if cuts and params.temperature != 1:
-        raise ValueError(
+        raise ConfigError(
             "sampling: vLLM gives no log-probabilities after temperature and before top-p and top-k, which training "
             f"needs; expected temperature=1, or top_p=1 and top_k=0, {found}. Change these, or set rollout=native."
         )
     needed = "raw_logprobs" if cuts else "processed_logprobs"
     if (cuts or params.temperature != 1) and logprobs_mode != needed:
-        raise ValueError(
+        raise ConfigError(
             f"sampling: with rollout.logprobs_mode={logprobs_mode} vLLM's log-probabilities are not those that "
             f"training needs; {found}. Set rollout.logprobs_mode={needed} (of a server: --logprobs-mode {needed} too)."
         )

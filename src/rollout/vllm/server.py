@@ -22,7 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
-from src.errors import Refusal
+from src.errors import ConfigError, Refusal
 from src.models.loading.hub_names import in_hub_names
 from src.rollout.engine import Completion, EngineSource, SamplingParams
 from src.rollout.vllm.requests import LogprobsMode, check_mode, check_request, completion, sampling_fields
@@ -44,7 +44,7 @@ class ServerError(Refusal, RuntimeError):
     """The server answers, but not with what was asked for: a refused request, or not the server that this run needs."""
 
 
-class ServerLostError(RuntimeError):
+class ServerLostError(Refusal, RuntimeError):
     """The server does not answer."""
 
 
@@ -77,10 +77,10 @@ class VllmServerEngine:
     ) -> None:
         check_mode(logprobs_mode)
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"rollout.url: expected http://HOST:PORT, found '{url}'.")
+            raise ConfigError(f"rollout.url: expected http://HOST:PORT, found '{url}'.")
         for name, value in (("timeout_s", timeout_s), ("max_connections", max_connections), ("shard_gib", shard_gib)):
             if value <= 0:
-                raise ValueError(f"rollout.{name}: expected above 0, found {value}.")
+                raise ConfigError(f"rollout.{name}: expected above 0, found {value}.")
         dtype = str(source.dtype).removeprefix("torch.")
         start_command = (
             f"VLLM_SERVER_DEV_MODE=1 vllm serve {source.folder} --tokens-only --dtype {dtype} "

@@ -59,7 +59,7 @@ class GenerationSettings:
         """
         positions = context_of(model)
         if self.context is not None and positions is not None and self.context > positions:
-            raise ValueError(f"generation.context: expected at most the model's {positions}, found {self.context}.")
+            raise ConfigError(f"generation.context: expected at most the model's {positions}, found {self.context}.")
         context = positions if self.context is None else self.context
         if self.max_new_tokens is not None:
             return self.max_new_tokens, context
@@ -126,7 +126,7 @@ class EngineGenerate:
         seed: int = 0,
     ) -> None:
         if batch_size < 1:
-            raise ValueError(f"generation.batch_size: expected at least 1, found {batch_size}.")
+            raise ConfigError(f"generation.batch_size: expected at least 1, found {batch_size}.")
         self.engine = engine
         self.renderer = renderer
         self.table = table

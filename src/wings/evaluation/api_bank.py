@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from src.environments.conversation import Answer, Generate
-from src.errors import BenchmarkDataError
+from src.errors import BenchmarkDataError, ConfigError
 from src.protocol.dialogue import ChatPrompt, ToolCall
 from src.protocol.matching import json_equal
 from src.wings.evaluation.benchmark import Benchmark, Record, Sample, count_by_category, mean_by_category
@@ -112,9 +112,9 @@ class ApiBank(Benchmark):
             ValueError: no level, an unknown one, or an unknown `on_missing`.
         """
         if not levels or not set(levels) <= set(LEVELS):
-            raise ValueError(f"benchmark.api_bank.levels: expected some of {list(LEVELS)}, found {list(levels)}.")
+            raise ConfigError(f"benchmark.api_bank.levels: expected some of {list(LEVELS)}, found {list(levels)}.")
         if on_missing not in ("error", "skip"):
-            raise ValueError(f"benchmark.api_bank.on_missing: expected 'error' or 'skip', found {on_missing!r}.")
+            raise ConfigError(f"benchmark.api_bank.on_missing: expected 'error' or 'skip', found {on_missing!r}.")
         self.on_missing = on_missing
         self._levels = sorted(set(levels))
         self._folder = Path(path)

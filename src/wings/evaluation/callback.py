@@ -13,6 +13,7 @@ from typing import cast
 
 from lightning import LightningModule, Trainer
 
+from src.errors import ConfigError
 from src.training.step import RolloutCallback, RolloutStep, Training, rollout_callbacks
 from src.wings.evaluation.answering import EngineGenerate, context_of
 from src.wings.evaluation.benchmark import UNPARSED, Benchmark, EvalReport, Ranks, Subset, prepared
@@ -59,12 +60,12 @@ class BenchmarkCallback(RolloutCallback):
         folder: str | None = None,
     ) -> None:
         if every_n_rollout_steps < 1:
-            raise ValueError(
+            raise ConfigError(
                 f"callbacks.benchmark.every_n_rollout_steps: expected at least 1, found {every_n_rollout_steps}."
             )
         for name, value in (("subset", subset), ("batch_size", batch_size)):
             if value is not None and value < 1:
-                raise ValueError(f"callbacks.benchmark.{name}: expected at least 1, found {value}.")
+                raise ConfigError(f"callbacks.benchmark.{name}: expected at least 1, found {value}.")
         self._benchmarks = [benchmark for benchmark in benchmarks.values() if benchmark is not None]
         self._every = every_n_rollout_steps
         self._at_start, self._at_end = at_start, at_end

@@ -15,6 +15,7 @@ import torch
 from lightning import LightningModule, Trainer
 from omegaconf import OmegaConf
 
+from src.errors import ConfigError
 from src.protocol.types import Region
 from src.runs.summary import command_line, versions
 from src.training.step import RolloutCallback, Training
@@ -52,12 +53,12 @@ class HFExport(RolloutCallback):
         dtype: ExportPrecision | None = "auto",
     ) -> None:
         if every_n_rollout_steps is not None and every_n_rollout_steps < 1:
-            raise ValueError(
+            raise ConfigError(
                 "callbacks.hf_export.every_n_rollout_steps: expected at least 1 or null, found "
                 f"{every_n_rollout_steps}."
             )
         if dtype is not None and dtype not in get_args(ExportPrecision):
-            raise ValueError(
+            raise ConfigError(
                 f"callbacks.hf_export.dtype: expected one of {get_args(ExportPrecision)} or null, found '{dtype}'."
             )
         self._folder, self._config_path = Path(folder), Path(config_path)

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from src.errors import ConfigError
 from src.protocol.types import Region
 
 _PAIRS = (("think", Region.REASONING), ("response", Region.RESPONSE), ("tool_call", None))
@@ -60,7 +61,7 @@ def published_regions(token_ids: Tensor, tokenizer: PreTrainedTokenizerBase) -> 
         ValueError: the tokenizer cannot say where in the text its tokens are.
     """
     if not tokenizer.is_fast:
-        raise ValueError(
+        raise ConfigError(
             "algorithm.regions: published needs a fast tokenizer, which gives the offsets of its tokens; found "
             f"{type(tokenizer).__name__}. Use the model's fast tokenizer, or set algorithm.regions: sampled."
         )

@@ -24,6 +24,7 @@ from itertools import pairwise
 from typing import Any, ClassVar, Literal, get_args
 
 from src.data.rendering import step_text
+from src.errors import ConfigError
 from src.protocol.dialogue import Message
 from src.protocol.matching import is_exact_match, overlap
 from src.protocol.types import ParsedResponse
@@ -56,7 +57,9 @@ class PublishedReward:
 
     def __post_init__(self) -> None:
         if self.format_rule not in get_args(FormatRule):
-            raise ValueError(f"reward.format_rule: expected one of {get_args(FormatRule)}, found {self.format_rule!r}.")
+            raise ConfigError(
+                f"reward.format_rule: expected one of {get_args(FormatRule)}, found {self.format_rule!r}."
+            )
 
     def __call__(
         self, text: str, parsed: ParsedResponse, target: Message, *, rollout_step: int, progress: float = 0.0

@@ -10,6 +10,7 @@ import torch
 from lightning import Trainer
 from torch import Tensor
 
+from src.errors import ConfigError
 from src.protocol.types import Region
 from src.training.step import RolloutCallback, RolloutStep, Training
 
@@ -51,7 +52,7 @@ class ReasoningShare(RolloutCallback):
         bounds = (("every_n_rollout_steps", every_n_rollout_steps, 1), ("groups", groups, 1))
         for name, value, least in (*bounds, ("continuations", continuations, 2)):
             if value < least:
-                raise ValueError(f"callbacks.reasoning_share.{name}: expected at least {least}, found {value}.")
+                raise ConfigError(f"callbacks.reasoning_share.{name}: expected at least {least}, found {value}.")
         self._every = every_n_rollout_steps
         self._groups = groups
         self._continuations = continuations

@@ -14,6 +14,7 @@ from src.algorithm.advantages import zero_variance
 from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import pack
 from src.algorithm.region_weights import region_means
+from src.errors import ConfigError
 from src.models.head.gradients import LastLayerGradients
 from src.protocol.types import Region
 from src.training.step import RolloutCallback, RolloutStep, Training
@@ -78,11 +79,11 @@ class VarianceMeter(RolloutCallback):
     ) -> None:
         for name, value in (("every_n_rollout_steps", every_n_rollout_steps), ("groups", groups)):
             if value < 1:
-                raise ValueError(f"callbacks.variance_meter.{name}: expected at least 1, found {value}.")
+                raise ConfigError(f"callbacks.variance_meter.{name}: expected at least 1, found {value}.")
         if max_tokens < 2:
-            raise ValueError(f"callbacks.variance_meter.max_tokens: expected at least 2, found {max_tokens}.")
+            raise ConfigError(f"callbacks.variance_meter.max_tokens: expected at least 2, found {max_tokens}.")
         if not 0 <= floor <= 1:
-            raise ValueError(f"callbacks.variance_meter.floor: expected from 0 to 1, found {floor}.")
+            raise ConfigError(f"callbacks.variance_meter.floor: expected from 0 to 1, found {floor}.")
         self._every = every_n_rollout_steps
         self._groups = groups
         self._max_tokens = max_tokens

@@ -24,6 +24,7 @@ from src.data.sources.synthetic.thoughts import (
     missing_thought,
     refusal_thought,
 )
+from src.errors import ConfigError
 from src.protocol.dialogue import Dialogue, JsonValue, Message, ToolCall, ToolSpec, TurnExample, split_turns
 
 KINDS: dict[str, float] = WORDS["kinds"]
@@ -89,12 +90,14 @@ class SyntheticSource:
         """
         for key, count in (("num_train", num_train), ("num_val", num_val)):
             if count < 1:
-                raise ValueError(f"data.train.{key}: expected at least 1, found {count}.")
+                raise ConfigError(f"data.train.{key}: expected at least 1, found {count}.")
         kinds = dict(kinds or KINDS)
         if unknown := set(kinds) - set(KINDS):
-            raise ValueError(f"data.train.kinds: expected some of {sorted(KINDS)}, found {sorted(unknown)}.")
+            raise ConfigError(f"data.train.kinds: expected some of {sorted(KINDS)}, found {sorted(unknown)}.")
         if reasoning not in get_args(Reasoning):
-            raise ValueError(f"data.train.reasoning: expected one of {list(get_args(Reasoning))}, found {reasoning!r}.")
+            raise ConfigError(
+                f"data.train.reasoning: expected one of {list(get_args(Reasoning))}, found {reasoning!r}."
+            )
         self._counts = {"train": num_train, "val": num_val, "val_unseen": num_val}
         self._seed = seed
         self._kinds = kinds

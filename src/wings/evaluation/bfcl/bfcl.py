@@ -11,6 +11,7 @@ from src.environments.bfcl.cases import Case, choose_categories, is_multi_turn, 
 from src.environments.bfcl.sandbox import Sandbox, Verdict, check_limits
 from src.environments.bfcl.world import CaseWorld, turn_messages
 from src.environments.conversation import Answer, Conversation, Generate, Turn, play
+from src.errors import ConfigError
 from src.protocol.dialogue import ChatPrompt, JsonValue, ToolCall
 from src.wings.evaluation.benchmark import UNPARSED, Benchmark, Record, Sample
 from src.wings.evaluation.bfcl.decoding import decode_calls, is_unparsed
@@ -94,9 +95,9 @@ class Bfcl(Benchmark):
             ("on_missing", on_missing, ("error", "skip")),
         ):
             if value not in choices:
-                raise ValueError(f"benchmark.bfcl.{key}: expected {' or '.join(map(repr, choices))}, found {value!r}.")
+                raise ConfigError(f"benchmark.bfcl.{key}: expected {' or '.join(map(repr, choices))}, found {value!r}.")
         if max_concurrent < 1:
-            raise ValueError(f"benchmark.bfcl.max_concurrent: expected at least 1, found {max_concurrent}.")
+            raise ConfigError(f"benchmark.bfcl.max_concurrent: expected at least 1, found {max_concurrent}.")
         check_limits("benchmark.bfcl", time_limit, memory_limit_mb)
         self.on_missing = on_missing
         self._categories = choose_categories(categories)

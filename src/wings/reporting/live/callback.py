@@ -15,6 +15,7 @@ from lightning import LightningModule, Trainer
 from omegaconf import DictConfig, OmegaConf
 
 from src.callbacks.rollout_log import group_records
+from src.errors import ConfigError
 from src.runs.random_states import random_states, restore_random_states
 from src.training.step import RolloutCallback, RolloutStep, Training
 from src.wings.comparing.run_folders import RunRecord, flat_settings, read_events, sort_events
@@ -62,9 +63,9 @@ class LiveFigures(RolloutCallback):
         least = {"every_n_rollout_steps": (every_n_rollout_steps, 1), "groups": (groups, 0), "dpi": (dpi, 10)}
         for name, (value, bound) in least.items():
             if value < bound:
-                raise ValueError(f"callbacks.live_figures.{name}: expected at least {bound}, found {value}.")
+                raise ConfigError(f"callbacks.live_figures.{name}: expected at least {bound}, found {value}.")
         if unknown := [name for name in figures if name not in CHARTS]:
-            raise ValueError(f"callbacks.live_figures.figures: expected some of {list(CHARTS)}, found {unknown}.")
+            raise ConfigError(f"callbacks.live_figures.figures: expected some of {list(CHARTS)}, found {unknown}.")
         self._metrics_path, self._config_path = Path(metrics_path), Path(config_path)
         self._every, self._figures, self._groups, self._dpi = every_n_rollout_steps, tuple(figures), groups, dpi
         self._dashboards: list[Dashboard] = []
