@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.algorithm.packing import PackedRow
-from src.models.attention.packed import PACKED_ATTENTION, check_packs
 from src.models.dropout import dropout_of, switch_off
 from src.models.fused_norm import fuse_norms
 from src.models.head.gradients import LastLayerGradients, last_layer_gradients
 from src.models.head.head import TokenLoss, token_logprobs_and_entropies, token_loss
-from src.models.rows import packed_hidden_states, separate_hidden_states
-from src.models.structure import decoder_of, freeze_unused, head_of, logit_map_of, own_attention, set_attention
+from src.models.moe import balance_loss, check_router_loss
+from src.models.rows import RowStates, packed_states, prepare, separate_states
+from src.models.structure import decoder_of, head_of, logit_map_of
 
 
 class TokenScores(NamedTuple):
@@ -28,12 +28,14 @@ class TokenScores(NamedTuple):
         entropies: float32 [N], entropy in nats of the distribution that it is drawn from.
         last_layer: what the head's gradient is like at each token; None unless asked for.
         loss: a scalar, the only one with gradient where a loss was given; None without.
+        balance: a scalar with gradient, `router_loss` times what keeps experts in use; 0 where it is not asked for.
     """
 
     logprobs: Tensor
     entropies: Tensor
     last_layer: LastLayerGradients | None = None
     loss: Tensor | None = None
+    balance: Tensor | float = 0.0
 
 
 class Policy(nn.Module):
@@ -50,6 +52,7 @@ class Policy(nn.Module):
         fused_norms: RMSNorm layers in fewer passes where they run in float32 on a CPU (`models.fused_norm`).
         head_chunk: tokens whose logits exist at once; None: as many as `models.head.head.chunk_tokens` says.
         dropout: leave the model's dropout as it is, for training mode; otherwise it is switched off.
+        router_loss: weight of the loss that keeps a mixture's experts in use (`models.moe`), beside the given one.
 
     Attributes:
         dropout: the dropout that the model came with (`models.dropout`).
@@ -67,22 +70,18 @@ class Policy(nn.Module):
         fused_norms: bool = True,
         head_chunk: int | None = None,
         dropout: bool = False,
+        router_loss: float = 0.0,
     ) -> None:
         super().__init__()
-        head_of(model)
-        if rows == "packed":
-            check_packs(model.config)
         self.model = model
         self.dropout = dropout_of(model)
         if not dropout:
             switch_off(model)
         self.rows = rows
         self.head_chunk, self._logit_map = head_chunk, logit_map_of(model)
-        if rows == "packed":
-            set_attention(model, PACKED_ATTENTION)
-        else:
-            model.set_attn_implementation(own_attention(model))
-        freeze_unused(model)
+        self._router_loss = router_loss
+        check_router_loss(model, router_loss)
+        prepare(model, rows)
         if fused_norms:
             fuse_norms(model)
         if gradient_checkpointing:
@@ -111,26 +110,25 @@ class Policy(nn.Module):
                 if it were trained on its own.
 
         Raises:
-            ValueError: an unknown `last_layer`.
             ConfigError: layers that cannot run on packed rows, where `rows` is `packed`.
             RuntimeError: `last_layer` with gradients enabled.
         """
-        if last_layer not in (None, "moments", "gram"):
-            raise ValueError(f"Policy: expected last_layer None, 'moments' or 'gram', found '{last_layer}'.")
         if last_layer is not None and torch.is_grad_enabled():
             raise RuntimeError(f"Policy: last_layer='{last_layer}' carries no gradient; call under torch.no_grad().")
-        hidden, head = self.hidden_states(row), head_of(self.model)
-        inputs = (hidden, head.weight, row.targets)
+        balanced = {"output_router_logits": True} if loss is not None and self._router_loss else {}
+        states, head = self.states(row, **balanced), head_of(self.model)
+        inputs = (states.hidden, head.weight, row.targets)
         settings: dict[str, Any] = {"temperature": temperature, "bias": head.bias, "chunk": self.head_chunk}
         settings["logit_map"] = self._logit_map
         if last_layer is not None:
             return TokenScores(*last_layer_gradients(*inputs, **settings, gram=last_layer == "gram"))
         if loss is not None:
             total, logprobs, entropies = token_loss(*inputs, loss, **settings)
-            return TokenScores(logprobs, entropies, loss=total)
+            balance = balance_loss(states.router_logits, self.model, states.real)
+            return TokenScores(logprobs, entropies, loss=total, balance=self._router_loss * balance)
         return TokenScores(*token_logprobs_and_entropies(*inputs, **settings))
 
-    def hidden_states(self, row: PackedRow) -> Tensor:
-        """Hidden states [N, d] that predict the row's N tokens."""
-        states = packed_hidden_states if self.rows == "packed" else separate_hidden_states
-        return states(decoder_of(self.model), row)
+    def states(self, row: PackedRow, **options: bool) -> RowStates:
+        """What the decoder makes of a row; `options` as of `models.rows.packed_states`."""
+        states = packed_states if self.rows == "packed" else separate_states
+        return states(decoder_of(self.model), row, **options)

@@ -9,18 +9,57 @@ follows what is scored, so it changes nothing in a causal model, recurrent layer
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from src.algorithm.packing import PackedRow
-from src.models.attention.packed import planned
+from src.models.attention.packed import PACKED_ATTENTION, check_packs, planned
 from src.models.attention.plan import AttentionPlan
+from src.models.moe import route_in_float32
+from src.models.structure import decoder_of, freeze_unused, head_of, own_attention, set_attention
 
 
-def packed_hidden_states(decoder: nn.Module, row: PackedRow) -> Tensor:
-    """Hidden states [N, d] that predict the row's N tokens; the decoder attends through `PACKED_ATTENTION`."""
+def prepare(model: PreTrainedModel, rows: Literal["packed", "separate"]) -> None:
+    """Give a model the attention of its rows, take its routers out of autocast and gradients from what reads no text.
+
+    Raises:
+        ConfigError: it has no linear head, or cannot run on packed rows.
+    """
+    head_of(model)
+    if rows == "packed":
+        check_packs(model.config)
+        set_attention(model, PACKED_ATTENTION)
+    else:
+        model.set_attn_implementation(own_attention(model))
+    freeze_unused(model)
+    route_in_float32(decoder_of(model))
+
+
+class RowStates(NamedTuple):
+    """What a decoder makes of a row.
+
+    Attributes:
+        hidden: [N, d], the hidden states that predict its N tokens.
+        router_logits: [T, E] of each layer with experts, over the decoder's T inputs; None: not asked for.
+        real: bool [T], which of these are no padding; None: all.
+    """
+
+    hidden: Tensor
+    router_logits: tuple[Tensor, ...] | None = None
+    real: Tensor | None = None
+
+
+def packed_states(decoder: nn.Module, row: PackedRow, **options: bool) -> RowStates:
+    """The row in one sequence; the decoder attends through `PACKED_ATTENTION`.
+
+    Args:
+        decoder: of a model.
+        row: on its device.
+        **options: `output_router_logits=True` asks for these.
+    """
     positions = row.position_ids[None]
     with planned(AttentionPlan(row.layouts, row.input_ids.device)):
         output = decoder(
@@ -28,21 +67,25 @@ def packed_hidden_states(decoder: nn.Module, row: PackedRow) -> Tensor:
             position_ids=positions,
             attention_mask=torch.ones_like(positions, dtype=torch.bool),  # else positions that restart mean other texts
             use_cache=False,
+            **options,
         )
-    return cast(Tensor, output.last_hidden_state)[0].index_select(0, row.score_positions)
+    hidden = cast(Tensor, output.last_hidden_state)[0].index_select(0, row.score_positions)
+    return RowStates(hidden, getattr(output, "router_logits", None))
 
 
-def separate_hidden_states(decoder: nn.Module, row: PackedRow) -> Tensor:
-    """Hidden states [N, d] that predict the row's N tokens, from one padded batch of all its sequences."""
+def separate_states(decoder: nn.Module, row: PackedRow, **options: bool) -> RowStates:
+    """The row's sequences in one padded batch, by the model's own attention; arguments as of `packed_states`."""
     sequences = list(_sequences(row))
     longest = max(len(places) for places, _ in sequences)
     device = row.input_ids.device
     width = torch.arange(longest, device=device)
     batch = torch.stack([row.input_ids[torch.nn.functional.pad(p, (0, longest - len(p)))] for p, _ in sequences])
-    output = decoder(input_ids=batch, position_ids=width.expand(len(batch), -1), use_cache=False)
+    output = decoder(input_ids=batch, position_ids=width.expand(len(batch), -1), use_cache=False, **options)
     hidden = cast(Tensor, output.last_hidden_state)
     scored = [width[len(p) - tokens : len(p)] + index * longest for index, (p, tokens) in enumerate(sequences)]
-    return hidden.flatten(0, 1).index_select(0, torch.cat(scored))
+    real = torch.stack([width < len(p) for p, _ in sequences]).flatten()
+    picked = hidden.flatten(0, 1).index_select(0, torch.cat(scored))
+    return RowStates(picked, getattr(output, "router_logits", None), real)
 
 
 def batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:

@@ -215,9 +215,10 @@ class Updater:
             row = plan.row(indices)
             loss = row_loss(row, minibatch.counts, first=minibatch.first) if row else None
             scores = scorer.policy(scorer.pack(row), temperature=minibatch.temperature, loss=loss or _nothing)
+            share = scores.loss + scores.balance * (len(scores.logprobs) / minibatch.counts.num_tokens)
             with self._optimization.unreduced():
-                self._optimization.backward(scores.loss * self._ranks.size)
-            total += scores.loss.detach()
+                self._optimization.backward(share * self._ranks.size)
+            total += share.detach()
             if loss is not None:
                 metrics = metrics + loss.metrics(scores.logprobs, scores.entropies)
                 scored |= by_piece(plan, indices, scores)

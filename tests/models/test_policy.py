@@ -131,7 +131,7 @@ def test_scores_do_not_depend_on_the_row_that_a_group_is_packed_in() -> None:
 def test_scores_are_hooked_by_fsdp() -> None:
     # FSDP finds the tensors to hook by flattening the output as a pytree, which leaves dataclasses whole.
     leaves = torch.utils._pytree.tree_leaves(TokenScores(torch.zeros(1), torch.ones(1)))
-    assert [leaf.item() for leaf in leaves if leaf is not None] == [0.0, 1.0]
+    assert [leaf.item() for leaf in leaves if torch.is_tensor(leaf)] == [0.0, 1.0]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -143,7 +143,7 @@ def test_last_layer_of_the_tiny_policy_is_autograds(temperature: float) -> None:
     with torch.no_grad():
         plain, scores = policy(row, temperature=temperature), policy(row, temperature=temperature, last_layer="gram")
         moments = policy(row, temperature=temperature, last_layer="moments").last_layer
-        hidden = policy.hidden_states(row)
+        hidden = policy.states(row).hidden
     assert plain.last_layer is None and moments.gram is None
     assert torch.equal(plain.logprobs, scores.logprobs) and torch.equal(plain.entropies, scores.entropies)
     weight = model.get_output_embeddings().weight.detach().clone().requires_grad_()

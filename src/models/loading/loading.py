@@ -77,6 +77,7 @@ def load_policy(
         gradient_checkpointing=config.gradient_checkpointing,
         head_chunk=config.head_chunk,
         dropout=config.dropout,
+        router_loss=config.router_loss,
     )
     weights = None
     if on_meta:

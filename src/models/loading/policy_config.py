@@ -29,6 +29,7 @@ class PolicyConfig:
         gradient_checkpointing: see `Policy`.
         head_chunk: see `Policy`.
         dropout: see `Policy`.
+        router_loss: see `Policy`.
         lora: adapters to train instead of the weights.
     """
 
@@ -44,6 +45,7 @@ class PolicyConfig:
     gradient_checkpointing: bool = False
     head_chunk: int | None = None
     dropout: bool = False
+    router_loss: float = 0.0
     lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:
@@ -53,6 +55,8 @@ class PolicyConfig:
             raise ConfigError(f"policy.weights: expected 'pretrained' or 'random', found '{self.weights}'.")
         if self.rows not in ("auto", "packed", "separate"):
             raise ConfigError(f"policy.rows: expected 'auto', 'packed' or 'separate', found '{self.rows}'.")
+        if self.router_loss < 0:
+            raise ConfigError(f"policy.router_loss: expected at least 0, found {self.router_loss}.")
         if self.path is None and self.package is None and self.hub_id is None:
             raise ConfigError("policy: expected hub_id, path or package, found none of them.")
         if self.package is not None and self.gguf_file is None:

@@ -74,11 +74,11 @@ def row_memory(architecture: PretrainedConfig, traits: ModelTraits, shape: RowSh
         row = shape.row()
         with LiveBytes() as memory:
             with torch.no_grad():
-                policy.hidden_states(row)
+                policy.states(row)
             forward, before = memory.peak, memory.live
             for layer in layers_of(decoder_of(policy.model)):
                 layer.register_forward_hook(lambda *_: after_layer.append(memory.live))
-            hidden = policy.hidden_states(row)
+            hidden = policy.states(row).hidden
             first, second = after_layer
             kept, kept_layer = memory.live - before, second - first
             memory.peak = memory.live
@@ -92,7 +92,7 @@ def forward_memory(architecture: PretrainedConfig, traits: ModelTraits, shape: R
     with _without_data(architecture, traits) as policy:
         row = shape.row()
         with torch.no_grad(), LiveBytes() as memory:
-            policy.hidden_states(row)
+            policy.states(row)
     return memory.peak
 
 

@@ -67,7 +67,7 @@ def test_the_real_tensors_are_as_large(random_policy):
     policy = Policy(load_model(settings)).train()
     row = GROUP.row()
     with LiveBytes() as memory:
-        hidden = policy.hidden_states(row)
+        hidden = policy.states(row).hidden
     assert memory.live == pytest.approx(2 * traced.kept_layer + traced.kept_rest, rel=0.002)
     del hidden
     assert memory.live == 0
