@@ -110,9 +110,12 @@ class Policy(nn.Module):
                 if it were trained on its own.
 
         Raises:
+            ValueError: an unknown `last_layer`.
             ConfigError: layers that cannot run on packed rows, where `rows` is `packed`.
             RuntimeError: `last_layer` with gradients enabled.
         """
+        if last_layer not in (None, "moments", "gram"):
+            raise ValueError(f"Policy: expected last_layer None, 'moments' or 'gram', found '{last_layer}'.")
         if last_layer is not None and torch.is_grad_enabled():
             raise RuntimeError(f"Policy: last_layer='{last_layer}' carries no gradient; call under torch.no_grad().")
         balanced = {"output_router_logits": True} if loss is not None and self._router_loss else {}

@@ -46,8 +46,7 @@ class RowBudget:
 
     Args:
         max_tokens: of a row, as configured.
-        separate: completions do not share their prompt (`models.rows`): a row is a batch of sequences of about the same
-            length, and its tokens are those of the padded batch.
+        separate: a row is a padded batch of prompts with one completion each (`models.rows`).
 
     Attributes:
         max_tokens: of a row, now.
@@ -66,9 +65,8 @@ class RowBudget:
             parts = [group] if whole else split_group(group, 0 if self._separate else self.max_tokens)
             pieces += parts
             owners += [index] * len(parts)
-        if self._separate:
-            return RowPlan(pieces, owners, batches([row_tokens(piece) for piece in pieces], self.max_tokens))
-        return RowPlan(pieces, owners, balance([row_tokens(piece) for piece in pieces], self.max_tokens))
+        sizes = [row_tokens(piece) for piece in pieces]
+        return RowPlan(pieces, owners, (batches if self._separate else balance)(sizes, self.max_tokens))
 
     def shrink(self, longest_divisible: int) -> bool:
         """Make rows half as long as the longest that can be divided; False if there is none (0)."""
