@@ -59,6 +59,7 @@ class Victim:
         folder: of the run.
         steps: rollout steps of the whole run.
         ranks: processes.
+        overrides: of its config, beside the usual ones.
         kills: by kind.
         starts: of the process.
     """
@@ -66,6 +67,7 @@ class Victim:
     folder: Path
     steps: int
     ranks: int
+    overrides: tuple[str, ...] = ()
     kills: Counter[str] = field(default_factory=Counter)
     starts: int = 0
 
@@ -75,7 +77,7 @@ class Victim:
         self.folder.mkdir(parents=True, exist_ok=True)
         trainer = ["trainer=fsdp_cpu", f"trainer.devices={self.ranks}"] if self.ranks > 1 else ["trainer=cpu"]
         command = [sys.executable, str(ROOT / "tests/faults/dying.py"), f"hydra.run.dir={self.folder}", *trainer]
-        command += [*SETTINGS, f"updates.rollout_steps={self.steps}"]
+        command += [*SETTINGS, f"updates.rollout_steps={self.steps}", *self.overrides]
         outer = {key: value for key, value in os.environ.items() if not key.startswith(("PL_", "LOCAL_", "RANK"))}
         environment = outer | {"OMP_NUM_THREADS": "1", "PROJECT_ROOT": str(ROOT), "FAULT": fault}
         with (self.folder / "output.txt").open("ab") as output:
@@ -140,10 +142,12 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def compare(folder: Path, kills: int, *, ranks: int = 1, steps: int = 12, seed: int = 0) -> tuple[str, list[str]]:
+def compare(
+    folder: Path, kills: int, *, ranks: int = 1, steps: int = 12, seed: int = 0, overrides: tuple[str, ...] = ()
+) -> tuple[str, list[str]]:
     """Do it all; what was done in words, and what is not as it must be."""
     dice = random.Random(seed)
-    whole = Victim(folder / "whole", steps, ranks)
+    whole = Victim(folder / "whole", steps, ranks, overrides)
     started = time.monotonic()
     if whole.end() != 0 or steps_done(whole.folder) != steps:
         raise RuntimeError(f"the run that nobody touched failed, see '{whole.folder / 'output.txt'}'")
@@ -155,7 +159,7 @@ def compare(folder: Path, kills: int, *, ranks: int = 1, steps: int = 12, seed: 
     problems: list[str] = []
     runs = starts = 0
     while total.total() < kills:
-        victim = Victim(folder / f"killed_{runs}", steps, ranks)
+        victim = Victim(folder / f"killed_{runs}", steps, ranks, overrides)
         runs += 1
         ended = False
         while not ended and (total + victim.kills).total() < kills:
