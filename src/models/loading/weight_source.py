@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,12 @@ class WeightSource:
         files: name in the plain architecture's state dict -> safetensors file and name in it; empty: weights are drawn
             at random.
         where: for messages.
+        made: name in that state dict -> what makes the tensor of several in files.
     """
 
     files: dict[str, tuple[Path, str]]
     where: str
+    made: dict[str, Callable[[], Tensor]] = field(default_factory=dict)
 
     @classmethod
     def random(cls) -> WeightSource:
@@ -58,8 +62,49 @@ class WeightSource:
             )
         return cls({name: (file, key) for file in files for name, key in _names(file).items()}, str(source))
 
+    def named_for(self, model: PreTrainedModel) -> WeightSource:
+        """The same files for a model whose checkpoints have other names, or its tensors in parts, one for each expert.
+
+        Args:
+            model: says which, as transformers knows it.
+        """
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+        own: dict[str, Any] = {name.replace(".base_layer.", "."): one for name, one in model.state_dict().items()}
+        conversions = get_model_conversion_mapping(model)
+        renamings = [one for one in conversions if isinstance(one, WeightRenaming)]
+        converters = [one for one in conversions if isinstance(one, WeightConverter)]
+        by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
+        files: dict[str, tuple[Path, str]] = {}
+        parts: dict[str, list[tuple[str, str]]] = {}
+        for key in sorted(self.files, key=dot_natural_key):
+            name, pattern = rename_source_key(key, renamings, converters, model.base_model_prefix, own)
+            if pattern is None or (name not in own and key in own):
+                files[name if name in own else key] = self.files[key]
+            else:
+                parts.setdefault(name, []).append((pattern, key))
+
+        def converted(first: str, name: str) -> Tensor:
+            converter = deepcopy(by_pattern[parts[first][0][0]])
+            for pattern, key in parts[first]:
+                reader: Any = partial(self.read, key)
+                converter.add_tensor(first, key, pattern, reader)
+            found = converter.convert(first, model=model, config=model.config)[name]
+            return found[0] if isinstance(found, list) else found
+
+        made: dict[str, Callable[[], Tensor]] = {}
+        for first, sources in parts.items():
+            targets = by_pattern[sources[0][0]].target_patterns
+            for target in targets:
+                name = first.replace(targets[0], target)
+                made[name] = partial(converted, first, name)
+        return WeightSource(files, self.where, made)
+
     def read(self, name: str) -> Tensor | None:
         """One tensor with its file's shape and type, or None where there is none of that name."""
+        if name in self.made:
+            return self.made[name]()
         if name not in self.files:
             return None
         path, key = self.files[name]
