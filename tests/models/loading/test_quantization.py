@@ -62,7 +62,7 @@ def gpt_oss(folder: Path) -> dict[str, Tensor]:
     def stored(name: str, weight: Tensor) -> tuple[dict[str, Tensor], Tensor] | None:
         return mxfp4(name, weight, generator) if name.endswith(("experts.gate_up_proj", "experts.down_proj")) else None
 
-    return _rewrite(folder, stored, {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
+    return rewrite(folder, stored, {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]})
 
 
 def qwen3(folder: Path, *, block: int | None = 128) -> dict[str, Tensor]:
@@ -74,10 +74,10 @@ def qwen3(folder: Path, *, block: int | None = 128) -> dict[str, Tensor]:
         return fp8(name, weight, block) if name.endswith("proj.weight") else None
 
     settings = {"activation_scheme": "dynamic" if block else "static", "weight_block_size": block and [block, block]}
-    return _rewrite(folder, stored, {"quant_method": "fp8", **settings})
+    return rewrite(folder, stored, {"quant_method": "fp8", **settings})
 
 
-def _rewrite(
+def rewrite(
     folder: Path,
     stored: Callable[[str, Tensor], tuple[dict[str, Tensor], Tensor] | None],
     settings: dict[str, object],
