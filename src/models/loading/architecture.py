@@ -35,7 +35,7 @@ class ParameterCounts:
 
     Attributes:
         total: all of them, adapters included.
-        trained: those that get gradients.
+        trained: those that get gradients: of a model that reads images too, the text decoder's.
         layers: decoder layers.
         layer: in one decoder layer.
         layer_trained: in one decoder layer, with gradients.
@@ -163,7 +163,8 @@ def count_parameters(model: PreTrainedModel) -> ParameterCounts:
     """
     layers = layers_of(decoder_of(model))
     parameters = list(model.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    used = {id(parameter) for part in (decoder_of(model), head_of(model)) for parameter in part.parameters()}
+    trained = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) in used]
     head = head_of(model).weight
     embedding = cast(nn.Parameter, model.get_input_embeddings().weight)
     return ParameterCounts(
