@@ -123,6 +123,28 @@ class WeightSource:
                     break
 
 
+def checkpoint_names(model: PreTrainedModel) -> Callable[[str], str]:
+    """What a weight of a model is called in its checkpoints, which is what other engines look for.
+
+    A tensor that lies there in parts, one for each expert, keeps its name: vLLM knows that one too.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import PrefixChange, WeightRenaming
+
+    renamings = [
+        conversion.reverse_transform()
+        for conversion in reversed(get_model_conversion_mapping(model, add_legacy=False))
+        if isinstance(conversion, WeightRenaming) and not isinstance(conversion, PrefixChange)
+    ]
+
+    def name_of(name: str) -> str:
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        return name
+
+    return name_of
+
+
 @torch.no_grad()
 def fill(
     module: nn.Module, device: torch.device, weights: WeightSource | None, prefix: str, model: PreTrainedModel

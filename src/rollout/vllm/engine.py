@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import os
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from src.models.loading.weight_source import checkpoint_names
 from src.rollout.engine import Completion, EngineSource, SamplingParams
 from src.rollout.vllm.requests import (
     LogprobsMode,
@@ -99,7 +100,7 @@ def vllm_engine(
         arguments["hf_overrides"] = {"quantization_config": None}
     if not on_gpu:  # after a prompt in pieces vLLM rewinds its request's generator, which those of a CPU cannot
         arguments["enable_chunked_prefill"] = False
-    return VllmEngine(arguments | dict(engine_args or {}))
+    return VllmEngine(arguments | dict(engine_args or {}), checkpoint_names(source.model))
 
 
 class VllmEngine:
@@ -107,10 +108,11 @@ class VllmEngine:
 
     Args:
         arguments: of `vllm.LLM`.
+        name_of: what vLLM knows a weight by, from its name in the policy.
     """
 
-    def __init__(self, arguments: Mapping[str, Any]) -> None:
-        self._arguments = dict(arguments)
+    def __init__(self, arguments: Mapping[str, Any], name_of: Callable[[str], str]) -> None:
+        self._arguments, self._name_of = dict(arguments), name_of
         self.copies_weights = True  # vLLM lays weights out in its own way
         self.ranks_per_engine = int(arguments["tensor_parallel_size"])
         self._llm: Any = None
@@ -173,7 +175,7 @@ class VllmEngine:
         """
         llm = self._engine()
         self._has_weights = False
-        remaining = iter(named_tensors)
+        remaining = ((self._name_of(name), tensor) for name, tensor in named_tensors)
         with process_state_kept(), torch.inference_mode(False):  # what validation makes would take no later update
             if self._asleep:
                 llm.wake_up(tags=["weights"])

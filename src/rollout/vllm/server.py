@@ -22,6 +22,7 @@ import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 
+from src.models.loading.weight_source import checkpoint_names
 from src.rollout.engine import Completion, EngineSource, SamplingParams
 from src.rollout.vllm.requests import LogprobsMode, check_mode, check_request, completion, sampling_fields
 from src.runs.folder import GIB
@@ -86,6 +87,7 @@ class VllmServerEngine:
         )
         self.copies_weights, self.ranks_per_engine = True, 1  # the server has its own; every rank asks for itself
         self.weights_version = -1
+        self._name_of = checkpoint_names(source.model)
         self._source, self._logprobs_mode, self._max_connections = source, logprobs_mode, max_connections
         self._client = ServerClient(
             url, timeout_s=timeout_s, max_connections=max_connections, start_command=start_command
@@ -151,7 +153,7 @@ class VllmServerEngine:
         """
         weights = self._folder.path(version)
         if not dist.is_initialized() or dist.get_rank() == 0:
-            self._folder.write(named_tensors, version)
+            self._folder.write(((self._name_of(name), tensor) for name, tensor in named_tensors), version)
             self._client.patiently(lambda: self._hand_over(weights))
             self._folder.keep_only(version)
         else:

@@ -20,7 +20,7 @@ from src.models.loading.cut import draw_weights
 from src.models.loading.loading import load_model, load_policy
 from src.models.loading.lora import LoraSettings, merged_named_tensors
 from src.models.loading.policy_config import PolicyConfig
-from src.models.loading.weight_source import fill
+from src.models.loading.weight_source import checkpoint_names, fill
 from src.wings.exporting.folder import export
 from tests.architectures.small import small_config
 from tests.models.loading.test_loading import assert_same_weights, tokenizer
@@ -94,6 +94,14 @@ def test_adapters_are_put_on_what_is_read_tensor_by_tensor(tmp_path):
     merged = dict(merged_named_tensors(loaded.policy.model))
     assert merged.keys() == model.state_dict().keys()
     assert all(torch.equal(tensor, merged[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", ["mistral3", "gemma4_unified"])
+def test_engines_that_read_checkpoints_get_their_names(kind, tmp_path):
+    model = saved(kind, tmp_path)
+    name_of, stored = checkpoint_names(model), load_file(tmp_path / "model.safetensors").keys()
+    named = {name_of(name) for name, _ in merged_named_tensors(model)}
+    assert {name for name in named ^ stored if "lm_head" not in name} == set()  # a tied head is in no file
 
 
 def test_engines_get_the_names_of_the_whole_checkpoint(tmp_path):
