@@ -11,6 +11,7 @@ from hydra.utils import get_class
 from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
+from src.models.loading.architecture import dtype_of
 from src.models.loading.policy_config import PolicyConfig
 
 
@@ -86,5 +87,5 @@ def stored_dtype(policy: PolicyConfig, architecture: PretrainedConfig, precision
     if precision.endswith("-true") and precision != "32-true":
         return torch.bfloat16 if precision.startswith("bf16") else torch.float16
     if policy.dtype == "auto":
-        return cast(torch.dtype, architecture.dtype or torch.float32)
+        return dtype_of(architecture)
     return cast(torch.dtype, getattr(torch, policy.dtype))

@@ -9,13 +9,14 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
-from src.config.placement import stored_dtype
+from src.config.placement import placement, stored_dtype
 from src.config.rules import made, samples
 from src.data.rendering import PromptRenderer
 from src.errors import ConfigError
 from src.models.loading.architecture import load_architecture
 from src.models.loading.files import hub_errors
 from src.models.loading.policy_config import PolicyConfig
+from src.models.loading.quantization import check_quantization
 from src.models.structure import positions_of
 from src.protocol.parsing import parse
 
@@ -35,6 +36,9 @@ def check_architecture(config: DictConfig) -> PretrainedConfig:
     """
     policy: PolicyConfig = instantiate(config.policy)
     architecture = _architecture(policy)
+    if policy.weights == "pretrained":
+        placed, _ = placement(config.trainer)
+        check_quantization(architecture, str(policy.path or policy.hub_id), sharded=placed.sharded)
     check_lengths(config, positions_of(architecture))
     if policy.lora is None:
         check_rate(config, stored_dtype(policy, architecture, str(config.trainer.precision)))

@@ -504,6 +504,9 @@ BAD_INPUTS: Mapping[str, Builder] = {
         change=lambda folder: (folder / "config.json").write_text('{"architectures": ["Nothing"]}')
     ),
     "Python code that comes with the model": policy(change=_own_code),
+    "weights that are quantised in another way than MXFP4 and FP8": policy(
+        change=lambda folder: edit(folder / "config.json", quantization_config={"quant_method": "gptq"})
+    ),
     "weights that are cut short": weights(lambda folder: cut(folder / "model.safetensors")),
     "index that names a missing file": weights(_index_of_two),
     "weights that lack a tensor": weights(_without_norm),

@@ -1,5 +1,6 @@
 """The in-process engine against the trainer's own log-probabilities."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,9 +8,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from src.models.loading.loading import load_model
 from src.models.loading.lora import merged_named_tensors
+from src.models.loading.policy_config import PolicyConfig
 from src.rollout.engine import EngineSource, SamplingParams
 from src.rollout.vllm.engine import VllmEngine, vllm_engine
+from tests.models.loading.test_quantization import fp8, rewrite
 from tests.vllm.scoring import SMALL_ENGINE, gap, ids, load, nudge, parted, prompts
 
 pytestmark = pytest.mark.vllm
@@ -123,3 +127,15 @@ def test_sleep_needs_an_accelerator(random_policy: Path, model: PreTrainedModel)
         pytest.skip("there is one here")
     with pytest.raises(ValueError, match=r"rollout\.sleep=true: expected an accelerator"):
         vllm_engine(EngineSource(model, str(random_policy)), sleep=True)
+
+
+def test_the_weights_of_a_quantised_checkpoint_are_plain_in_the_engine_too(random_policy: Path, tmp_path: Path) -> None:
+    folder, block = tmp_path / "quantised", 64
+    shutil.copytree(random_policy, folder)
+    settings = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [block, block]}
+    rewrite(folder, lambda name, w: fp8(name, w, block) if name.endswith("proj.weight") else None, settings)
+    model = load_model(PolicyConfig(path=folder, dtype="float32"))
+    engine = vllm_engine(EngineSource(model, str(folder)), **SMALL_ENGINE)
+    engine.update_weights(merged_named_tensors(model), 0)
+    assert gap(model, PROMPTS, engine.generate(PROMPTS, SAMPLED, [1, 2, 3])) <= 1e-5
+    engine.close()

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -36,7 +36,7 @@ class ParameterCounts:
 
     Attributes:
         total: all of them, adapters included.
-        trained: those that get gradients.
+        trained: those that get gradients: of a model that reads images too, the text decoder's.
         layers: decoder layers.
         layer: in one decoder layer.
         layer_trained: in one decoder layer, with gradients.
@@ -121,15 +121,37 @@ def empty_model(
         lora: adapters, whose weights are float32.
         trust: run Python code that comes with the model.
     """
-    from accelerate import init_empty_weights  # these two take seconds, which no check of an architecture waits for
-    from transformers import AutoModelForCausalLM
+    from accelerate import init_empty_weights  # takes seconds, which no check of an architecture waits for
 
     with init_empty_weights(include_buffers=False):
-        model = AutoModelForCausalLM.from_config(copy.deepcopy(architecture), dtype=dtype, trust_remote_code=trust)
+        model = model_class(architecture).from_config(copy.deepcopy(architecture), dtype=dtype, trust_remote_code=trust)
         if lora is not None:
             add_lora(model, lora)
     model.tie_weights()  # parameters were replaced as they were registered, which unties them
     return cast("PreTrainedModel", model)
+
+
+def model_class(architecture: PretrainedConfig) -> Any:
+    """The one of transformers' Auto classes that builds a policy.
+
+    `AutoModelForCausalLM`, but for checkpoints that read images too and that it has no class for, or one of the text
+    decoder alone. The decoder's weights have other names by itself than in the checkpoint, which engines go by.
+    """
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+    from transformers.models.auto import modeling_auto as auto
+
+    kind = architecture.model_type
+    whole = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(kind)
+    unknown = kind not in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if whole is not None and (unknown or whole in (architecture.architectures or ())):
+        return AutoModelForImageTextToText
+    return AutoModelForCausalLM
+
+
+def dtype_of(architecture: PretrainedConfig) -> torch.dtype:
+    """The type of the checkpoint's weights, which a composite config may name for its decoder only."""
+    found = architecture.dtype or architecture.get_text_config(decoder=True).dtype
+    return cast("torch.dtype", found or torch.float32)
 
 
 def count_parameters(model: PreTrainedModel) -> ParameterCounts:
@@ -140,7 +162,8 @@ def count_parameters(model: PreTrainedModel) -> ParameterCounts:
     """
     layers = layers_of(decoder_of(model))
     parameters = list(model.parameters())
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    used = {id(parameter) for part in (decoder_of(model), head_of(model)) for parameter in part.parameters()}
+    trained = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) in used]
     head = head_of(model).weight
     embedding = cast(nn.Parameter, model.get_input_embeddings().weight)
     return ParameterCounts(

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
+
+from src.models.loading.architecture import model_class
+from src.models.loading.quantization import forget_quantization
 
 WINDOW = 16
 """Tokens that a layer with a window sees."""
@@ -40,8 +43,7 @@ def cut_config(architecture: PretrainedConfig) -> PretrainedConfig:
         architecture: stays as it is.
     """
     small = copy.deepcopy(architecture)
-    if hasattr(small, "quantization_config"):
-        del small.quantization_config
+    forget_quantization(small)
     text = small.get_text_config(decoder=True)
     for key in ("bos_token_id", "eos_token_id", "pad_token_id"):
         for config in {id(one): one for one in (small, text)}.values():
@@ -57,7 +59,7 @@ def cut_config(architecture: PretrainedConfig) -> PretrainedConfig:
     for part in small.sub_configs:
         encoder = getattr(small, part, None)
         if isinstance(encoder, PretrainedConfig) and encoder is not text:
-            for key in _LAYERS:
+            for key in (*_LAYERS, "depth"):
                 if isinstance(vars(encoder).get(key), int):
                     setattr(encoder, key, 1)
     return small
@@ -74,12 +76,18 @@ def _cut_layers(text: PretrainedConfig) -> None:
     }
     shared = getattr(text, "num_kv_shared_layers", 0) or 0
     if lists:
-        kinds = [(index >= count - shared, *(repr(value[index]) for value in lists.values())) for index in range(count)]
+        own = {int(index): fields for index, fields in (text.to_dict().get("per_layer_config") or {}).items()}
+        kinds = [
+            (index >= count - shared, repr(own.get(index)), *(repr(value[index]) for value in lists.values()))
+            for index in range(count)
+        ]
         kept = sorted({kind: index for index, kind in reversed(list(enumerate(kinds)))}.values())
         kept = kept if len(kept) > 1 else list(range(min(2, count)))
         for name, value in lists.items():
             setattr(text, name, [value[index] for index in kept])
         setattr(text, key, len(kept))
+        if own:
+            text.per_layer_config = {index: own[old] for index, old in enumerate(kept) if old in own}
         if shared:
             text.num_kv_shared_layers = sum(index >= count - shared for index in kept)
         return
@@ -96,7 +104,7 @@ def cut_model(architecture: PretrainedConfig, *, trust: bool = False) -> PreTrai
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = model_class(architecture).from_config(
             cut_config(architecture), dtype=torch.float32, trust_remote_code=trust
         )
     draw_weights(model)

@@ -64,10 +64,11 @@ def recipes(model: PreTrainedModel, names: Iterable[str]) -> dict[str, Recipe]:
     renamings = [one for one in transforms if isinstance(one, WeightRenaming)]
     converters = [one for one in transforms if isinstance(one, WeightConverter)]
     by_pattern = {pattern: one for one in converters for pattern in one.source_patterns}
+    own: dict[str, Any] = {name.replace(".base_layer.", "."): one for name, one in model.state_dict().items()}
     sources: dict[str, list[tuple[str, str]]] = {}
     for name in sorted(names, key=dot_natural_key):
-        target, pattern = rename_source_key(name, renamings, converters)
-        if target != name:
+        target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
+        if target != name and (pattern is not None or target in own) and not (target not in own and name in own):
             sources.setdefault(target, []).append((name, pattern or name))
     found: dict[str, Recipe] = {}
     for target, parts in sources.items():

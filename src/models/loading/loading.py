@@ -14,19 +14,20 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from src.data.templates.chat_template import turn_end
 from src.errors import ConfigError
-from src.models.loading.architecture import empty_model
+from src.models.loading.architecture import dtype_of, empty_model, model_class
 from src.models.loading.files import check_tokenizer_files, check_weight_files, hub_errors, locate
 from src.models.loading.lora import add_lora
 from src.models.loading.policy_config import PolicyConfig
+from src.models.loading.quantization import check_quantization, dequantising, forget_quantization
 from src.models.loading.weight_source import WeightSource
 from src.models.policy import Policy
 from src.models.structure import freeze_unused
@@ -64,10 +65,9 @@ def load_policy(
         template: arguments of the chat template.
 
     Raises:
-        FileError: a folder, package or file that is not there; names it.
-        FileError: the hub cannot be reached or does not have the model.
-        ConfigError: a damaged file, weights that do not fit the architecture, no chat template, no end-of-sequence
-            token, or a model that cannot run on packed rows.
+        FileError: a folder, package or file that is not there, or a hub that cannot be reached or lacks the model.
+        ConfigError: a damaged file, weights that do not fit the architecture or are quantised in a way that is not
+            read, no chat template, no end-of-sequence token, or a model that its rows are wrong for.
     """
     tokenizer = load_tokenizer(config)
     model = load_model(config, on_meta=on_meta)
@@ -79,14 +79,12 @@ def load_policy(
         dropout=config.dropout,
         router_loss=config.router_loss,
     )
-    weights = None
+    weights: WeightSource | None = None
     if on_meta:
         with hub_errors(config):
-            weights = (
-                WeightSource.of(locate(config)).made_for(model)
-                if config.weights == "pretrained"
-                else WeightSource.random()
-            )
+            weights = WeightSource.random()
+            if config.weights == "pretrained":
+                weights = WeightSource.of(locate(config)).made_for(model)
     return LoadedPolicy(policy, tokenizer, stop_token_ids(model, tokenizer, template), weights)
 
 
@@ -121,30 +119,39 @@ def load_model(config: PolicyConfig, *, on_meta: bool = False) -> PreTrainedMode
     if pretrained:
         check_weight_files(Path(source))
     with hub_errors(config):
+        architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+        if pretrained:
+            check_quantization(architecture, source, sharded=on_meta)
         if pretrained and not on_meta:
-            model = _pretrained(source, "auto" if config.dtype == "auto" else getattr(torch, config.dtype), trust)
+            model = _pretrained(source, architecture, config)
         else:
-            architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
-            found = architecture.dtype or torch.float32
-            dtype = found if config.dtype == "auto" else getattr(torch, config.dtype)
+            forget_quantization(architecture)
+            dtype = dtype_of(architecture) if config.dtype == "auto" else getattr(torch, config.dtype)
             if on_meta:
                 model = empty_model(architecture, dtype, config.lora, trust=trust)
                 with suppress(OSError):  # a model folder need not have one
                     model.generation_config = GenerationConfig.from_pretrained(source)
                 freeze_unused(model)
                 return model
-            model = AutoModelForCausalLM.from_config(architecture, dtype=dtype, trust_remote_code=trust)
+            model = model_class(architecture).from_config(architecture, dtype=dtype, trust_remote_code=trust)
     if config.lora is not None:
         add_lora(model, config.lora)
     freeze_unused(model)
     return model
 
 
-def _pretrained(source: str, dtype: torch.dtype | str, trust: bool) -> PreTrainedModel:
+def _pretrained(source: str, architecture: PretrainedConfig, config: PolicyConfig) -> PreTrainedModel:
     """The model with all of its weights: transformers draws those that no file has at random, and goes on."""
+    dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
+    plain = dequantising(architecture)
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=trust, weights_only=True, output_loading_info=True
+        loaded: Any = model_class(architecture).from_pretrained(
+            source,
+            dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+            weights_only=True,
+            output_loading_info=True,
+            **plain,
         )
         model, found = loaded
     except RuntimeError as error:  # another shape
@@ -155,7 +162,21 @@ def _pretrained(source: str, dtype: torch.dtype | str, trust: bool) -> PreTraine
             f"policy: the weights of '{source}' lack {len(missing)} of the model's tensors: {', '.join(missing[:4])}"
             f"{', …' if len(missing) > 4 else ''}. Is config.json that of these weights, and is every file there?"
         )
+    if plain:
+        _settle(model, dtype)
     return cast(PreTrainedModel, model)
+
+
+def _settle(model: PreTrainedModel, dtype: torch.dtype | str) -> None:
+    """Make a dequantised model like any other.
+
+    transformers leaves experts that were MXFP4 in bfloat16, whatever type was asked for, and would save the model under
+    the names that quantised weights have: those of all layers' experts under one.
+    """
+    if dtype == torch.float32:
+        model.float()
+    if hasattr(model, "_weight_conversions"):
+        del model._weight_conversions
 
 
 def stop_token_ids(

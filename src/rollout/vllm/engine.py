@@ -98,6 +98,8 @@ def vllm_engine(
         "skip_tokenizer_init": True,  # token ids in and out
         "generation_config": "vllm",  # no sampling defaults from the model's folder
     }
+    if load_format == "dummy":  # a checkpoint that is quantised is trained, and comes, in plain weights
+        arguments["hf_overrides"] = {"quantization_config": None}
     if not on_gpu:  # after a prompt in pieces vLLM rewinds its request's generator, which those of a CPU cannot
         arguments["enable_chunked_prefill"] = False
     return VllmEngine(arguments | dict(engine_args or {}), source.model)
