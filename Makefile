@@ -24,7 +24,7 @@ PYTEST := OMP_NUM_THREADS=$(TEST_THREADS) $(RUN) -m pytest --numprocesses $(TEST
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 TOOLRL ?= https://github.com/qiancheng0/ToolRL.git
 
-.PHONY: help setup train eval report test test-slow test-browser test-vllm sweep compare docs format lint audit api-bank bench bench-gpu bench-peers tiny-policy lock lock-vllm clean
+.PHONY: help setup train eval report test test-slow test-browser test-vllm sweep compare docs format lint audit api-bank models bench bench-gpu bench-peers tiny-policy lock lock-vllm clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | while IFS= read -r line; do \
@@ -99,6 +99,9 @@ bench-gpu: $(STAMP) $(TRL_STAMP) ## The measurements that need a CUDA device
 	$(RUN) -m tests.benchmarks.gpu $(ARGS)
 
 bench-peers: $(TRL_STAMP) $(VLLM_STAMP) ## Make the environments of the peers that `make bench` compares with
+
+models: $(STAMP) ## Compare every causal-LM type of transformers with itself and write docs/models.md (ten minutes)
+	OMP_NUM_THREADS=1 $(RUN) -m tests.architectures --write docs/models.md $(ARGS)
 
 tiny-policy: $(STAMP) ## Train the tiny policy that comes with the project anew
 	$(RUN) -m src.wings.tiny.make $(ARGS)

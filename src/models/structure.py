@@ -12,6 +12,8 @@ from src.models.head.head import LogitMap
 
 _SCALES = {"logit_scale": 1, "lm_head_multiplier": 1, "logits_scaling": -1, "logits_mup_width_multiplier": -1}
 """Keys of a config that scale logits, as factors (1) or divisors (-1)."""
+_OTHERWISE = {("hyperclovax", "logits_scaling"): 1, ("mpt", "logit_scale"): 0}
+"""Types that use a key in another way: this one multiplies, that one does not read it."""
 _CAPS = ("final_logit_softcapping", "logits_soft_cap", "output_logit_soft_cap")
 
 
@@ -50,10 +52,11 @@ def head_of(model: PreTrainedModel) -> nn.Linear:
         ConfigError: it is more than one linear layer, as in models of the BERT family.
     """
     head = model.get_output_embeddings()
-    if not isinstance(head, nn.Linear) or decoder_of(model) is head:
+    if not isinstance(head, nn.Linear) or decoder_of(model) is head or all(head is not one for one in model.children()):
+        found = type(head).__name__ if not isinstance(head, nn.Linear) else "one that is part of more"
         raise ConfigError(
-            f"policy: model type '{model.config.model_type}': expected a decoder and a linear output head, found "
-            f"{type(head).__name__}. Choose a model such as Qwen3 or Llama."
+            f"policy: model type '{model.config.model_type}': expected a decoder and a linear output head behind it, "
+            f"found {found}. Choose a model such as Qwen3 or Llama."
         )
     return head
 
@@ -63,7 +66,7 @@ def logit_map_of(model: PreTrainedModel) -> LogitMap:
     text: Any = model.config.get_text_config(decoder=True)
     scale = 1.0
     for key, power in _SCALES.items():
-        scale *= (getattr(text, key, None) or 1.0) ** power
+        scale *= (getattr(text, key, None) or 1.0) ** _OTHERWISE.get((text.model_type, key), power)
     caps = [cap for key in _CAPS if (cap := getattr(text, key, None))]
     return LogitMap(float(scale), float(caps[0]) if caps else None)
 

@@ -310,9 +310,8 @@ class TrainingModule(LightningModule):
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
         """What training changes: with adapters, only these; the frozen base comes from where the policy came from."""
         state: dict[str, Any] = super().state_dict(*args, **kwargs)
-        for name in self._frozen():
-            state.pop(name, None)
-        return state
+        frozen = tuple(self._frozen())
+        return {name: value for name, value in state.items() if not name.startswith(frozen)}
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Take such a state; names that are frozen may be missing.

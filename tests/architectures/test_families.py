@@ -22,11 +22,11 @@ FAMILIES = (
 )
 
 
-def model_folder(folder: Path, kind: str, tokenizer: Path) -> Path:
+def model_folder(folder: Path, kind: str, tokenizer: Path, **sizes: int) -> Path:
     """A small random model of the kind, with the tokenizer of another folder."""
     words = AutoTokenizer.from_pretrained(tokenizer)
     words.save_pretrained(folder)
-    sizes = {"vocab_size": len(words), "max_position_embeddings": 8192}
+    sizes |= {"vocab_size": len(words), "max_position_embeddings": 8192}
     if hasattr(small_config(kind).get_text_config(), "vocab_size_per_layer_input"):
         sizes["vocab_size_per_layer_input"] = len(words)
     config = small_config(kind, **sizes)

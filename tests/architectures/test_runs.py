@@ -50,7 +50,13 @@ def test_two_ranks_are_one_process(trainer: str, policy: Path, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_adapters_are_trained_and_exported(policy: Path, tmp_path: Path) -> None:
-    settings = (*SMALL, "optimizer.learning_rate=1.0e-2", "optimizer.warmup_steps=0", "policy/lora=default")
+    settings = (
+        *SMALL,
+        "reward._target_=tests.models.even_reward.EvenReward",
+        "optimizer.learning_rate=1.0e-2",
+        "optimizer.warmup_steps=0",
+        "policy/lora=default",
+    )
     config = train_config(
         tmp_path / "run", *settings, f"policy.path={policy}", "updates.rollout_steps=2", "sampling.n=4"
     )

@@ -42,6 +42,7 @@ def test_a_model_without_a_list_of_layers_is_refused() -> None:
         ("llama", {}, LogitMap()),
         ("cohere", {"logit_scale": 0.0625}, LogitMap(0.0625)),
         ("granite", {"logits_scaling": 8.0}, LogitMap(0.125)),
+        ("hyperclovax", {"logits_scaling": 0.5}, LogitMap(0.5)),
         ("falcon_h1", {"lm_head_multiplier": 0.5}, LogitMap(0.5)),
         ("minicpm3", {"dim_model_base": 16, "hidden_size": 64}, LogitMap(0.25)),
         ("gemma2", {"final_logit_softcapping": 30.0}, LogitMap(1.0, 30.0)),

@@ -91,8 +91,8 @@ def load_checkpoint(model: PreTrainedModel, path: Path) -> None:
         )
     given = {name.removeprefix(_STATE_PREFIX): shape for name, shape in shapes.items()}
     wanted = model.state_dict()
-    frozen = {name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-    problems = [f"missing {name}" for name in wanted if name not in given and name not in frozen]
+    frozen = tuple(name for name, p in model.named_parameters(remove_duplicate=False) if not p.requires_grad)
+    problems = [f"missing {name}" for name in wanted if name not in given and not name.startswith(frozen)]
     problems += [f"unexpected {name}" for name in given if name not in wanted]
     problems += [
         f"{name} has shape {tuple(given[name])} instead of {tuple(tensor.shape)}"

@@ -27,7 +27,7 @@ from src.models.loading.architecture import dtype_of, empty_model, model_class
 from src.models.loading.files import check_tokenizer_files, check_weight_files, hub_errors, locate
 from src.models.loading.lora import add_lora
 from src.models.loading.policy_config import PolicyConfig
-from src.models.loading.quantization import check_quantization, dequantising, forget_quantization
+from src.models.loading.quantization import check_quantization, dequantising, forget_quantization, four_bit
 from src.models.loading.weight_source import WeightSource
 from src.models.policy import Policy
 from src.models.structure import freeze_unused
@@ -122,11 +122,14 @@ def load_model(config: PolicyConfig, *, on_meta: bool = False) -> PreTrainedMode
         architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
         if pretrained:
             check_quantization(architecture, source, sharded=on_meta)
+        how: dict[str, Any] = dequantising(architecture) if pretrained else {}
+        if config.four_bit:
+            how |= four_bit(_dtype(architecture, config), sharded=on_meta)
         if pretrained and not on_meta:
-            model = _pretrained(source, architecture, config)
+            model = _pretrained(source, architecture, config, how)
         else:
             forget_quantization(architecture)
-            dtype = dtype_of(architecture) if config.dtype == "auto" else getattr(torch, config.dtype)
+            dtype = _dtype(architecture, config)
             if on_meta:
                 model = empty_model(architecture, dtype, config.lora, trust=trust)
                 with suppress(OSError):  # a model folder need not have one
@@ -140,10 +143,15 @@ def load_model(config: PolicyConfig, *, on_meta: bool = False) -> PreTrainedMode
     return model
 
 
-def _pretrained(source: str, architecture: PretrainedConfig, config: PolicyConfig) -> PreTrainedModel:
+def _dtype(architecture: PretrainedConfig, config: PolicyConfig) -> torch.dtype:
+    return dtype_of(architecture) if config.dtype == "auto" else cast(torch.dtype, getattr(torch, config.dtype))
+
+
+def _pretrained(
+    source: str, architecture: PretrainedConfig, config: PolicyConfig, how: Mapping[str, Any]
+) -> PreTrainedModel:
     """The model with all of its weights: transformers draws those that no file has at random, and goes on."""
     dtype = "auto" if config.dtype == "auto" else getattr(torch, config.dtype)
-    plain = dequantising(architecture)
     try:
         loaded: Any = model_class(architecture).from_pretrained(
             source,
@@ -151,7 +159,7 @@ def _pretrained(source: str, architecture: PretrainedConfig, config: PolicyConfi
             trust_remote_code=config.trust_remote_code,
             weights_only=True,
             output_loading_info=True,
-            **plain,
+            **how,
         )
         model, found = loaded
     except RuntimeError as error:  # another shape
@@ -162,7 +170,7 @@ def _pretrained(source: str, architecture: PretrainedConfig, config: PolicyConfi
             f"policy: the weights of '{source}' lack {len(missing)} of the model's tensors: {', '.join(missing[:4])}"
             f"{', …' if len(missing) > 4 else ''}. Is config.json that of these weights, and is every file there?"
         )
-    if plain:
+    if how and not config.four_bit:
         _settle(model, dtype)
     return cast(PreTrainedModel, model)
 

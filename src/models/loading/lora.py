@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from src.errors import ConfigError
+from src.models.loading.quantization import is_packed, plain_weight
 from src.models.structure import decoder_of, layers_of
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _linear_layers(layers: nn.Module) -> Iterator[str]:
     for path, owner in layers.named_modules():
         recurrent = hasattr(owner, "A_log") and hasattr(owner, "D")
         for name, module in owner.named_children():
-            if type(module) is nn.Linear and "router" not in name and not (recurrent and name == "out_proj"):
+            if isinstance(module, nn.Linear) and "router" not in name and not (recurrent and name == "out_proj"):
                 yield f"{path}.{name}"
 
 
@@ -91,17 +92,24 @@ def merged_named_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]
     together. Nothing is copied where there is nothing to merge or gather.
     """
     layers: dict[str, Any] = {name: module for name, module in model.named_modules() if has_adapter(module)}
+    packed = {name: p for name, p in model.named_parameters(remove_duplicate=False) if is_packed(p)}
     state = model.state_dict()
     for name, tensor in state.items():
-        if ".lora_" in name:
+        if ".lora_" in name or _of_packed(name, packed):
             continue
         owner, found, leaf = name.partition(".base_layer.")
-        weight = _full(tensor)
+        weight = plain_weight(packed[name], model.dtype) if name in packed else _full(tensor)
         if found and leaf == "weight":
             down = _full(state[f"{owner}.lora_A.{_ADAPTER}.weight"]).float()
             up = _full(state[f"{owner}.lora_B.{_ADAPTER}.weight"]).float()
             weight = (weight.float() + layers[owner].scaling[_ADAPTER] * (up @ down)).to(weight.dtype)
         yield (f"{owner}.{leaf}" if found else name), weight
+
+
+def _of_packed(name: str, packed: Mapping[str, nn.Parameter]) -> bool:
+    """Whether an entry of a state dict tells how to read a packed weight, such as `….weight.absmax`."""
+    owner, found, _ = name.rpartition(".weight.")
+    return bool(found) and f"{owner}.weight" in packed
 
 
 def whole_state(model: PreTrainedModel, *, keep: bool = True) -> dict[str, Tensor]:
@@ -111,7 +119,7 @@ def whole_state(model: PreTrainedModel, *, keep: bool = True) -> dict[str, Tenso
         model: all ranks of a sharded one must call together.
         keep: False on the ranks that only take part in the gathering; they get an empty dict.
     """
-    names = {name for name, _ in model.named_parameters()} | {name for name, _ in model.named_buffers()}
+    names = {name for name, p in model.named_parameters() if not is_packed(p)} | {n for n, _ in model.named_buffers()}
     state = {}
     for name, tensor in model.state_dict().items():
         if name in names:

@@ -30,6 +30,7 @@ class PolicyConfig:
         head_chunk: see `Policy`.
         dropout: see `Policy`.
         router_loss: see `Policy`.
+        four_bit: keep the frozen weights under adapters in 4 bits (NF4, QLoRA: arXiv 2305.14314).
         lora: adapters to train instead of the weights.
     """
 
@@ -46,6 +47,7 @@ class PolicyConfig:
     head_chunk: int | None = None
     dropout: bool = False
     router_loss: float = 0.0
+    four_bit: bool = False
     lora: LoraSettings | None = None
 
     def __post_init__(self) -> None:
@@ -55,6 +57,11 @@ class PolicyConfig:
             raise ConfigError(f"policy.weights: expected 'pretrained' or 'random', found '{self.weights}'.")
         if self.rows not in ("auto", "packed", "separate"):
             raise ConfigError(f"policy.rows: expected 'auto', 'packed' or 'separate', found '{self.rows}'.")
+        if self.four_bit and (self.lora is None or self.weights != "pretrained"):
+            raise ConfigError(
+                "policy.four_bit=true: expected adapters on pretrained weights, because weights of 4 bits take no "
+                "updates. Set policy/lora=default and policy.weights=pretrained."
+            )
         if self.router_loss < 0:
             raise ConfigError(f"policy.router_loss: expected at least 0, found {self.router_loss}.")
         if self.path is None and self.package is None and self.hub_id is None:

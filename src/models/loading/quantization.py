@@ -1,15 +1,23 @@
-"""Checkpoints with quantised weights: two kinds are read as plain weights, the others are refused.
+"""Quantised weights: of checkpoints two kinds are read as plain ones; under adapters weights may be packed in 4 bits.
 
 Imports no model code.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
 from transformers import PretrainedConfig
 
 from src.errors import ConfigError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _READ = ("mxfp4", "fp8")
 """Values of quantization_config.quant_method whose weights transformers multiplies out on any device."""
@@ -48,6 +56,76 @@ def quantization_of(architecture: PretrainedConfig) -> str | None:
     """How a checkpoint's weights are quantised; None: they are not."""
     settings = _settings(architecture)
     return None if settings is None else str(settings.get("quant_method", "not given"))
+
+
+def four_bit(dtype: torch.dtype, *, sharded: bool) -> dict[str, Any]:
+    """Arguments of `from_pretrained` that keep a checkpoint's plain weights in 4 bits, doubly quantised NF4.
+
+    Args:
+        dtype: in which they are multiplied.
+        sharded: over ranks.
+
+    Raises:
+        ConfigError: no CUDA device, no bitsandbytes, or a sharded policy.
+    """
+    if not on_cuda():
+        raise ConfigError(
+            "policy.four_bit=true: expected a CUDA device, found none: elsewhere bitsandbytes samples and scores in "
+            "another precision than it trains in. Set policy.four_bit=false."
+        )
+    if sharded:
+        raise ConfigError(
+            "policy.four_bit=true: expected a policy that lies whole on each device, found a sharded one. Set "
+            "trainer=default or trainer=ddp, or policy.four_bit=false."
+        )
+    if find_spec("bitsandbytes") is None:
+        raise ConfigError(
+            "policy.four_bit=true: the package bitsandbytes is not installed. Install it: pip install -e '.[four-bit]'."
+        )
+    from transformers import BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+    )
+    device = {"device_map": {"": torch.cuda.current_device()}} if torch.cuda.is_available() else {}
+    return {_KEY: settings, **device}
+
+
+def on_cuda() -> bool:
+    """Whether there is a CUDA device."""
+    return torch.cuda.is_available()
+
+
+def plain_weight(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight of 4 bits multiplied out."""
+    from bitsandbytes.functional import dequantize_4bit
+
+    packed: Any = weight
+    return dequantize_4bit(packed.data, packed.quant_state).to(dtype)
+
+
+def is_packed(weight: object) -> bool:
+    """Whether a parameter holds 4 bits a weight, and how to read them."""
+    return getattr(weight, "quant_state", None) is not None
+
+
+@contextmanager
+def as_plain(model: PreTrainedModel) -> Iterator[None]:
+    """In it a model with packed weights is saved like any other: the weights that are given are plain ones."""
+    owner: Any = model
+    quantizer, settings = getattr(model, "hf_quantizer", None), getattr(model.config, _KEY, None)
+    if quantizer is None:
+        yield
+        return
+    try:
+        owner.hf_quantizer = None
+        del model.config.quantization_config
+        yield
+    finally:
+        owner.hf_quantizer, model.config.quantization_config = quantizer, settings
 
 
 def dequantising(architecture: PretrainedConfig) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from src.errors import Refusal
 from src.models.loading.lora import merged_named_tensors
+from src.models.loading.quantization import as_plain
 from src.rollout.engine import SamplingParams
 
 CARD = "README.md"
@@ -77,11 +78,12 @@ def save_folder(
         folder: made if missing.
     """
     dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
-    model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
-    if dtype != model.dtype:
-        config = deepcopy(model.config)
-        config.dtype = dtype
-        config.save_pretrained(folder)
+    with as_plain(model):
+        model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
+        if dtype != model.dtype:
+            config = deepcopy(model.config)
+            config.dtype = dtype
+            config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
