@@ -92,7 +92,7 @@ def load_architecture(config: PolicyConfig) -> PretrainedConfig:
             raise FileNotFoundError(
                 f"policy: '{folder}' has neither config.json nor the GGUF file of policy.gguf_file."
             )
-        with _silent():  # dequantising, which does not happen here, would be announced
+        with silent():  # dequantising, which does not happen here, would be announced
             return AutoConfig.from_pretrained(folder, gguf_file=config.gguf_file)
     hub_id = str(config.hub_id)
     try:
@@ -176,7 +176,7 @@ def _largest(layers: list[list[nn.Parameter]]) -> tuple[int, int]:
 
 
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without transformers' warnings."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

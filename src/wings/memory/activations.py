@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -24,11 +25,13 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.distributions import Distribution
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
-from transformers import PretrainedConfig, PreTrainedModel
+from transformers import AttentionInterface, PretrainedConfig, PreTrainedModel, masking_utils
 
 from src.algorithm.packing import PackedRow
+from src.models.attention.packed import PACKED_ATTENTION, flex_supports, packed_attention_forward
+from src.models.attention.plan import AttentionPlan
 from src.models.head.head import block_tokens, token_logprobs_and_entropies, token_loss
-from src.models.loading.architecture import empty_model
+from src.models.loading.architecture import empty_model, silent
 from src.models.policy import Policy
 from src.models.structure import decoder_of, head_of, layers_of
 from src.wings.memory.training_parts import ModelTraits, RowMemory, RowShape
@@ -164,7 +167,8 @@ def _of_length(run: Callable[[RowShape], tuple[list[int], int]], traits: ModelTr
     length = shape.tokens / shape.groups
     if traits.rows == "packed" or length <= 3 * _SHORT:
         return run(shape)[0]
-    short = [replace(shape, prompt=steps * _SHORT - 1, completion=2) for steps in (1, 2, 3)]
+    scored = -(-shape.completion * _SHORT // int(length))
+    short = [replace(shape, prompt=n * (_SHORT - scored) + 1, completion=n * scored) for n in (1, 2, 3)]
     first, few = run(short[0])
     second, more = run(short[1])
     steps = length / _SHORT - 1
@@ -287,14 +291,9 @@ def _without_data(
     """A policy, shortened or whole; within this context its tensors, and all others that are made, have no data."""
     model = empty_model(architecture, traits.weights, traits.lora, trust=traits.trust_remote_code)
     layers = _shorten(model, whole=whole)
-    complaints, checks = logging.getLogger("torch._subclasses.fake_tensor"), Distribution._validate_args
-    level = complaints.level
     with ExitStack() as stack:
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        stack.callback(complaints.setLevel, level)
-        stack.callback(Distribution.set_default_validate_args, checks)
-        complaints.setLevel(logging.CRITICAL)
-        Distribution.set_default_validate_args(False)  # values are not there to be checked
+        stack.enter_context(_without_values())
         _give_memory(model)
         policy = Policy(
             model,
@@ -305,7 +304,45 @@ def _without_data(
         ).train()
         if traits.autocast is not None:
             stack.enter_context(torch.autocast("cpu", traits.autocast, cache_enabled=False))
+        if traits.cuda:
+            AttentionInterface.register(PACKED_ATTENTION, partial(_as_on_cuda, half=traits.autocast))
+            stack.callback(AttentionInterface.register, PACKED_ATTENTION, packed_attention_forward)
         yield policy, layers
+
+
+@contextmanager
+def _without_values() -> Iterator[None]:
+    """Where values are not there to be looked at: nobody checks or complains, and positions are those of one text."""
+    complaints, checks = logging.getLogger("torch._subclasses.fake_tensor"), Distribution._validate_args
+    level, texts_of = complaints.level, masking_utils.find_packed_sequence_indices
+    try:
+        complaints.setLevel(logging.CRITICAL)
+        Distribution.set_default_validate_args(False)
+        masking_utils.find_packed_sequence_indices = lambda *_, **__: None
+        with silent():
+            yield
+    finally:
+        masking_utils.find_packed_sequence_indices = texts_of
+        Distribution.set_default_validate_args(checks)
+        complaints.setLevel(level)
+
+
+def _as_on_cuda(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Any,
+    *,
+    half: torch.dtype | None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Where FlexAttention takes the heads, windows and caps cost nothing: as tiles on the CPU without them."""
+    found = {"is_cuda": True, "dtype": half or query.dtype}
+    on_cuda: list[Any] = [SimpleNamespace(shape=x.shape, **found) for x in (query, value)]
+    if isinstance(attention_mask, AttentionPlan) and flex_supports(*on_cuda):
+        attention_mask, kwargs = replace(attention_mask, within=None), kwargs | {"softcap": None}
+    return packed_attention_forward(module, query, key, value, attention_mask, **kwargs)
 
 
 def head_memory(
