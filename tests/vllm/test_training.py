@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.architectures.test_families import model_folder
 from tests.distributed.runs import SCRIPTED, run, steps
 from tests.vllm.server import VllmServer
 
@@ -36,6 +37,19 @@ def test_engine_and_trainer_agree_after_every_update(trainer: str, random_policy
         assert step["train/grad_norm"] > 1e-3  # weights moved between these
     events = [json.loads(line)["event"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [event for event in events if event != "alarm"] == ["validation", *["rollout_step"] * 3, "validation"]
+
+
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
+def test_a_mixtures_experts_follow_every_update(kind: str, random_policy: Path, tmp_path: Path) -> None:
+    """Stacked in the trainer, a tensor each on the way, packed by vLLM's CPU kernel."""
+    policy = model_folder(tmp_path / "policy", kind, random_policy, hidden_size=128, head_dim=32)
+    run(tmp_path / "run", *REAL, f"policy.path={policy}", "trainer=cpu", "updates.rollout_steps=5")
+    found = steps(tmp_path / "run")
+    assert len(found) == 5
+    for step in found:
+        assert step["engine/gap"] <= 2e-5
+        assert step["train/sampler_gap_max"] <= 5e-5
+        assert step["train/grad_norm"] > 1e-3
 
 
 @pytest.mark.parametrize(("engine", "when"), [("without_head", 0), ("stale", 1)])

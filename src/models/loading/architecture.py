@@ -21,7 +21,7 @@ from src.errors import FileError
 from src.models.loading.files import model_folder
 from src.models.loading.lora import LoraSettings, add_lora
 from src.models.loading.policy_config import PolicyConfig
-from src.models.structure import decoder_of, head_of, layers_of
+from src.models.structure import decoder_of, freeze_unused, head_of, layers_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,14 +38,16 @@ class ParameterCounts:
         total: all of them, adapters included.
         trained: those that get gradients: of a model that reads images too, the text decoder's.
         layers: decoder layers.
-        layer: in one decoder layer.
-        layer_trained: in one decoder layer, with gradients.
+        layer: in the largest decoder layer.
+        layer_trained: in the one with most of them, with gradients.
         head: of the output head alone.
         tied: whether the head is the embedding matrix.
         head_trained: whether the head gets gradients.
         embedding_trained: whether the embeddings do.
         largest: weights of the largest tensor.
         largest_trained: weights of the largest tensor that gets gradients.
+        missing: weights that the decoder layers lack to be all as large as the largest.
+        missing_trained: likewise, with gradients.
     """
 
     total: int
@@ -59,16 +61,18 @@ class ParameterCounts:
     embedding_trained: bool
     largest: int
     largest_trained: int
+    missing: int = 0
+    missing_trained: int = 0
 
     @property
     def root(self) -> int:
         """Weights outside the decoder layers, which FSDP gathers as one."""
-        return self.total - self.layers * self.layer
+        return self.total - self.layers * self.layer + self.missing
 
     @property
     def root_trained(self) -> int:
         """Those of them with gradients."""
-        return self.trained - self.layers * self.layer_trained
+        return self.trained - self.layers * self.layer_trained + self.missing_trained
 
 
 def load_architecture(config: PolicyConfig) -> PretrainedConfig:
@@ -87,7 +91,7 @@ def load_architecture(config: PolicyConfig) -> PretrainedConfig:
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         if config.gguf_file is None or not (folder / config.gguf_file).is_file():
             raise FileError(f"policy: '{folder}' has neither config.json nor the GGUF file of policy.gguf_file.")
-        with _silent():  # dequantising, which does not happen here, would be announced
+        with silent():  # dequantising, which does not happen here, would be announced
             return AutoConfig.from_pretrained(folder, gguf_file=config.gguf_file)
     hub_id = str(config.hub_id)
     try:
@@ -155,34 +159,45 @@ def dtype_of(architecture: PretrainedConfig) -> torch.dtype:
 
 
 def count_parameters(model: PreTrainedModel) -> ParameterCounts:
-    """Count a model's weights.
+    """Count a model's weights; those that text does not go through get no gradients from here on.
 
     Raises:
         ConfigError: see `layers_of` and `head_of`.
     """
+    freeze_unused(model)
     layers = layers_of(decoder_of(model))
     parameters = list(model.parameters())
-    used = {id(parameter) for part in (decoder_of(model), head_of(model)) for parameter in part.parameters()}
-    trained = [parameter for parameter in parameters if parameter.requires_grad and id(parameter) in used]
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    layer, missing = _largest([list(one.parameters()) for one in layers])
+    layer_trained, missing_trained = _largest([[p for p in one.parameters() if p.requires_grad] for one in layers])
     head = head_of(model).weight
     embedding = cast(nn.Parameter, model.get_input_embeddings().weight)
     return ParameterCounts(
         total=sum(p.numel() for p in parameters),
         trained=sum(p.numel() for p in trained),
         layers=len(layers),
-        layer=sum(p.numel() for p in layers[0].parameters()),
-        layer_trained=sum(p.numel() for p in layers[0].parameters() if p.requires_grad),
+        layer=layer,
+        layer_trained=layer_trained,
         head=head.numel(),
         tied=head is embedding,
         head_trained=head.requires_grad,
         embedding_trained=embedding.requires_grad,
         largest=max(p.numel() for p in parameters),
         largest_trained=max((p.numel() for p in trained), default=0),
+        missing=missing,
+        missing_trained=missing_trained,
     )
 
 
+def _largest(layers: list[list[nn.Parameter]]) -> tuple[int, int]:
+    """Weights of the largest layer, and what all others lack of it; weights that layers share are in one of them."""
+    together = {id(p): p for layer in layers for p in layer}
+    largest = max(sum(p.numel() for p in layer) for layer in layers)
+    return largest, len(layers) * largest - sum(p.numel() for p in together.values())
+
+
 @contextmanager
-def _silent() -> Iterator[None]:
+def silent() -> Iterator[None]:
     """Without transformers' warnings."""
     before = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()

@@ -182,6 +182,8 @@ class VllmEngine:
             if self._asleep:
                 llm.wake_up(tags=["weights"])
             llm.collective_rpc("reload_weights", kwargs={"weights_iterator": remaining})
+            if not torch.accelerator.is_available():
+                llm.collective_rpc(_pack_experts)
             for _ in remaining:  # every rank takes part in gathering what the loader had no use for
                 pass
             if self._asleep:
@@ -328,3 +330,11 @@ def launcher_variables() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _pack_experts(worker: Any) -> None:
+    """Lay out a mixture's experts as their CPU kernel reads them, which vLLM 0.32 does at the first load only."""
+    for layer in worker.model_runner.model.modules():
+        kernel = getattr(getattr(layer, "quant_method", None), "moe_kernel", None)
+        if kernel is not None:
+            kernel.fused_experts.process_weights_after_loading(layer)

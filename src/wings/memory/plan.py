@@ -83,6 +83,7 @@ class MemoryPlan:
         host_parts: what all ranks of a node offload to host memory, together.
         host_capacity: of the node.
         assumptions: lines on what was counted.
+        bounds: lines on what was bounded instead.
     """
 
     parts: tuple[MemoryPart, ...]
@@ -90,6 +91,7 @@ class MemoryPlan:
     host_parts: tuple[MemoryPart, ...] = ()
     host_capacity: Capacity = Capacity(None, "")
     assumptions: tuple[str, ...] = ()
+    bounds: tuple[str, ...] = ()
 
     @property
     def phases(self) -> dict[Phase, int]:
@@ -187,7 +189,7 @@ def show_plan(plan: MemoryPlan, console: Console | None = None) -> None:
         table.add_column(phase, justify="right", footer=_gib(total), style=style, footer_style="bold", no_wrap=True)
     for part in plan.parts:
         table.add_row(part.name, *(_gib(part.bytes.get(phase, 0)) for phase in plan.phases))
-    lines = [*plan.assumptions, ""]
+    lines = [*plan.assumptions, *plan.bounds, ""]
     lines += [f"{part.name}: {part.explanation}" for part in plan.parts]
     lines += ["", *(f"{phase}: {PHASES[phase]}" for phase in plan.phases)]
     if plan.host_parts:

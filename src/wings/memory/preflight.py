@@ -6,6 +6,7 @@ import logging
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 from hydra.utils import instantiate
@@ -18,7 +19,7 @@ from src.errors import ConfigError
 from src.models.head.head import chunk_tokens
 from src.models.loading.architecture import ParameterCounts, load_architecture
 from src.models.loading.policy_config import PolicyConfig
-from src.rollout.engine import SamplingParams
+from src.rollout.engine import Cache, SamplingParams
 from src.runs.folder import GIB, check_room
 from src.wings.memory.plan import (
     Capacity,
@@ -37,6 +38,7 @@ from src.wings.memory.training_parts import (
     RowShape,
     TrainingDemand,
     heap_holes,
+    largest_batches,
     longest_rows,
     model_traits,
     policy_parts,
@@ -48,6 +50,10 @@ _OPTIMIZER_BYTES = 8  # AdamW's two moments of a trained weight, in float32
 _CUDA_RUNTIME = GIB  # context, kernels and cuBLAS workspaces; a usual figure, not measured here
 _MODEL_CODE = 80 << 20  # transformers' and Lightning's modules where they are not imported yet; measured
 _NCCL = GIB // 2  # channels of several ranks; likewise
+_BOUNDED = (
+    "Model type '{}' cannot be traced ({}). What its layers keep is bounded by the sizes of their weights, which may "
+    "be several times too much; preflight.action=warn goes on all the same."
+)
 
 
 class MemoryPlanError(ConfigError):
@@ -69,12 +75,13 @@ class _Run:
     counts: ParameterCounts
 
     @classmethod
-    def of(cls, config: DictConfig) -> _Run:
+    def of(cls, config: DictConfig, rows: Literal["packed", "separate"] = "packed") -> _Run:
+        """The run of a config; `rows` are those of the forwards, on which weights do not depend."""
         policy: PolicyConfig = instantiate(config.policy)
         place, on_node = placement(config.trainer)
         architecture, precision = load_architecture(policy), str(config.trainer.precision)
         stored = stored_dtype(policy, architecture, precision)
-        traits = model_traits(policy, stored, place, precision)
+        traits = model_traits(policy, rows, stored, place, precision)
         traces = MemoryTraces(cache_file(config, "memory_traces"), trust_remote_code=policy.trust_remote_code)
         counts = traces.counts(architecture, stored, policy.lora)
         return cls(config, policy, architecture, place, on_node, stored, traits, traces, counts)
@@ -83,6 +90,13 @@ class _Run:
     def trained_bytes(self) -> int:
         """Of a weight that gets gradients; adapters are float32."""
         return 4 if self.policy.lora is not None else self.stored.itemsize
+
+    def shapes(self, groups: int, prompt: int, completions: int, completion: int) -> tuple[RowShape, ...]:
+        """The rows that can take most memory; see `longest_rows`."""
+        budget = self.config.updates.max_row_tokens
+        if self.traits.rows == "separate":
+            return largest_batches(budget, groups * completions, prompt, completion)
+        return longest_rows(budget, groups, prompt, completions, completion)
 
 
 def preflight(config: DictConfig) -> bool:
@@ -99,7 +113,10 @@ def preflight(config: DictConfig) -> bool:
         show_plan(plan_memory(config))
         return False
     try:
-        check_memory(plan_memory(config))
+        plan = plan_memory(config)
+        for line in plan.bounds:
+            log.warning("%s", line)
+        check_memory(plan)
     except MemoryPlanError as error:
         if config.preflight.action == "error":
             raise
@@ -118,19 +135,21 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
     Raises:
         OSError: no architecture for `policy.hub_id`.
         FileNotFoundError: no folder, package or config.json where `policy` says.
-        ConfigError: a value that memory cannot be planned for.
+        ConfigError: a value that memory cannot be planned for, or a model that the run would refuse.
     """
-    run = _Run.of(config)
+    from src.config.guard import find_ways  # with the model's code, which the check of a disk does without
+
+    ways = find_ways(instantiate(config.policy), cache_file(config, "ways"))
+    run = _Run.of(config, ways.rows)
     place = run.place
     per_rank = -(-config.data.prompts_per_step // place.ranks)
     samples = "loss" in config.algorithm
     completions = config.sampling.n if samples else 1
     group = (config.data.max_prompt_tokens, completions, config.sampling.max_new_tokens)
     in_minibatch = min(per_rank, max(1, -(-config.updates.prompts_per_minibatch // place.ranks)))
-    rows = longest_rows(config.updates.max_row_tokens, in_minibatch, *group)
-    scored = longest_rows(config.updates.max_row_tokens, per_rank, *group)
+    rows, scored = run.shapes(in_minibatch, *group), run.shapes(per_rank, *group)
     parts = [MemoryPart.always("runtime", *_runtime(place))]
-    copies, engine = _engine_parts(run, per_rank if samples else 0)
+    copies, engine = _engine_parts(run, per_rank if samples else 0, ways.cache)
     demand = TrainingDemand(
         counts=run.counts,
         weight_bytes=run.stored.itemsize,
@@ -157,8 +176,10 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
             f"{place.ranks} rank{'s' if place.ranks > 1 else ''} on {'GPUs' if place.cuda else 'the CPU'}, "
             f"{'sharded' if place.sharded else 'a whole policy each'}, precision {config.trainer.precision}, "
             f"weights {str(run.stored).removeprefix('torch.')}",
-            f"rows of up to {longest.tokens} tokens: prompts of {group[0]}, {group[1]} completions of {group[2]}",
+            f"{'' if ways.rows == 'packed' else 'separate '}rows of up to {longest.tokens} tokens: prompts of "
+            f"{group[0]}, {group[1]} completions of {group[2]}",
         ),
+        bounds=tuple(_BOUNDED.format(run.architecture.model_type, reason) for reason in run.traces.bounded),
     )
 
 
@@ -202,15 +223,13 @@ def _row_demand(run: _Run, rows: tuple[RowShape, ...], scored: tuple[RowShape, .
     memory = max(traced, key=lambda memory: memory.kept(run.counts.layers) + memory.working)
     longer = max(row.tokens for row in (*rows, *scored)) / max(row.tokens for row in rows)
     memory = replace(memory, forward=int(memory.forward * max(1.0, longer)))
-    text = run.architecture.get_text_config()
-    cuda = run.place.cuda
+    vocabulary = run.architecture.get_text_config(decoder=True).vocab_size
+    width, cuda = run.counts.head // vocabulary, run.place.cuda
     dtype = torch.float32 if cuda else traits.weights  # a GPU multiplies half-precision matrices without copies
-    chunk = run.policy.head_chunk or chunk_tokens(text.vocab_size, "cuda" if cuda else "cpu")
-    forward, backward = run.traces.head(
-        text.vocab_size, text.hidden_size, dtype, chunk, trained=run.counts.head_trained, cuda=cuda
-    )
+    chunk = run.policy.head_chunk or chunk_tokens(vocabulary, "cuda" if cuda else "cpu")
+    forward, backward = run.traces.head(vocabulary, width, dtype, chunk, trained=run.counts.head_trained, cuda=cuda)
     tokens = max(row.scored for row in rows)
-    inputs = 2 * tokens * text.hidden_size * traits.weights.itemsize  # the scored hidden states, and their gradient
+    inputs = 2 * tokens * width * traits.weights.itemsize  # the scored hidden states, and their gradient
     return RowDemand(memory, forward + inputs // 2, backward + inputs)
 
 
@@ -225,8 +244,11 @@ def _warm_start(run: _Run) -> RowDemand | None:
     return _row_demand(run, (row,))
 
 
-def _engine_parts(run: _Run, prompts: int) -> tuple[bool, list[MemoryPart]]:
-    """Whether the engine is given weights, and its parts; `prompts` a rank are sampled for in a rollout step."""
+def _engine_parts(run: _Run, prompts: int, right_cache: Cache | None) -> tuple[bool, list[MemoryPart]]:
+    """Whether the engine is given weights, and its parts; `prompts` a rank are sampled for in a rollout step.
+
+    `right_cache` is that of a native engine whose `rollout.cache` is `auto`.
+    """
     config, policy, traits, counts, place = run.config, run.policy, run.traits, run.counts, run.place
     rollout = config.rollout
     target = str(rollout.get("_target_", ""))
@@ -250,7 +272,20 @@ def _engine_parts(run: _Run, prompts: int) -> tuple[bool, list[MemoryPart]]:
     dtype = computed if owns else traits.weights
     engine = replace(traits, weights=dtype, lora=None) if owns else traits
     keys_stay_wide = traits.autocast is not None and engine.weights == torch.float32  # rotated in float32
+    cache = rollout.get("cache", "auto")
+    cache = (right_cache or "none") if cache == "auto" else cache
     prompt = RowShape(1, config.data.max_prompt_tokens, 1, 1)
+    if cache == "none":
+        prompt = replace(prompt, prompt=prompt.prompt + config.sampling.max_new_tokens)
+    if cache != "shared":
+        engine = replace(engine, rows="separate")
+
+    def own_cache(tokens: int) -> int:
+        if cache == "none":
+            return 0
+        a_layer = run.traces.cache(run.architecture, engine, RowShape(1, tokens, 1, 1))
+        return a_layer * (counts.layers + 1)  # a layer's old keys are there until the new ones are put behind them
+
     return owns, native_parts(
         run.architecture,
         _batches(config, prompts),
@@ -262,6 +297,8 @@ def _engine_parts(run: _Run, prompts: int) -> tuple[bool, list[MemoryPart]]:
         max_sequences=rollout.max_sequences,
         max_batch_tokens=rollout.max_batch_tokens,
         sampling=run.traces.sampling,
+        own_cache=None if cache == "shared" else own_cache,
+        recomputes=cache == "none",
     )
 
 

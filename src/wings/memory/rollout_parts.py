@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
@@ -48,6 +49,20 @@ def sampling_bytes(rows: int, vocabulary: int, dtype: torch.dtype, params: Sampl
 SamplingBytes = Callable[[int, int, torch.dtype, SamplingParams], int]
 
 
+def attention_heads(layer: Any) -> tuple[int, int, int]:
+    """Of a layer's config: (heads whose keys and values are stored, sizes of a key and of a value).
+
+    Latent attention and JetMoe make the keys of all heads before attention functions see them.
+    """
+    heads = getattr(layer, "num_attention_heads", None) or 1
+    if getattr(layer, "qk_nope_head_dim", None):
+        return heads, layer.qk_nope_head_dim + layer.qk_rope_head_dim, layer.v_head_dim
+    if size := getattr(layer, "kv_channels", None):
+        return heads, size, size
+    size = getattr(layer, "head_dim", None) or layer.hidden_size // heads
+    return getattr(layer, "num_key_value_heads", None) or heads, size, size
+
+
 def native_parts(
     architecture: PretrainedConfig,
     batches: Sequence[GenerationBatch],
@@ -60,6 +75,8 @@ def native_parts(
     max_sequences: int,
     max_batch_tokens: int,
     sampling: SamplingBytes = sampling_bytes,
+    own_cache: Callable[[int], int] | None = None,
+    recomputes: bool = False,
 ) -> list[MemoryPart]:
     """Parts of the native engine, for the largest of the batches.
 
@@ -70,26 +87,38 @@ def native_parts(
         value_bytes: of a cached value's number.
         logits: their dtype.
         copied_weights: bytes of a copy of the model; 0: it samples with the training module.
-        prefill_token: bytes that a forward takes for each prompt token.
+        prefill_token: bytes that a forward takes for each prompt token (with `recomputes`, for each token).
         max_sequences: see `NativeEngine`.
         max_batch_tokens: see `NativeEngine`.
         sampling: `sampling_bytes`, or what remembers it.
+        own_cache: bytes of the model's own cache for a sequence of so many tokens; None: prompts are shared.
+        recomputes: there is no cache, and every step is a forward of all tokens.
     """
-    text = architecture.get_text_config()
-    heads = text.num_attention_heads
-    kv_heads = getattr(text, "num_key_value_heads", None) or heads
-    size = getattr(text, "head_dim", None) or text.hidden_size // heads
+    text = architecture.get_text_config(decoder=True)
+    heads = getattr(text, "num_attention_heads", None) or 1
     budgets = {"max_sequences": max_sequences, "max_batch_tokens": max_batch_tokens}
 
     def cache_and_work(batch: GenerationBatch) -> tuple[int, int]:
         n, longest = 1 if batch.sampling.temperature == 0 else batch.sampling.n, batch.sampling.max_new_tokens
+        if own_cache is not None:
+            return own(batch, n, batch.prompt_tokens + longest)
         room = room_for(batch.prompts, batch.prompt_tokens, n, longest, **budgets)
         tokens = room.slots * batch.prompt_tokens + room.rows * max(longest - 1, 1)
-        layer = tokens * kv_heads * size * (key_bytes + value_bytes)
+        stored = [attention_heads(layer) for layer in text.per_layer_config]
+        a_token = sum(count * (key * key_bytes + value * value_bytes) for count, key, value in stored)
         prefill = int(room.rows // n * batch.prompt_tokens * prefill_token)
         scores = room.rows * heads * max(batch.prompt_tokens, longest) * _SCORE_BYTES
         decode = scores + sampling(room.rows, text.vocab_size, logits, batch.sampling)
-        return text.num_hidden_layers * layer, max(prefill, decode)
+        return tokens * a_token, max(prefill, decode)
+
+    def own(batch: GenerationBatch, n: int, tokens: int) -> tuple[int, int]:
+        assert own_cache is not None
+        together = min(batch.prompts, max_sequences // n, max_batch_tokens // (n * tokens))
+        rows, width = max(1, together) * n, tokens if recomputes else batch.prompt_tokens
+        prefill = rows * (int(width * prefill_token) + width**2 * (1 + logits.itemsize))  # and the mask of the padding
+        given_back = 2 * rows * text.vocab_size * torch.float32.itemsize  # logits as `generate` copies and returns them
+        decode = rows * heads * tokens * _SCORE_BYTES + sampling(rows, text.vocab_size, logits, batch.sampling)
+        return rows * own_cache(tokens), max(prefill, decode) + given_back
 
     parts = []
     if copied_weights:
@@ -97,9 +126,10 @@ def native_parts(
         parts.append(MemoryPart.always("engine weights", what, copied_weights, ("rollout=vllm_server",)))
     cache, work = max(map(cache_and_work, batches), key=sum)
     keys = ("rollout.max_batch_tokens", "rollout.max_sequences")
+    kept = "prompts once, completions at their longest" if own_cache is None else "the model's own, of whole sequences"
     return [
         *parts,
-        MemoryPart("key/value cache", "prompts once, completions at their longest", {"rollout": cache}, keys),
+        MemoryPart("key/value cache", kept, {"rollout": cache}, keys),
         MemoryPart("sampling", "prefill of a batch of prompts, or logits of its completions", {"rollout": work}, keys),
     ]
 

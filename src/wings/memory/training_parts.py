@@ -49,13 +49,15 @@ class ModelTraits:
     cuda: bool = False
 
 
-def model_traits(policy: PolicyConfig, stored: torch.dtype, place: Placement, precision: str) -> ModelTraits:
+def model_traits(
+    policy: PolicyConfig, rows: Literal["packed", "separate"], stored: torch.dtype, place: Placement, precision: str
+) -> ModelTraits:
     """Types and switches of the policy's forwards; sharded weights are gathered in the type that they compute in."""
     mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     return ModelTraits(
         weights=mixed if mixed is not None and place.sharded else stored,
         autocast=mixed,
-        rows="separate" if policy.rows == "separate" else "packed",
+        rows=rows,
         checkpointing=policy.gradient_checkpointing,
         lora=policy.lora,
         dropout=policy.dropout,
@@ -66,7 +68,7 @@ def model_traits(policy: PolicyConfig, stored: torch.dtype, place: Placement, pr
 
 @dataclass(frozen=True, slots=True)
 class RowShape:
-    """A packed row of equal groups.
+    """A row of equal groups; a separate row is a batch of sequences, which are groups of one completion.
 
     Attributes:
         groups: prompt groups in the row.
@@ -133,12 +135,37 @@ def longest_rows(budget: int, groups: int, prompt: int, completions: int, comple
     return (whole, crowded)
 
 
+def largest_batches(budget: int, sequences: int, prompt: int, completion: int) -> tuple[RowShape, ...]:
+    """The separate rows that can take most memory: one of the longest sequences, and one that fills the budget.
+
+    A sequence that is longer than the budget has a row of its own.
+
+    >>> [(row.groups, row.prompt, row.completion, row.tokens) for row in largest_batches(2048, 8, 1024, 192)]
+    [(1, 1024, 192, 1215), (2, 833, 192, 2048)]
+    >>> [(row.groups, row.prompt, row.completion, row.tokens) for row in largest_batches(2048, 8, 100, 51)]
+    [(8, 100, 51, 1200)]
+
+    Args:
+        budget: `updates.max_row_tokens`, padding counted.
+        sequences: most sequences that there are, each a prompt with one completion.
+        prompt: tokens of the longest prompt.
+        completion: tokens of the longest completion.
+    """
+    longest = prompt + completion - 1
+    count = min(sequences, max(1, budget // longest))
+    whole, size = RowShape(count, prompt, 1, completion), budget // (count + 1)
+    if count == sequences or size * (count + 1) <= whole.tokens:
+        return (whole,)
+    scored = min(completion, size)
+    return (whole, RowShape(count + 1, size - scored + 1, 1, scored))
+
+
 @dataclass(frozen=True, slots=True)
 class RowMemory:
     """Bytes of a row besides weights, gradients and what the head takes.
 
     Attributes:
-        kept_layer: kept for backward by each decoder layer.
+        kept_layer: kept for backward by each decoder layer, on average.
         kept_rest: kept by what surrounds the layers: embeddings, rotary angles, gathers of the attention, last norm.
         working: largest use above what is kept, in the backward of a layer (recomputation included).
         forward: largest use of a forward without gradients, whatever the number of layers.
@@ -233,7 +260,9 @@ def _gathered(demand: TrainingDemand, place: Placement) -> list[MemoryPart]:
     """What FSDP2 gathers: the root for a whole forward and backward, decoder layers a few at a time."""
     counts, width = demand.counts, demand.compute_bytes
     root, layer = counts.root * width, counts.layer * width
-    at_once = _GATHERED_LAYERS if place.reshard else counts.layers + 1
+    at_once = layer * min(_GATHERED_LAYERS, counts.layers + 1)
+    if not place.reshard:
+        at_once = layer * (counts.layers + 1) - counts.missing * width
     root_gradients = counts.root_trained * width
     reducing = counts.layer_trained * (width + 2 * _FLOAT)  # whole, being reduced, and about to be
     running: tuple[Phase, ...] = ("warm start", "scoring", "head", "layers")
@@ -244,7 +273,7 @@ def _gathered(demand: TrainingDemand, place: Placement) -> list[MemoryPart]:
         "warm start": root_gradients + reducing,
     }
     reshard = () if place.reshard else ("trainer.strategy.reshard_after_forward=true",)
-    layers = dict.fromkeys(running, min(at_once, counts.layers + 1) * layer)
+    layers = dict.fromkeys(running, at_once)
     return [
         MemoryPart("gathered root", "embeddings, last norm and head", dict.fromkeys((*running, "embeddings"), root)),
         MemoryPart("gathered layers", "decoder layers in use and fetched ahead", layers, reshard),

@@ -9,6 +9,7 @@ from transformers import AutoConfig
 from src.models.loading.architecture import KNOWN, count_parameters, empty_model, load_architecture
 from src.models.loading.loading import PolicyConfig, load_model
 from src.models.loading.lora import LoraSettings
+from tests.architectures.small import small_config
 from tests.conftest import ROOT, train_config
 
 
@@ -77,3 +78,19 @@ def test_adapters_are_counted_as_they_are_loaded(random_policy):
     per_layer = 4 * ((width + q) * 2 + (width + kv) * 2 + (width + hidden) * 3)  # q, o; k, v; gate, up, down
     assert counts.layer_trained == per_layer and counts.trained == counts.layers * per_layer
     assert not counts.head_trained and not counts.embedding_trained
+
+
+def test_layers_of_several_sizes_are_counted_one_by_one():
+    model = empty_model(small_config("lfm2", layer_types=["conv", "full_attention", "conv"]), torch.float32)
+    sizes = [sum(p.numel() for p in layer.parameters()) for layer in model.model.layers]
+    counts = count_parameters(model)
+    assert sizes[0] == sizes[2] != sizes[1]
+    assert counts.layer == max(sizes) and counts.missing == 3 * max(sizes) - sum(sizes)
+    assert counts.root == counts.root_trained == counts.total - sum(sizes)
+
+
+def test_an_encoder_of_images_is_there_and_not_trained():
+    model = empty_model(small_config("gemma3"), torch.float32)
+    counts = count_parameters(model)
+    tower = sum(p.numel() for name, p in model.named_parameters() if "language_model" not in name)
+    assert counts.total - counts.trained == tower > 0

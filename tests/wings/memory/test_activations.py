@@ -2,18 +2,36 @@
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from src.models.loading.architecture import load_architecture
 from src.models.loading.loading import PolicyConfig, load_model
 from src.models.loading.lora import LoraSettings
 from src.models.policy import Policy
-from src.wings.memory.activations import LiveBytes, ModelTraits, head_memory, row_memory
+from src.wings.memory import activations
+from src.wings.memory.activations import LiveBytes, ModelTraits, cache_memory, head_memory, row_bound, row_memory
 from src.wings.memory.training_parts import RowShape
+from tests.architectures.small import small_config
 
 ALONE = RowShape(groups=1, prompt=64, completions=1, completion=17)  # 80 tokens, one causal block
 GROUP = RowShape(groups=1, prompt=64, completions=4, completion=17)  # 128 tokens
 FLOAT32 = ModelTraits(torch.float32)
+SEPARATE = ModelTraits(torch.float32, rows="separate")
+BATCH = RowShape(groups=3, prompt=64, completions=1, completion=17)  # three sequences of 80 tokens
+
+
+def _kept_and_working(config, traits, shape):
+    """Of real tensors, all layers: (kept for backward, largest use above it)."""
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    policy = Policy(model, rows=traits.rows).train()
+    model.requires_grad_(True)
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with LiveBytes() as memory:
+        hidden = policy.hidden_states(shape.row())
+        kept = memory.peak = memory.live
+        hidden.backward(torch.zeros_like(hidden))
+    return kept, memory.peak - kept
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +107,70 @@ def test_a_row_has_the_lengths_that_it_says():
     row = RowShape(2, 10, 3, 5).row()
     assert len(row.input_ids) == 2 * (10 + 3 * 4) and len(row.targets) == 30
     assert [layout.offset for layout in row.layouts] == [0, 22]
+
+
+@pytest.mark.parametrize(
+    ("kind", "layers"),
+    [
+        ("lfm2", ["conv", "conv", "full_attention", "conv", "full_attention", "conv"]),
+        ("qwen3_5_text", ["linear_attention"] * 3 + ["full_attention"] + ["linear_attention"] * 2),
+    ],
+)
+def test_each_layer_of_a_hybrid_counts_as_its_kind(kind, layers):
+    config = small_config(kind, layer_types=layers)
+    traced = row_memory(config, SEPARATE, BATCH)
+    kept, working = _kept_and_working(config, SEPARATE, BATCH)
+    assert traced.kept(6) == pytest.approx(kept, rel=0.01)
+    assert 0.9 * working < traced.working < 2 * working  # above all that is kept, above what is kept up to that layer
+
+
+def test_experts_in_float32_keep_what_the_real_ones_keep():
+    config = small_config("qwen3_moe", mlp_only_layers=[])
+    traced = row_memory(config, FLOAT32, GROUP)
+    kept, working = _kept_and_working(config, FLOAT32, GROUP)
+    assert traced.kept(2) == pytest.approx(kept, rel=0.01)
+    assert traced.working == pytest.approx(working, rel=0.1)
+
+
+def test_a_batch_keeps_as_much_for_each_sequence():
+    config = small_config("falcon_h1")
+    one, three = (row_memory(config, SEPARATE, RowShape(count, 64, 1, 17)) for count in (1, 3))
+    assert three.kept_layer == pytest.approx(3 * one.kept_layer, rel=0.02)
+
+
+@pytest.mark.parametrize("kind", ["lfm2", "gpt_neo"])  # gpt_neo keeps its scores, which grow with the square
+def test_the_numbers_of_long_sequences_follow_from_short_ones(kind, monkeypatch):
+    config, long = small_config(kind), RowShape(2, 200, 1, 41)
+    direct = row_memory(config, SEPARATE, long)
+    monkeypatch.setattr(activations, "_MOST_OPERATIONS", 0)
+    extended = row_memory(config, SEPARATE, long)
+    for name in ("kept_layer", "kept_rest", "working", "forward"):
+        assert getattr(extended, name) == pytest.approx(getattr(direct, name), rel=0.01)
+
+
+def test_a_window_costs_nothing_where_flex_attention_takes_it():
+    heads = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+    config = AutoConfig.for_model("mistral", sliding_window=16, num_hidden_layers=2, vocab_size=100, **heads)
+    in_half = ModelTraits(torch.bfloat16, cuda=True)
+    windowed, windowed_on_cpu = row_memory(config, in_half, GROUP), row_memory(config, FLOAT32, GROUP)
+    config.sliding_window = None
+    assert row_memory(config, in_half, GROUP) == windowed
+    assert row_memory(config, FLOAT32, GROUP).forward < windowed_on_cpu.forward
+
+
+def test_a_cache_holds_keys_values_and_states(llama):
+    assert cache_memory(llama, SEPARATE, RowShape(1, 50, 1, 1)) == 50 * 2 * 16 * 4  # 2 key heads of 8
+    mamba = small_config("mamba2")
+    short, long = (cache_memory(mamba, SEPARATE, RowShape(1, tokens, 1, 1)) for tokens in (20, 90))
+    assert short == long > 0  # a state does not grow
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3_moe", "gpt2", "deepseek_v3", "gemma3", "falcon"])
+def test_the_bound_is_above_what_is_traced(kind):
+    config = small_config(kind)
+    for settings in ({"weights": torch.float32}, {"weights": torch.bfloat16, "checkpointing": True}):
+        traits = ModelTraits(**settings, rows="separate")
+        bound, traced = row_bound(config, traits, BATCH), row_memory(config, traits, BATCH)
+        assert traced.kept(2) < bound.kept(2) < 15 * traced.kept(2)
+        assert traced.kept(2) + traced.working < bound.kept(2) + bound.working
+        assert traced.forward < bound.forward

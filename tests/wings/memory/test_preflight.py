@@ -8,10 +8,12 @@ import torch
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
+from src.errors import ConfigError
 from src.runs.folder import GIB
 from src.wings.memory.plan import host_capacity, show_plan
-from src.wings.memory.preflight import MemoryPlanError, check_memory, plan_memory
+from src.wings.memory.preflight import MemoryPlanError, check_memory, plan_memory, preflight
 from src.wings.memory.training_parts import longest_rows
+from tests.architectures.small import KINDS, small_config
 from tests.conftest import train_config
 
 NODE = ("trainer.accelerator=gpu", "trainer.devices=8")
@@ -107,6 +109,50 @@ def test_a_penalty_keeps_the_start_and_ddp_a_copy_each(random_policy):
         _config(f"policy.path={random_policy}", "trainer=ddp", "trainer.accelerator=cpu", "trainer.devices=2")
     )
     assert _parts(ddp)["weights"] == plain["weights"] and "for each of 2 processes" in ddp.capacity.source
+
+
+SHORT = ("trainer.accelerator=cpu", "data.max_prompt_tokens=80", "sampling.max_new_tokens=40")
+
+
+def _folder(kind: str, path: Path) -> Path:
+    small_config(kind).save_pretrained(path)
+    return path
+
+
+def test_a_hybrid_is_planned_as_it_runs(tmp_path):
+    plan = plan_memory(_config(f"policy.path={_folder('lfm2', tmp_path)}", *SHORT))
+    # 8 prompts of 8 completions are 64 sequences of 119 tokens
+    assert "separate rows of up to 7616 tokens" in plan.assumptions[1] and not plan.bounds
+    cache = next(part for part in plan.parts if part.name == "key/value cache")
+    assert cache.explanation == "the model's own, of whole sequences"
+
+
+def test_what_is_bounded_is_said_once(tmp_path, caplog):
+    config = _config(f"policy.path={_folder('dbrx', tmp_path)}", *SHORT, gib=80)
+    said = "Model type 'dbrx' cannot be traced (DynamicOutputShapeException: aten.nonzero.default)."
+    config.callbacks.checkpoint = None
+    assert preflight(config) and caplog.text.count(said) == 1
+    screen = io.StringIO()
+    show_plan(plan_memory(config), Console(file=screen, width=1000))
+    assert screen.getvalue().count(said) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_type_has_a_plan(kind, tmp_path):
+    folder = _folder(kind, tmp_path)
+    for dtype in ("float32", "bfloat16"):
+        settings = (f"policy.path={folder}", f"policy.dtype={dtype}", *SHORT)
+        try:
+            plan = plan_memory(_config(*settings))
+        except ConfigError as error:
+            assert "Choose a model" in str(error)  # the run would refuse it too
+            return
+        assert plan.peak > 0 and len(plan.bounds) <= 1
+        try:
+            assert plan_memory(_config(*settings, "policy/lora=default")).peak > 0
+        except ValueError as error:
+            assert "policy.lora.target_modules" in str(error)  # peft puts no adapters into Mamba's layers
 
 
 def test_vllm_sleeps_during_the_update():

@@ -1,5 +1,6 @@
 """The native engine's predicted cache against the one that it makes."""
 
+import pytest
 import torch
 
 from src.models.loading.architecture import load_architecture
@@ -7,7 +8,8 @@ from src.models.loading.loading import PolicyConfig, load_model
 from src.rollout.engine import SamplingParams
 from src.rollout.native.engine import NativeEngine
 from src.rollout.native.prefix_cache import PrefixCache
-from src.wings.memory.rollout_parts import GenerationBatch, native_parts, vllm_parts
+from src.wings.memory.rollout_parts import GenerationBatch, attention_heads, native_parts, vllm_parts
+from tests.architectures.small import small_config, small_model
 
 BUDGETS = {"prefill_token": 0.0, "max_sequences": 256, "max_batch_tokens": 131_072}
 
@@ -58,3 +60,37 @@ def test_vllm_takes_its_fraction_and_sleeps_without_it():
     assert vllm_parts(sleeps=False, **given)[1].bytes["step"] == 400
     (on_cpu,) = vllm_parts(sleeps=False, **{**given, "cuda": False, "cache": 7})
     assert on_cpu.bytes["step"] == 37
+
+
+@pytest.mark.parametrize("kind", ["gemma4_text", "deepseek_v3", "jetmoe", "gpt_oss", "gpt2", "gpt_bigcode"])
+def test_the_keys_that_are_stored_are_those_of_the_config(kind, monkeypatch):
+    caches: list[PrefixCache] = []
+    monkeypatch.setattr(
+        "src.rollout.native.batching.PrefixCache",
+        lambda *args, **kw: caches.append(PrefixCache(*args, **kw)) or caches[-1],
+    )
+    config = small_config(kind)
+    NativeEngine(small_model(config)).generate([torch.arange(20)], SamplingParams(n=2, max_new_tokens=4), [0])
+    stored = sum(x.numel() for pair in caches[0]._prompt.values() for x in pair)
+    layers = map(attention_heads, config.get_text_config(decoder=True).per_layer_config)
+    assert stored == 20 * sum(heads * (key + value) for heads, key, value in layers)
+
+
+def test_a_models_own_cache_holds_the_prompt_with_each_completion():
+    architecture = load_architecture(PolicyConfig(hub_id="Qwen/Qwen3-8B"))
+    types = {"key_bytes": 2, "value_bytes": 2, "logits": torch.bfloat16, "copied_weights": 0}
+    budgets = {"prefill_token": 1000.0, "max_sequences": 64, "max_batch_tokens": 10_000}
+    batch = GenerationBatch(512, 700, SamplingParams(n=4, max_new_tokens=300))
+
+    def parts(**own):
+        found = native_parts(architecture, [batch], **types, **budgets, **own)
+        return {part.name: part.bytes["rollout"] for part in found if part.most}
+
+    # 10 sequences of 1,000 tokens are 2 prompts with their 4 completions
+    cached = parts(own_cache=lambda tokens: 7 * tokens)
+    assert cached["key/value cache"] == 8 * 7 * 1000
+    anew = parts(own_cache=lambda _: 0, recomputes=True)
+    assert "key/value cache" not in anew
+    # all 1,000 tokens of a sequence go through each forward, with a mask in two forms of 1 and 2 bytes
+    logits = 2 * 8 * 151936 * 4
+    assert anew["sampling"] == 8 * (1000 * 1000 + 1000**2 * 3) + logits

@@ -8,10 +8,11 @@ from transformers import AutoConfig
 
 from src.rollout.engine import SamplingParams
 from src.wings.memory import activations
-from src.wings.memory.activations import forward_memory, row_memory
+from src.wings.memory.activations import forward_memory, row_bound, row_memory
 from src.wings.memory.rollout_parts import sampling_bytes
 from src.wings.memory.traces import MemoryTraces
 from src.wings.memory.training_parts import ModelTraits, RowShape
+from tests.architectures.small import small_config
 from tests.conftest import ROOT
 
 SHAPE = RowShape(groups=1, prompt=20, completions=2, completion=9)
@@ -53,3 +54,15 @@ def test_a_model_with_code_of_its_own_is_traced_each_time(architecture, tmp_path
     traces.forward(architecture, FLOAT32, SHAPE)
     traces.save()
     assert not (tmp_path / "traces.json").exists()
+
+
+def test_a_model_that_cannot_be_traced_is_bounded_and_says_why_at_each_start(tmp_path: Path, monkeypatch):
+    dbrx, file = small_config("dbrx"), tmp_path / "traces.json"  # its experts ask which tokens are theirs
+    first = MemoryTraces(file)
+    bound = first.row(dbrx, FLOAT32, SHAPE)
+    assert bound == row_bound(dbrx, FLOAT32, SHAPE) and first.forward(dbrx, FLOAT32, SHAPE) == bound.forward
+    assert first.bounded == ["DynamicOutputShapeException: aten.nonzero.default"]
+    first.save()
+    monkeypatch.setattr(activations, "row_memory", lambda *_: pytest.fail("traced again"))
+    second = MemoryTraces(file)
+    assert second.row(dbrx, FLOAT32, SHAPE) == bound and second.bounded == first.bounded

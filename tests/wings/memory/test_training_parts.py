@@ -8,7 +8,7 @@ from src.config.placement import Placement
 from src.models.loading.architecture import ParameterCounts
 from src.wings.memory.activations import RowMemory
 from src.wings.memory.plan import Capacity, MemoryPart, MemoryPlan
-from src.wings.memory.training_parts import RowDemand, TrainingDemand, policy_parts
+from src.wings.memory.training_parts import RowDemand, TrainingDemand, largest_batches, policy_parts
 
 COUNTS = ParameterCounts(
     total=1604, trained=1604, layers=10, layer=100, layer_trained=100, head=300, tied=False, head_trained=True,
@@ -76,6 +76,28 @@ def test_sharding_divides_what_lives_and_gathers_a_few_layers():
     assert _bytes(plan, "tensor handed over") == {"handover": 300 * (4 + 2)}
     kept = _plan(replace(DEMAND, compute_bytes=2), replace(place, reshard=False))
     assert _bytes(kept, "gathered layers")["layers"] == 11 * 100 * 2
+
+
+def test_layers_of_several_sizes_are_gathered_as_the_largest():
+    # four of the ten layers have 60 weights: 160 fewer in all
+    counts = replace(COUNTS, total=1444, trained=1444, missing=160, missing_trained=160)
+    place = Placement(ranks=4, cuda=True, sharded=True)
+    plan = _plan(replace(DEMAND, counts=counts), place)
+    assert _bytes(plan, "gathered root")["head"] == 604 * 4
+    assert _bytes(plan, "gathered layers")["layers"] == 3 * 100 * 4
+    kept = _plan(replace(DEMAND, counts=counts), replace(place, reshard=False))
+    assert _bytes(kept, "gathered layers")["layers"] == (10 * 100 - 160 + 100) * 4
+
+
+@pytest.mark.parametrize("budget", [500, 1215, 1216, 2048, 4096, 100_000])
+@pytest.mark.parametrize("sequences", [1, 2, 8])
+def test_batches_are_those_that_separate_rows_can_be(budget, sequences):
+    rows = largest_batches(budget, sequences, prompt=1024, completion=192)
+    assert rows[0].prompt == 1024 and rows[0].completion == 192
+    for row in rows:
+        assert row.prompt <= 1024 and row.completion <= 192 and row.groups <= sequences and row.completions == 1
+        assert row.tokens <= budget or row.groups == 1
+    assert max(row.tokens for row in rows) >= min(sequences * 1215, budget - sequences)
 
 
 def test_offloaded_shards_are_the_hosts():
