@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+from src.config.guard import Ways
 from src.models.policy import Policy
 from src.models.structure import decoder_of
 from src.train import train
@@ -99,6 +100,9 @@ def test_shorter_rows_give_the_same_gradients(
     assert budgets and all(later <= earlier // 2 for earlier, later in pairwise([whole.longest, *budgets]))
 
 
-def test_a_completion_that_does_not_fit_is_an_error_with_advice(random_policy: Path, tmp_path: Path) -> None:
+def test_a_completion_that_does_not_fit_is_an_error_with_advice(
+    random_policy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "find_ways", lambda *_: Ways("packed", "shared"))  # which runs rows too
     with pytest.raises(torch.OutOfMemoryError, match=r"one completion in each row.*max_new_tokens.*checkpoint"):
         run(tmp_path / "run", random_policy, limit=3)

@@ -90,8 +90,6 @@ def in_hub_names(model: PreTrainedModel, named_tensors: Iterable[tuple[str, Tens
         model: whose tensors they are, on any device.
         named_tensors: in the order of its state dict.
     """
-    if model.config.get_text_config(decoder=True).tie_word_embeddings:  # the head is in no file, and some refuse it
-        named_tensors = ((name, tensor) for name, tensor in named_tensors if name != "lm_head.weight")
     if not (getattr(model, "_weight_conversions", None) or get_model_conversion_mapping(model, add_legacy=False)):
         yield from named_tensors
         return

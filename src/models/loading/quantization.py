@@ -80,7 +80,7 @@ def four_bit(dtype: torch.dtype, *, sharded: bool) -> dict[str, Any]:
         )
     if find_spec("bitsandbytes") is None:
         raise ConfigError(
-            "policy.four_bit=true: the package bitsandbytes is not installed. Install it: pip install -e '.[four-bit]'."
+            "policy.four_bit=true: the package bitsandbytes is not installed. Install it: pip install bitsandbytes."
         )
     from transformers import BitsAndBytesConfig
 

@@ -177,6 +177,8 @@ class VllmEngine:
         """
         llm = self._engine()
         self._has_weights = False
+        if not all(llm.collective_rpc(_has_head)):  # a tied one, which vLLM's Gemma 2 refuses and its Qwen3 needs
+            named_tensors = ((name, tensor) for name, tensor in named_tensors if name != "lm_head.weight")
         remaining = in_hub_names(self._model, named_tensors)
         with process_state_kept(), torch.inference_mode(False):  # what validation makes would take no later update
             if self._asleep:
@@ -330,6 +332,11 @@ def launcher_variables() -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def _has_head(worker: Any) -> bool:
+    """Whether vLLM's model has an output head of its own, or of the same weights as its embeddings."""
+    return hasattr(worker.model_runner.model, "lm_head")
 
 
 def _pack_experts(worker: Any) -> None:

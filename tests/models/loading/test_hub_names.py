@@ -31,6 +31,8 @@ def test_names_on_the_hub_are_those_of_a_saved_checkpoint(kind: str, tmp_path: P
     model = small_model(small_config(kind))
     expected = in_file(model, tmp_path)
     found = dict(in_hub_names(model, merged_named_tensors(model)))
+    if model.config.get_text_config().tie_word_embeddings:
+        found = {name: tensor for name, tensor in found.items() if not name.endswith("lm_head.weight")}
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 

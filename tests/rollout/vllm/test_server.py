@@ -18,6 +18,7 @@ from src.rollout.vllm.server import (
     VllmServerEngine,
     WeightsFolder,
 )
+from tests.models.reference import tiny_model
 from tests.rollout.vllm.fake_server import FakeServer
 
 PROMPTS = [torch.tensor([1, 2, 3]), torch.tensor([4, 5])]
@@ -33,7 +34,7 @@ def server() -> Iterator[FakeServer]:
 
 
 def connect(url: str, folder: Path, **settings: Any) -> VllmServerEngine:
-    source = EngineSource(torch.nn.Identity(), "some/model")  # type: ignore[arg-type]
+    source = EngineSource(tiny_model("llama"), "some/model")
     return VllmServerEngine(source, url=url, weights_dir=folder, **({"timeout_s": 30.0} | settings))
 
 

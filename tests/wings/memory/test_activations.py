@@ -28,7 +28,7 @@ def _kept_and_working(config, traits, shape):
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     with LiveBytes() as memory:
-        hidden = policy.hidden_states(shape.row())
+        hidden = policy.states(shape.row()).hidden
         kept = memory.peak = memory.live
         hidden.backward(torch.zeros_like(hidden))
     return kept, memory.peak - kept
