@@ -1,4 +1,4 @@
-"""The trained policy: a Hugging Face causal LM that scores packed rows."""
+"""The trained policy: a Hugging Face causal LM that scores rows of completions."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TokenScores(NamedTuple):
 
 
 class Policy(nn.Module):
-    """Scores the sampled tokens of packed rows with a causal LM.
+    """Scores the sampled tokens of rows with a causal LM.
 
     The head is applied here rather than by the model, so that no [L, V] logits exist and FSDP gathers the head's
     weight with the root module. `model` stays an ordinary model: given batches without a plan it attends through

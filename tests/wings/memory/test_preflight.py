@@ -8,12 +8,11 @@ import torch
 from omegaconf import DictConfig, open_dict
 from rich.console import Console
 
-from src.errors import ConfigError
 from src.runs.folder import GIB
 from src.wings.memory.plan import host_capacity, show_plan
 from src.wings.memory.preflight import MemoryPlanError, check_memory, plan_memory, preflight
 from src.wings.memory.training_parts import longest_rows
-from tests.architectures.small import KINDS, small_config
+from tests.architectures.small import small_config
 from tests.conftest import train_config
 
 NODE = ("trainer.accelerator=gpu", "trainer.devices=8")
@@ -137,22 +136,21 @@ def test_what_is_bounded_is_said_once(tmp_path, caplog):
     assert screen.getvalue().count(said) == 1
 
 
+KINDS = (  # traced packed and separate, and bounded; all 174 take half an hour
+    "qwen3_moe qwen3_5 gemma4 gpt_oss falcon_h1 mamba2 jamba lfm2 llama4 deepseek_v3 dbrx opt minicpm3 gpt2".split()
+)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_type_has_a_plan(kind, tmp_path):
+def test_a_type_has_a_plan(kind, tmp_path):
     folder = _folder(kind, tmp_path)
     for dtype in ("float32", "bfloat16"):
         settings = (f"policy.path={folder}", f"policy.dtype={dtype}", *SHORT)
-        try:
-            plan = plan_memory(_config(*settings))
-        except ConfigError as error:
-            assert "Choose a model" in str(error)  # the run would refuse it too
-            return
+        plan = plan_memory(_config(*settings))
         assert plan.peak > 0 and len(plan.bounds) <= 1
-        try:
+        if kind != "gpt2":  # whose layers are no nn.Linear
             assert plan_memory(_config(*settings, "policy/lora=default")).peak > 0
-        except ValueError as error:
-            assert "policy.lora.target_modules" in str(error)  # peft puts no adapters into Mamba's layers
 
 
 def test_vllm_sleeps_during_the_update():
