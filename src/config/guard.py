@@ -100,11 +100,11 @@ def _ways_of(architecture: PretrainedConfig, policy: PolicyConfig) -> Ways:
     except Exception as error:  # noqa: BLE001 (of code that may be anybody's, on a config that was changed)
         log.warning(
             "Model type '%s' could not be made in small (%s), so that packed rows were not compared with separate "
-            "ones. It runs on separate rows and on its own cache, which are right for any causal model.",
+            "ones. It runs on separate rows, and samples on its own cache with prompts of one length at a time.",
             architecture.model_type,
             _line(error),
         )
-        return Ways("separate" if policy.rows == "auto" else policy.rows, "padded")
+        return Ways("separate" if policy.rows == "auto" else policy.rows, "even")
     return compare_ways(model, _ROWS if policy.rows == "auto" else (policy.rows,))
 
 

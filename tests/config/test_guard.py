@@ -104,7 +104,7 @@ def test_without_a_model_in_small_the_general_ways_are_taken(
         raise KeyError("no such size")
 
     monkeypatch.setattr(guard, "cut_model", fail)
-    assert find_ways(saved(tmp_path, "llama")) == Ways("separate", "padded")
+    assert find_ways(saved(tmp_path, "llama")) == Ways("separate", "even")
     assert "could not be made in small (KeyError: 'no such size')" in caplog.text
 
 

@@ -18,7 +18,7 @@ from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
 from src.errors import FileError
-from src.models.loading.files import model_folder
+from src.models.loading.files import folder_of_gguf, model_folder
 from src.models.loading.lora import LoraSettings, add_lora
 from src.models.loading.policy_config import PolicyConfig
 from src.models.structure import decoder_of, freeze_unused, head_of, layers_of
@@ -91,6 +91,10 @@ def load_architecture(config: PolicyConfig) -> PretrainedConfig:
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         if config.gguf_file is None or not (folder / config.gguf_file).is_file():
             raise FileError(f"policy: '{folder}' has neither config.json nor the GGUF file of policy.gguf_file.")
+        cache = None if config.cache_dir is None else Path(config.cache_dir)
+        converted = folder_of_gguf(str(folder), config.gguf_file, cache)
+        if (converted / "config.json").is_file():  # the header takes seconds
+            return AutoConfig.from_pretrained(converted)
         with silent():  # dequantising, which does not happen here, would be announced
             return AutoConfig.from_pretrained(folder, gguf_file=config.gguf_file)
     hub_id = str(config.hub_id)

@@ -184,12 +184,10 @@ def converted_gguf(source: str, gguf_file: str, *, cache: Path | None = None) ->
     local = Path(source) / gguf_file
     if local.is_file():
         _check_magic(local)
-    identity = f"{gguf_file}:{local.stat().st_size}" if local.is_file() else f"{source}/{gguf_file}"
-    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
-    cache = Path(HF_HOME) / "rest" / "gguf" if cache is None else cache
-    folder = cache / f"{Path(gguf_file).stem}-{digest}"
+    folder = folder_of_gguf(source, gguf_file, cache)
     if folder.is_dir():
         return folder
+    cache = folder.parent
     log.info("Converting %s to %s, once; this takes about a minute.", gguf_file, folder)
     cache.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=".unfinished-", dir=cache))
@@ -208,6 +206,15 @@ def converted_gguf(source: str, gguf_file: str, *, cache: Path | None = None) ->
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return folder
+
+
+def folder_of_gguf(source: str, gguf_file: str, cache: Path | None) -> Path:
+    """Where a GGUF file is once it is converted; arguments as of `converted_gguf`."""
+    local = Path(source) / gguf_file
+    identity = f"{gguf_file}:{local.stat().st_size}" if local.is_file() else f"{source}/{gguf_file}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()[:8]
+    cache = Path(HF_HOME) / "rest" / "gguf" if cache is None else cache
+    return cache / f"{Path(gguf_file).stem}-{digest}"
 
 
 def _check_magic(file: Path) -> None:
