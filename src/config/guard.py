@@ -41,10 +41,10 @@ _CACHES: tuple[Cache, ...] = ("shared", "padded", "even", "none")
 _PROMPTS = (40, 23)
 _COMPLETIONS = ((5, 20, 12), (9, 3))
 _SAMPLES = SamplingParams(n=4, max_new_tokens=24)
-_EXACT = 1e-4
-"""In nats, of float32 models in small: rounding is 1e-6 to 5e-5, and a clamp that one of two kernels lacks 1e-3."""
-_EXACT_GRADIENT = 1e-4
-"""Of the gradient's norm."""
+_EXACT = 3e-4
+"""In nats, of float32 models in small: rounding is 1e-6 to 6e-5, and a clamp that one of two kernels lacks 3e-3."""
+_EXACT_GRADIENT = 1e-3
+"""Of the gradient's norm: rounding is 1e-6 to 2e-4, and what was wrong 0.03 and more."""
 _SHORT_PROMPTS = (19, 7)
 _SHORT_COMPLETIONS = ((3, 9, 1), (4, 2))
 _LARGEST_ON_CPU = 3e9

@@ -6,8 +6,6 @@ What a model computes wrongly it computes wrongly in small too, in a second and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from typing import Any
 
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -115,15 +113,15 @@ def cut_model(architecture: PretrainedConfig, *, trust: bool = False) -> PreTrai
 def draw_weights(model: torch.nn.Module, seed: int = 0) -> None:
     """Random weights from a generator of their own: matrices that keep the size of what they multiply, vectors moved.
 
-    Initial weights of 0.02 leave attention almost even, and a mask that is wrong would hardly show.
+    Initial weights of 0.02 leave attention almost even, and a mask that is wrong would hardly show. Biases, decays and
+    sinks move by 1, past the clamps that some kernels lack; norms by 0.1, or rounding would be multiplied.
     """
     generator = torch.Generator().manual_seed(seed)
-    seen: Mapping[int, Any] = {id(p): p for p in model.parameters()}
-    for parameter in seen.values():
+    for name, parameter in model.named_parameters():
         if not parameter.is_floating_point():
             continue
         noise = torch.randn(parameter.shape, generator=generator)
         if parameter.dim() > 1:
             parameter.copy_(noise * min(0.12, parameter.shape[-1] ** -0.5))
         else:
-            parameter.add_(noise)
+            parameter.add_(noise if not name.endswith("weight") else 0.1 * noise)
