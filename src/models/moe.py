@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -11,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from src.errors import ConfigError
-from src.models.structure import decoder_of
+from src.models.structure import decoder_of, layers_of
 
 _CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k", "moe_top_k")
 
@@ -67,6 +69,48 @@ def experts_chosen(model: PreTrainedModel) -> int:
     """How many experts a token goes to."""
     text = model.config.get_text_config(decoder=True)
     return next(int(found) for key in _CHOSEN if (found := getattr(text, key, None)))
+
+
+@contextmanager
+def choices_recorded(model: PreTrainedModel) -> Iterator[dict[int, Tensor]]:
+    """The experts that tokens go to, filled in by forwards: int64 [T, k] of each layer with experts, by its index.
+
+    The T inputs of the last forward, padding included. Empty in a dense model, and where a layer sends its tokens to
+    experts without transformers' interface for them (Llama 4).
+    """
+    chosen: dict[int, Tensor] = {}
+
+    def record(index: int, _: nn.Module, given: tuple[Tensor, ...]) -> None:
+        chosen[index] = given[1].detach()
+
+    experts = [
+        (index, module)
+        for index, layer in enumerate(layers_of(decoder_of(model)))
+        for module in layer.modules()
+        if hasattr(module, "_apply_gate")  # set by that interface
+    ]
+    handles = [module.register_forward_pre_hook(partial(record, index)) for index, module in experts]
+    try:
+        yield chosen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def share_of_equal_choices(chosen: Mapping[int, Tensor], other: Tensor) -> float:
+    """Of the experts that `other` chose, the share that `chosen` holds too.
+
+    Args:
+        chosen: int64 [T, k] of each layer with experts, by its index; at least one.
+        other: integers [S, L, k] of all L layers and the first S <= T tokens; those of a layer without experts say
+            nothing.
+    """
+    theirs = other.long()
+    shares = [
+        (theirs[:, layer, :, None].to(mine.device) == mine[: len(theirs), None, :]).any(-1).double().mean()
+        for layer, mine in chosen.items()
+    ]
+    return float(torch.stack(shares).mean())
 
 
 def balance_loss(

@@ -64,12 +64,15 @@ class Completion:
             distribution before top-p and top-k cut it (unscaled when greedy).
         finish_reason: `stop` after a stop token, `length` at max_new_tokens.
         weights_version: version of the weights that sampled it.
+        experts: of a mixture, to which experts prompt and completion but for its last token went, integers
+            [P + T - 1, L, k] over all L layers; None: the engine does not say.
     """
 
     token_ids: Tensor
     logprobs: Tensor
     finish_reason: Literal["stop", "length"]
     weights_version: int
+    experts: Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

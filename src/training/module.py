@@ -205,10 +205,10 @@ class TrainingModule(LightningModule):
         return {key: float(total / count) for key, (total, count) in zip(keys, reduced, strict=True)}
 
     def _step_metrics(self, times: Sequence[float]) -> dict[str, float]:
-        """Seconds of each part of the step, and the engine's gap."""
+        """Seconds of each part of the step, and what the engine's probe found."""
         parts = {"score": 1, "update": 2, "sync": 3} | ({"rollout": 0} if self.objective.samples else {})
         metrics = {f"time/{name}": times[index + 1] - times[index] for name, index in parts.items()}
-        return metrics if self.sampler.gap is None else metrics | {"engine/gap": self.sampler.gap}
+        return metrics | self.sampler.probed
 
     def _log_step(self, metrics: dict[str, float]) -> None:
         """Log against the rollout step (Lightning takes the x-axis from a metric named `step`)."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -14,6 +15,7 @@ from src.algorithm.experience import PromptGroup
 from src.data.rendering import RenderedPrompt
 from src.models.loading.lora import merged_named_tensors
 from src.models.loading.sharding import reshard
+from src.models.moe import choices_recorded, share_of_equal_choices
 from src.models.policy import Policy
 from src.rollout.collect import Collector, ScoredGroup
 from src.rollout.engine import RolloutEngine, SamplingParams
@@ -63,7 +65,8 @@ class Sampler:
         announce: tells of faults.
 
     Attributes:
-        gap: largest |engine - trainer| log-probability of the last probe, in nats; None before the first.
+        probed: of the last probe: `engine/gap`, the largest |engine - trainer| log-probability, in nats; and of a
+            mixture, where the engine tells its experts, `engine/equal_experts`, the share that the trainer chose too.
         rollout_step: rollout steps that made the engine's weights.
     """
 
@@ -80,7 +83,7 @@ class Sampler:
     ) -> None:
         self.engine, self.collector, self.params, self.seed = engine, collector, params, seed
         self._rollout_steps, self._ranks, self._probe, self._announce = rollout_steps, ranks, probe, announce
-        self.gap: float | None = None
+        self.probed: dict[str, float] = {}
         self.rollout_step = 0
         self._resync: Callable[[], None] = lambda: None
 
@@ -113,17 +116,21 @@ class Sampler:
         reshard(policy)
         self.engine.update_weights(merged_named_tensors(policy.model), rollout_step)
         if self.engine.copies_weights and self._probe.tokens:
-            self._check(prompt(), logprobs)
+            self._check(policy, prompt(), logprobs)
 
-    def _check(self, prompt: RenderedPrompt, logprobs: Logprobs) -> None:
+    def _check(self, policy: Policy, prompt: RenderedPrompt, logprobs: Logprobs) -> None:
         """Compare greedy log-probabilities of one prompt with the trainer's; see `rollout.probe`."""
         ids = prompt.prompt_ids.cpu()
         ((completion,),) = self.engine.generate([ids], probe_params(self.params, self._probe.tokens), [0])
         group = probe_group(ids, completion)
-        found = logprobs(group)
-        gap = (found - group.rollout_logprobs.to(found.device)).abs().max()
-        self.gap = float(self._ranks.max(gap))
-        check_gap(self.gap, self.rollout_step, self._probe.dtype, self._probe.tolerance)
+        with nullcontext({}) if completion.experts is None else choices_recorded(policy.model) as chosen:
+            found = logprobs(group)
+        gap = float(self._ranks.max((found - group.rollout_logprobs.to(found.device)).abs().max()))
+        self.probed = {"engine/gap": gap}
+        if completion.experts is not None and chosen:
+            share = torch.tensor(share_of_equal_choices(chosen, completion.experts))
+            self.probed["engine/equal_experts"] = float(self._ranks.min(share))
+        check_gap(gap, self.rollout_step, self._probe.dtype, self._probe.tolerance)
 
     def release_memory(self) -> None:
         """Nothing is sampled until the next `sync`."""

@@ -10,7 +10,14 @@ import torch
 
 from src.algorithm.packing import pack
 from src.errors import ConfigError
-from src.models.moe import balance_loss, experts_chosen, route_in_float32, routers_of
+from src.models.moe import (
+    balance_loss,
+    choices_recorded,
+    experts_chosen,
+    route_in_float32,
+    routers_of,
+    share_of_equal_choices,
+)
 from src.models.policy import Policy
 from src.models.structure import decoder_of
 from tests.architectures.small import VOCABULARY, small_config, small_model
@@ -74,6 +81,37 @@ def test_the_loss_reaches_the_routers_and_only_if_it_is_asked_for(kind: str, row
     assert all(router.weight.grad.abs().sum() > 0 for router in routers_of(decoder_of(policy.model)))
     assert policy(ROW).balance == 0.0
     assert Policy(small_model(small_config(kind)), rows=rows)(ROW, loss=nothing).balance == 0.0  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("kind", "rows"), [("qwen3_moe", "packed"), ("gpt_oss", "packed"), ("qwen3_5_moe", "separate")])
+def test_recorded_choices_are_those_of_the_largest_logits(kind: str, rows: str) -> None:
+    policy = Policy(small_model(small_config(kind)), rows=rows)  # type: ignore[arg-type]
+    group = pack([random_group(9, [5], VOCABULARY)])
+    with torch.no_grad(), choices_recorded(policy.model) as chosen:
+        policy(group)
+    logits = policy.states(group, output_router_logits=True).router_logits
+    assert logits is not None and len(logits) == len(chosen) > 0
+    with torch.no_grad(), choices_recorded(policy.model) as again:
+        pass
+    assert not again
+    for layer, scores in zip(chosen.values(), logits, strict=True):
+        assert torch.equal(layer.sort().values, scores.topk(2).indices.sort().values)
+
+
+def test_a_dense_model_chooses_nothing() -> None:
+    policy = Policy(small_model(small_config("qwen3")))
+    with choices_recorded(policy.model) as chosen:
+        policy(ROW)
+    assert chosen == {}
+
+
+def test_the_share_of_equal_choices_by_hand() -> None:
+    """Layers 0 and 2 of three have experts. Of two tokens, one agrees in order reversed, one in one expert of two."""
+    mine = {0: torch.tensor([[0, 1], [2, 3], [5, 5]]), 2: torch.tensor([[4, 5], [6, 7], [5, 5]])}
+    same = torch.tensor([[[1, 0], [9, 9], [4, 5]], [[2, 3], [9, 9], [7, 6]]])
+    assert share_of_equal_choices(mine, same) == 1.0
+    other = torch.tensor([[[1, 0], [9, 9], [4, 5]], [[2, 1], [9, 9], [7, 6]]])
+    assert share_of_equal_choices(mine, other) == pytest.approx(7 / 8)
 
 
 def test_a_dense_model_has_nothing_to_balance() -> None:

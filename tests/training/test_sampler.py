@@ -71,12 +71,12 @@ def test_an_engine_with_weights_of_its_own_is_compared_with_the_policy(parts):
     engine = FakeEngine([5, 6], logprob=-1.0, copies_weights=True)
     sampler, _ = build(parts, engine, probe=Probe(tokens=2, tolerance=0.01))
     sync(sampler, 0, parts, logprob=-1.0)
-    assert sampler.gap == 0.0
+    assert sampler.probed == {"engine/gap": 0.0}
     with pytest.raises(EngineMismatchError, match=r"rollout step 1: .* by up to 5\.00e-01"):
         sync(sampler, 1, parts, logprob=-1.5)
     trusted, _ = build(parts, FakeEngine([5], copies_weights=True))
     sync(trusted, 0, parts, logprob=-9.0)
-    assert trusted.gap is None
+    assert trusted.probed == {}
 
 
 def test_an_engine_that_fails_once_gets_the_weights_again(parts):

@@ -52,6 +52,14 @@ def test_a_mixtures_experts_follow_every_update(kind: str, random_policy: Path, 
         assert step["train/grad_norm"] > 1e-3
 
 
+def test_experts_that_vllm_chooses_are_compared(random_policy: Path, tmp_path: Path) -> None:
+    """vLLM returns them on GPUs only; here they are read where its routers choose."""
+    policy = model_folder(tmp_path / "policy", "qwen3_moe", random_policy, hidden_size=128, head_dim=32)
+    settings = (*REAL, f"policy.path={policy}", "trainer=cpu", "rollout._target_=tests.vllm.experts.with_experts")
+    run(tmp_path / "run", *settings)
+    assert [step["engine/equal_experts"] for step in steps(tmp_path / "run")] == [1.0, 1.0, 1.0]
+
+
 @pytest.mark.parametrize(("engine", "when"), [("without_head", 0), ("stale", 1)])
 def test_an_engine_that_does_not_follow_is_caught(engine: str, when: int, random_policy: Path, tmp_path: Path) -> None:
     settings = (*REAL, f"policy.path={random_policy}", "trainer=cpu", f"rollout._target_=tests.vllm.broken.{engine}")

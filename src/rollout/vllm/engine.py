@@ -272,6 +272,7 @@ class VllmEngine:
                 [position[token].logprob for position, token in zip(sampled.logprobs, sampled.token_ids, strict=True)],
                 sampled.finish_reason,
                 self.weights_version,
+                sampled.routed_experts,
             )
             for sampled in sorted(output.outputs, key=lambda sampled: sampled.index)
         ]

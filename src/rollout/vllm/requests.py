@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,7 +82,11 @@ def check_request(
 
 
 def completion(
-    token_ids: Sequence[int], logprobs: Sequence[float], finish_reason: str | None, weights_version: int
+    token_ids: Sequence[int],
+    logprobs: Sequence[float],
+    finish_reason: str | None,
+    weights_version: int,
+    experts: np.ndarray | None = None,
 ) -> Completion:
     """One answer as a `Completion`, tensors on the CPU.
 
@@ -95,6 +100,7 @@ def completion(
         logprobs=torch.tensor(logprobs, dtype=torch.float32),
         finish_reason="stop" if finish_reason == "stop" else "length",
         weights_version=weights_version,
+        experts=None if experts is None else torch.from_numpy(experts.astype(np.int64)),
     )
 
 
