@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -24,7 +25,7 @@ from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import pack
 from src.config.result_cache import ResultCache
 from src.errors import ConfigError
-from src.models.loading.architecture import load_architecture
+from src.models.loading.architecture import empty_model, load_architecture
 from src.models.loading.cut import cut_model
 from src.models.loading.policy_config import PolicyConfig
 from src.models.policy import Policy
@@ -98,6 +99,7 @@ def _ways_of(architecture: PretrainedConfig, policy: PolicyConfig) -> Ways:
     try:
         model = cut_model(architecture, trust=policy.trust_remote_code)
     except Exception as error:  # noqa: BLE001 (of code that may be anybody's, on a config that was changed)
+        empty_model(architecture, torch.float32, trust=policy.trust_remote_code)  # raises if the whole cannot either
         log.warning(
             "Model type '%s' could not be made in small (%s), so that packed rows were not compared with separate "
             "ones. It runs on separate rows, and samples on its own cache with prompts of one length at a time.",
@@ -127,8 +129,8 @@ def compare_ways(model: PreTrainedModel, rows: Sequence[Rows] = _ROWS, caches: S
             expected, gradient = _scored(model, lambda: torch.cat(list(_sequences(model, groups))))
     except Exception as error:
         raise ConfigError(
-            f"policy: model type '{model.config.model_type}' does not score plain text: {_line(error)}. Choose a model "
-            "such as Qwen3 or Llama."
+            f"policy: model type '{model.config.model_type}' with the values of this config.json does not score plain "
+            f"text: {_line(error)}. Are they the published ones? Else choose a model that docs/models.md lists."
         ) from error
     tried: dict[str, str] = {}
     for way in rows:
@@ -145,7 +147,8 @@ def compare_ways(model: PreTrainedModel, rows: Sequence[Rows] = _ROWS, caches: S
     reasons = "; ".join(f"policy.rows={way}: {reason}" for way, reason in tried.items())
     raise ConfigError(
         f"policy: model type '{model.config.model_type}' in small does not give the numbers of one sequence at a time "
-        f"({reasons}), expected at most {_EXACT:g} nats. Choose a model such as Qwen3 or Llama."
+        f"({reasons}), expected at most {_EXACT:g} nats. Are the values of config.json the published ones? Else choose "
+        "a model that docs/models.md lists as right."
     )
 
 
@@ -219,6 +222,11 @@ def check_engine(engine: RolloutEngine, model: PreTrainedModel, tokens: int = 16
 
 def _check(model: PreTrainedModel, gap: float, what: str, advice: str) -> None:
     limit = _TOLERANCE.get(model.dtype, _HALF_TOLERANCE)
+    if math.isnan(gap) and (broken := [n for n, p in model.named_parameters() if not p.isfinite().all()]):
+        raise ConfigError(
+            f"policy: {len(broken)} tensors of '{model.name_or_path}' hold values that are not finite: {broken[0]} is "
+            "the first. Take an earlier checkpoint, or download it again."
+        )
     if not gap <= limit:
         raise ConfigError(
             f"policy: model type '{model.config.model_type}': {what}, by up to {gap:.2g} nats, expected at most "

@@ -13,7 +13,7 @@ from src.config.placement import placement, stored_dtype
 from src.config.rules import made, samples
 from src.data.rendering import PromptRenderer
 from src.errors import ConfigError
-from src.models.loading.architecture import load_architecture
+from src.models.loading.architecture import check_causal, load_architecture
 from src.models.loading.files import hub_errors
 from src.models.loading.policy_config import PolicyConfig
 from src.models.loading.quantization import check_quantization
@@ -35,7 +35,9 @@ def check_architecture(config: DictConfig) -> PretrainedConfig:
         OSError: there is none.
     """
     policy: PolicyConfig = instantiate(config.policy)
-    architecture = _architecture(policy)
+    with hub_errors(policy):
+        architecture = load_architecture(policy)
+    check_causal(architecture)
     if policy.weights == "pretrained":
         placed, _ = placement(config.trainer)
         check_quantization(architecture, str(policy.path or policy.hub_id), sharded=placed.sharded)
@@ -115,14 +117,17 @@ def check_vocabulary(tokenizer: PreTrainedTokenizerBase, architecture: Pretraine
     """Check that the model has an embedding for each token: another model's tokenizer fails in the middle of a step.
 
     Raises:
-        ConfigError: it has fewer.
+        ConfigError: an id is too large.
     """
-    rows = architecture.get_text_config().vocab_size
-    if len(tokenizer) > rows:
-        raise ConfigError(
-            f"policy: the tokenizer of '{tokenizer.name_or_path}' has {len(tokenizer)} tokens, expected at most the "
-            f"{rows} of the model's vocabulary (vocab_size in config.json). Is it another model's?"
-        )
+    text = architecture.get_text_config(decoder=True)
+    token, largest = max(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    for key in ("vocab_size", "vocab_size_per_layer_input"):
+        rows = getattr(text, key, None)
+        if rows is not None and largest >= rows:
+            raise ConfigError(
+                f"policy: the tokenizer of '{tokenizer.name_or_path}' gives {token!r} the id {largest}, expected ids "
+                f"below the {rows} of the model's vocabulary ({key} in config.json). Is it another model's?"
+            )
 
 
 def check_template(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -139,19 +144,3 @@ def check_template(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> No
             f"ends prompts with {prefix!r}, so no completion has the region reasoning, and none gets the format "
             "right. Leave enable_thinking out, or set it to true."
         )
-
-
-def _architecture(policy: PolicyConfig) -> PretrainedConfig:
-    try:
-        with hub_errors(policy):
-            return load_architecture(policy)
-    except ValueError as error:
-        text = str(error)
-        if "trust_remote_code" in text:
-            raise ConfigError(
-                "policy.trust_remote_code=false: this model comes with Python code of its own, which would run here "
-                "with your rights. Read it, then set policy.trust_remote_code=true; or choose a model that "
-                "transformers knows."
-            ) from error
-        reason = text.strip().splitlines()[0]
-        raise ConfigError(f"policy: expected the config.json of a causal language model; {reason}") from error

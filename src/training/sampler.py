@@ -123,11 +123,11 @@ class Sampler:
         ids = prompt.prompt_ids.cpu()
         ((completion,),) = self.engine.generate([ids], probe_params(self.params, self._probe.tokens), [0])
         group = probe_group(ids, completion)
-        with nullcontext({}) if completion.experts is None else choices_recorded(policy.model) as chosen:
+        with nullcontext() if completion.experts is None else choices_recorded(policy.model) as chosen:
             found = logprobs(group)
         gap = float(self._ranks.max((found - group.rollout_logprobs.to(found.device)).abs().max()))
         self.probed = {"engine/gap": gap}
-        if completion.experts is not None and chosen:
+        if chosen and completion.experts is not None:
             share = torch.tensor(share_of_equal_choices(chosen, completion.experts))
             self.probed["engine/equal_experts"] = float(self._ranks.min(share))
         check_gap(gap, self.rollout_step, self._probe.dtype, self._probe.tolerance)

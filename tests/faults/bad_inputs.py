@@ -24,9 +24,11 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken
+from torch import Tensor
 from transformers import AutoTokenizer
 
 from src.config.command_line import unknown_keys
+from src.config.guard import check_rows
 from src.config.instantiating import instantiate_loggers
 from src.config.policy_checks import check_policy
 from src.config.rules import check_config
@@ -231,10 +233,21 @@ def _index_of_two(folder: Path) -> None:
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
 
 
-def _without_norm(folder: Path) -> None:
-    tensors = load_file(folder / "model.safetensors")
-    del tensors["model.norm.weight"]
-    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+def tensors(change: Callable[[dict[str, Tensor]], object]) -> Callable[[Path], None]:
+    """Changes a model folder's weights."""
+
+    def apply(folder: Path) -> None:
+        found = load_file(folder / "model.safetensors")
+        change(found)
+        save_file(found, folder / "model.safetensors", metadata={"format": "pt"})
+
+    return apply
+
+
+def _not_finite(place: Place) -> None:
+    folder = place.model()
+    tensors(lambda found: found["model.norm.weight"].fill_(torch.nan))(folder)
+    check_rows(load_policy(PolicyConfig(path=folder, dtype="float32")).policy)
 
 
 class Payload:
@@ -503,13 +516,29 @@ BAD_INPUTS: Mapping[str, Builder] = {
     "`config.json` of no language model": policy(
         change=lambda folder: (folder / "config.json").write_text('{"architectures": ["Nothing"]}')
     ),
+    "`config.json` with a value that transformers cannot use": policy(
+        change=lambda folder: edit(folder / "config.json", hidden_size="64")
+    ),
+    "encoder, or a model that translates": policy(
+        change=lambda folder: (folder / "config.json").write_text('{"model_type": "t5"}')
+    ),
+    "PEFT adapter in the folder": policy(
+        change=lambda folder: (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "base"}')
+    ),
     "Python code that comes with the model": policy(change=_own_code),
     "weights that are quantised in another way than MXFP4 and FP8": policy(
         change=lambda folder: edit(folder / "config.json", quantization_config={"quant_method": "gptq"})
     ),
     "weights that are cut short": weights(lambda folder: cut(folder / "model.safetensors")),
     "index that names a missing file": weights(_index_of_two),
-    "weights that lack a tensor": weights(_without_norm),
+    "weights that lack a tensor": weights(tensors(lambda found: found.pop("model.norm.weight"))),
+    "weights with a tensor that `config.json` has no use for": weights(
+        tensors(lambda found: found.update({"model.layers.0.self_attn.q_proj.bias": torch.ones(1)}))
+    ),
+    "head that differs from the embeddings with `tie_word_embeddings=true`": weights(
+        tensors(lambda found: found.update({"lm_head.weight": found["model.embed_tokens.weight"] + 1}))
+    ),
+    "weights that are not finite": _not_finite,
     "weights of other shapes": weights(lambda folder: edit(folder / "config.json", intermediate_size=96)),
     "pickled weights with code in them": _pickled,
     "`policy.rows=packed` with a model that it is wrong for": _of_another_family,

@@ -83,7 +83,9 @@ def test_the_loss_reaches_the_routers_and_only_if_it_is_asked_for(kind: str, row
     assert Policy(small_model(small_config(kind)), rows=rows)(ROW, loss=nothing).balance == 0.0  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("kind", "rows"), [("qwen3_moe", "packed"), ("gpt_oss", "packed"), ("qwen3_5_moe", "separate")])
+@pytest.mark.parametrize(
+    ("kind", "rows"), [("qwen3_moe", "packed"), ("gpt_oss", "packed"), ("qwen3_5_moe", "separate")]
+)
 def test_recorded_choices_are_those_of_the_largest_logits(kind: str, rows: str) -> None:
     policy = Policy(small_model(small_config(kind)), rows=rows)  # type: ignore[arg-type]
     group = pack([random_group(9, [5], VOCABULARY)])

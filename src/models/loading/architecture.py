@@ -17,8 +17,8 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from src.errors import FileError
-from src.models.loading.files import folder_of_gguf, model_folder
+from src.errors import ConfigError, FileError
+from src.models.loading.files import check_complete, folder_of_gguf, model_folder
 from src.models.loading.lora import LoraSettings, add_lora
 from src.models.loading.policy_config import PolicyConfig
 from src.models.structure import decoder_of, freeze_unused, head_of, layers_of
@@ -83,13 +83,62 @@ def load_architecture(config: PolicyConfig) -> PretrainedConfig:
     Raises:
         FileError: a folder, package or config.json that is not there.
         FileError: a hub id that is neither cached, nor known here, nor reachable.
+        ConfigError: see `config_errors`.
     """
+    with config_errors():
+        return _load_architecture(config)
+
+
+@contextmanager
+def config_errors() -> Iterator[None]:
+    """Around what reads a config.json or builds its model: its values may fail there in any way.
+
+    Raises:
+        ConfigError: in place of every error but those of files and memory.
+    """
+    try:
+        yield
+    except (ConfigError, OSError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        if "trust_remote_code" in reason:
+            raise ConfigError(
+                "policy.trust_remote_code=false: this model comes with Python code of its own, which would run here "
+                "with your rights. Read it, then set policy.trust_remote_code=true; or choose a model that "
+                "transformers knows."
+            ) from error
+        raise ConfigError(
+            "policy: expected the config.json of a causal language model; transformers says "
+            f"{type(error).__name__}: {reason[:300]}. Compare its values with the published ones."
+        ) from error
+
+
+def check_causal(architecture: PretrainedConfig) -> None:
+    """Refuse a model that is none to sample from, as an encoder.
+
+    Raises:
+        ConfigError: names its type.
+    """
+    from transformers.models.auto import modeling_auto as auto
+
+    known = (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
+    own_code = getattr(architecture, "auto_map", None) or {}
+    if not any(architecture.model_type in names for names in known) and "AutoModelForCausalLM" not in own_code:
+        raise ConfigError(
+            f"policy: expected the config.json of a causal language model, found model type '{architecture.model_type}'"
+            f" ({', '.join(architecture.architectures or ()) or 'no architectures'}). Choose one of docs/models.md."
+        )
+
+
+def _load_architecture(config: PolicyConfig) -> PretrainedConfig:
     trust = config.trust_remote_code
     folder = model_folder(config)
     if folder is not None:
         if (folder / "config.json").is_file():
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust)
         if config.gguf_file is None or not (folder / config.gguf_file).is_file():
+            check_complete(folder, config)
             raise FileError(f"policy: '{folder}' has neither config.json nor the GGUF file of policy.gguf_file.")
         cache = None if config.cache_dir is None else Path(config.cache_dir)
         converted = folder_of_gguf(str(folder), config.gguf_file, cache)
@@ -128,10 +177,13 @@ def empty_model(
         dtype: of the weights.
         lora: adapters, whose weights are float32.
         trust: run Python code that comes with the model.
+
+    Raises:
+        ConfigError: see `config_errors`.
     """
     from accelerate import init_empty_weights  # takes seconds, which no check of an architecture waits for
 
-    with init_empty_weights(include_buffers=False):
+    with init_empty_weights(include_buffers=False), config_errors():
         model = model_class(architecture).from_config(copy.deepcopy(architecture), dtype=dtype, trust_remote_code=trust)
         if lora is not None:
             add_lora(model, lora)

@@ -23,16 +23,18 @@ from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from src.errors import ConfigError, FileError
+from src.errors import ConfigError, FileError, Refusal
 from src.models.loading.policy_config import PolicyConfig
 
 log = logging.getLogger(__name__)
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 _TEXTS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json")
-_WEIGHT_FILES = ("*.safetensors", "pytorch_model*.bin")
+_WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
+_ADAPTER = "adapter_config.json"
 _INDEX = "model.safetensors.index.json"
 _MAGIC = b"GGUF"
+_POINTER = b"version https://git-lfs"
 
 
 def model_folder(config: PolicyConfig) -> Path | None:
@@ -70,7 +72,7 @@ def locate(config: PolicyConfig) -> str:
         if config.gguf_file is None:
             return str(config.hub_id)
     elif config.path is not None and (config.gguf_file is None or (folder / "config.json").is_file()):
-        _check_complete(folder, config)
+        check_complete(folder, config)
         return str(folder)
     elif not (folder / str(config.gguf_file)).is_file():
         if config.path is not None:
@@ -84,8 +86,21 @@ def locate(config: PolicyConfig) -> str:
         return str(converted_gguf(str(folder or config.hub_id), str(config.gguf_file), cache=cache))
 
 
-def _check_complete(folder: Path, config: PolicyConfig) -> None:
-    """Refuse a folder that lacks a kind of file."""
+def check_complete(folder: Path, config: PolicyConfig) -> None:
+    """Refuse a folder that lacks a kind of file, or has a PEFT adapter, which transformers would load unasked.
+
+    Raises:
+        FileError: names what is missing.
+        ConfigError: there is an adapter, or a file of settings is no JSON.
+    """
+    adapter = _json(folder / _ADAPTER)
+    if adapter is not None:
+        base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
+        raise ConfigError(
+            f"policy.path: '{folder}' holds a PEFT adapter ({_ADAPTER}, of '{base}'), expected whole weights. Merge it "
+            "first (PEFT's merge_and_unload, then save_pretrained); or, to leave it out, move the files adapter_* away."
+        )
+    _json(folder / "generation_config.json")
     missing = []
     if not (folder / "config.json").is_file():
         missing.append("config.json")
@@ -94,9 +109,11 @@ def _check_complete(folder: Path, config: PolicyConfig) -> None:
     if config.weights == "pretrained" and not any(any(folder.glob(pattern)) for pattern in _WEIGHT_FILES):
         missing.append(f"weights ({' or '.join(_WEIGHT_FILES)})")
     if missing:
+        gguf = sorted(file.name for file in folder.glob("*.gguf"))
         raise FileError(
             f"policy.path: '{folder}' is not a complete model folder; missing: {'; '.join(missing)}. "
             f"Found: {sorted(file.name for file in folder.iterdir())}."
+            f"{f' For a GGUF file set policy.gguf_file={gguf[0]}.' if gguf else ''}"
         )
 
 
@@ -109,11 +126,17 @@ def hub_errors(config: PolicyConfig) -> Iterator[None]:
     """
     try:
         yield
+    except Refusal:
+        raise
     except (OSError, SafetensorError, pickle.UnpicklingError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise FileError(
-            f"policy: could not load {config.path or config.package or config.hub_id}: {reason} "
+        advice = (
             "Check the name and the connection (gated models need a token), or set policy.path to a local folder."
+            if config.hub_id is not None
+            else "Is the folder as its model was saved or downloaded?"
+        )
+        raise FileError(
+            f"policy: could not load {config.path or config.package or config.hub_id}: {reason} {advice}"
         ) from error
 
 
@@ -150,8 +173,11 @@ def check_weight_files(folder: Path) -> None:
             with safe_open(file, framework="pt"):
                 pass
         except SafetensorError as error:
+            with file.open("rb") as opened:
+                pointer = opened.read(len(_POINTER)) == _POINTER
+            advice = "It is a Git LFS pointer: run `git lfs pull` there." if pointer else "Download it again."
             raise ConfigError(
-                f"policy.path: '{file}' is not whole ({error}; {file.stat().st_size} bytes). Download it again."
+                f"policy.path: '{file}' is not whole ({error}; {file.stat().st_size} bytes). {advice}"
             ) from error
 
 

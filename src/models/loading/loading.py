@@ -23,14 +23,14 @@ from transformers import (
 
 from src.data.templates.chat_template import turn_end
 from src.errors import ConfigError
-from src.models.loading.architecture import dtype_of, empty_model, model_class
+from src.models.loading.architecture import check_causal, config_errors, dtype_of, empty_model, model_class
 from src.models.loading.files import check_tokenizer_files, check_weight_files, hub_errors, locate
 from src.models.loading.lora import add_lora
 from src.models.loading.policy_config import PolicyConfig
 from src.models.loading.quantization import check_quantization, dequantising, forget_quantization, four_bit
-from src.models.loading.weight_source import WeightSource
+from src.models.loading.weight_source import WeightSource, check_surplus, check_tie, some
 from src.models.policy import Policy
-from src.models.structure import freeze_unused
+from src.models.structure import freeze_unused, head_of
 
 
 class LoadedPolicy(NamedTuple):
@@ -101,7 +101,10 @@ def load_tokenizer(config: PolicyConfig) -> PreTrainedTokenizerBase:
             "model."
         )
     if tokenizer.eos_token_id is None:
-        raise ConfigError(f"policy '{source}': the tokenizer has no end-of-sequence token to end responses with.")
+        raise ConfigError(
+            f"policy '{source}': the tokenizer has no end-of-sequence token to end responses with. Name one "
+            "as eos_token in its tokenizer_config.json."
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return cast(PreTrainedTokenizerBase, tokenizer)
@@ -118,8 +121,9 @@ def load_model(config: PolicyConfig, *, on_meta: bool = False) -> PreTrainedMode
     pretrained = config.weights == "pretrained"
     if pretrained:
         check_weight_files(Path(source))
-    with hub_errors(config):
+    with config_errors(), hub_errors(config):
         architecture = AutoConfig.from_pretrained(source, trust_remote_code=trust)
+        check_causal(architecture)
         if pretrained:
             check_quantization(architecture, source, sharded=on_meta)
         how: dict[str, Any] = dequantising(architecture) if pretrained else {}
@@ -162,14 +166,21 @@ def _pretrained(
             **how,
         )
         model, found = loaded
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # another shape
         reason = " ".join(str(error).split())[:400]
         raise ConfigError(f"policy: the weights of '{source}' do not fit its config.json: {reason}") from error
+    surplus = sorted(found["unexpected_keys"])
     if missing := sorted(found["missing_keys"]):
+        others = f", and have {len(surplus)} others: {some(surplus)}" if surplus else ""
         raise ConfigError(
-            f"policy: the weights of '{source}' lack {len(missing)} of the model's tensors: {', '.join(missing[:4])}"
-            f"{', …' if len(missing) > 4 else ''}. Is config.json that of these weights, and is every file there?"
+            f"policy: the weights of '{source}' lack {len(missing)} of the model's tensors: {some(missing)}{others}. "
+            "Is config.json that of these weights, and is every file there?"
         )
+    check_surplus(model, surplus, source)
+    if getattr(model.config, "tie_word_embeddings", False):
+        check_tie(head_of(model).weight is model.get_input_embeddings().weight, source)
     if how and not config.four_bit:
         _settle(model, dtype)
     return cast(PreTrainedModel, model)
@@ -193,8 +204,13 @@ def stop_token_ids(
     """Ids that end a completion: the tokenizer's end of sequence, the generation config's, the chat template's.
 
     Raises:
-        ConfigError: the chat template ends answers with what stops nothing.
+        ConfigError: the chat template ends answers with what stops nothing, or the generation config gives no ids.
     """
     found = getattr(model.generation_config, "eos_token_id", None)
     ids = [tokenizer.eos_token_id, *(found if isinstance(found, list) else [found]), turn_end(tokenizer, template)[1]]
-    return tuple(dict.fromkeys(int(token) for token in ids if token is not None))
+    if wrong := [token for token in ids if token is not None and not isinstance(token, int)]:
+        raise ConfigError(
+            f"policy: eos_token_id in generation_config.json of '{tokenizer.name_or_path}': expected token ids, found "
+            f"{wrong[0]!r}. Write the id in place of the text."
+        )
+    return tuple(dict.fromkeys(token for token in ids if token is not None))

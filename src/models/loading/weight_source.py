@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import logging
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,13 @@ from transformers import PreTrainedModel
 from src.errors import ConfigError, FileError
 from src.models.loading.hub_names import Recipe, recipes
 from src.models.loading.lora import has_adapter
+from src.models.structure import decoder_of, head_of, layers_of
+
+log = logging.getLogger(__name__)
+
+_LAYER = re.compile(r"\b(?:layers|h|blocks)\.(\d+)\.")
+_MORE_LAYERS = ("num_nextn_predict_layers", "num_mtp_layers", "mtp_num_hidden_layers")
+"""Keys of a config that count layers which predict tokens further ahead, and lie behind the last one in files."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +63,7 @@ class WeightSource:
         if index.is_file():
             names = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             return cls({name: (path / file, name) for name, file in names.items()}, str(source))
-        files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+        files = [path] if path.is_file() else sorted(path.glob("model*.safetensors"))
         if not files:
             raise FileError(
                 f"policy: '{source}' holds no *.safetensors, which a sharded policy is loaded from tensor by tensor. "
@@ -63,8 +72,23 @@ class WeightSource:
         return cls({name: (file, key) for file in files for name, key in _names(file).items()}, str(source))
 
     def made_for(self, model: PreTrainedModel) -> WeightSource:
-        """The same for a model that may hold its tensors otherwise than the files (`hub_names`)."""
-        return replace(self, recipes=recipes(model, self.files))
+        """The same for a model that may hold its tensors otherwise than the files (`hub_names`).
+
+        Raises:
+            ConfigError: see `check_surplus` and `check_tie`.
+        """
+        made = replace(self, recipes=recipes(model, self.files))
+        used = {source for recipe in made.recipes.values() for source, _ in recipe.sources}
+        own = {name.replace(".base_layer.", ".") for name in model.state_dict()}
+        ignored = [re.compile(pattern) for pattern in model._keys_to_ignore_on_load_unexpected or ()]
+        surplus = [name for name in self.files if not (name in own | used or any(p.search(name) for p in ignored))]
+        check_surplus(model, surplus, self.where)
+        names = {module: f"{name}.weight" for name, module in model.named_modules()}
+        ends: list[Any] = [head_of(model), model.get_input_embeddings()]
+        if ends[0].weight is ends[1].weight and (head := made.read(names[ends[0]], model)) is not None:
+            embedding = made.read(names[ends[1]], model)
+            check_tie(embedding is None or torch.equal(head, embedding), self.where)
+        return made
 
     def read(self, name: str, model: PreTrainedModel) -> Tensor | None:
         """One tensor of the model with its file's shape and type, or None where there is none of that name."""
@@ -87,6 +111,52 @@ class WeightSource:
                 if tensor is not None:
                     yield name, tensor.to(parameter.dtype)
                     break
+
+
+def check_surplus(model: PreTrainedModel, names: Sequence[str], where: str) -> None:
+    """Refuse tensors of a checkpoint that its config.json has no use for where they are part of what it computes.
+
+    That is so of a weight or bias of a module that the model has, and of layers after its last. Others (an encoder, a
+    buffer of an older version) are told of.
+
+    Raises:
+        ConfigError: names some.
+    """
+    modules = {name for name, _ in model.named_modules()} | {name for name, _ in model.base_model.named_modules()}
+    text: Any = model.config.get_text_config(decoder=True)
+    layers = len(layers_of(decoder_of(model))) + sum(getattr(text, key, None) or 0 for key in _MORE_LAYERS)
+
+    def matters(name: str) -> bool:
+        owner, _, leaf = name.rpartition(".")
+        layer = _LAYER.search(name)
+        return (leaf in ("weight", "bias") and owner in modules) or (layer is not None and int(layer[1]) >= layers)
+
+    if wrong := [name for name in names if matters(name)]:
+        raise ConfigError(
+            f"policy: the weights of '{where}' have {len(wrong)} tensors that the model of its config.json does not: "
+            f"{some(wrong)}. Without them it computes something else. Is config.json that of these weights?"
+        )
+    if names:
+        log.warning("Of '%s' %d of the tensors are not the policy's and stay out: %s.", where, len(names), some(names))
+
+
+def check_tie(equal: bool, where: str) -> None:
+    """Refuse weights that have a head which differs from the embeddings, where config.json says that they are one.
+
+    Raises:
+        ConfigError: says which key to change.
+    """
+    if not equal:
+        raise ConfigError(
+            f"policy: the weights of '{where}' have an output head that differs from the embeddings, while its "
+            "config.json says tie_word_embeddings=true: engines would read one thing, trainers the other. Set it to "
+            "false there, or take the head's tensor out of the weights."
+        )
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few names."""
+    return f"{', '.join(sorted(names)[:4])}{', …' if len(names) > 4 else ''}"
 
 
 @torch.no_grad()

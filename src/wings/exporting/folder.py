@@ -16,6 +16,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from src.errors import Refusal
 from src.models.loading.lora import merged_named_tensors
 from src.models.loading.quantization import as_plain
+from src.models.structure import head_of
 from src.rollout.engine import SamplingParams
 
 CARD = "README.md"
@@ -58,11 +59,13 @@ def gathered_weights(
         keep: False on the ranks that only take part in the gathering; they get nothing.
         dtype: to convert to; None: as they are, and what lies whole on the CPU is not copied.
     """
-    tied = model.config.get_text_config().tie_word_embeddings
+    head = head_of(model)
+    tied = head.weight is model.get_input_embeddings().weight
+    left_out = {f"{name}.weight" for name, module in model.named_modules() if tied and module is head}
     return {
         name: tensor.to("cpu", dtype if tensor.is_floating_point() else None)
         for name, tensor in merged_named_tensors(model)
-        if keep and not (tied and name == "lm_head.weight")
+        if keep and name not in left_out
     }
 
 

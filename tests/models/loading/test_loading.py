@@ -136,7 +136,7 @@ def test_incomplete_folders_are_named_file_by_file(folder: Path, tmp_path: Path)
     with pytest.raises(FileNotFoundError, match=r"policy\.path: the folder '.*nowhere' does not exist"):
         load_policy(PolicyConfig(path=tmp_path / "nowhere"))
     (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=r"missing: weights \(\*\.safetensors or pytorch_model\*\.bin\)"):
+    with pytest.raises(FileNotFoundError, match=r"missing: weights \(model\*\.safetensors or pytorch_model\*\.bin\)"):
         load_policy(PolicyConfig(path=folder))
     (folder / "tokenizer.json").unlink()
     (folder / "config.json").unlink()

@@ -7,13 +7,21 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
 from src.models.loading.loading import PolicyConfig, load_model, load_tokenizer
 from src.protocol.parsing import parse
 from src.rollout.engine import SamplingParams
-from src.wings.exporting.folder import ExportError, gathered_weights, generation_config, new_folder, write_export
+from src.wings.exporting.folder import (
+    ExportError,
+    gathered_weights,
+    generation_config,
+    new_folder,
+    save_folder,
+    write_export,
+)
 from src.wings.exporting.model_card import CardFacts, model_card
+from tests.architectures.small import small_config
 from tests.conftest import ROOT
 
 TINY = PolicyConfig(path=ROOT / "src/models/tiny", dtype="float32")
@@ -56,6 +64,20 @@ def test_weights_are_gathered_by_one_and_converted():
     weights = gathered_weights(model, dtype=torch.bfloat16)
     assert "lm_head.weight" not in weights and {tensor.dtype for tensor in weights.values()} == {torch.bfloat16}
     assert model.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("whole", "text"), [(True, True), (False, True), (True, False), (False, None)])
+def test_the_head_is_left_out_where_it_is_the_embeddings(whole, text, tmp_path):
+    """Which transformers decides by the whole config: that of the text may say otherwise, or nothing (Qwen3-VL)."""
+    config = small_config("qwen3_vl")
+    config.tie_word_embeddings = whole
+    if text is not None:
+        config.text_config.tie_word_embeddings = text
+    model = AutoModelForImageTextToText.from_config(config)
+    assert ("lm_head.weight" in gathered_weights(model)) == (not whole)
+    save_folder(model, load_tokenizer(TINY), gathered_weights(model), tmp_path / "out")
+    again = AutoModelForImageTextToText.from_pretrained(tmp_path / "out")
+    assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
 
 def test_big_models_are_written_in_several_files(tmp_path, monkeypatch):
