@@ -75,7 +75,8 @@ def check_lengths(config: DictConfig, positions: int | None) -> None:
     if prompt + answer > positions:
         raise ConfigError(
             f"data.max_prompt_tokens + sampling.max_new_tokens = {prompt} + {answer} is more than the model's "
-            f"{positions} positions. Lower one of them."
+            f"{positions} positions (max_position_embeddings in its config.json; with LongRoPE, whose function changes "
+            "there, original_max_position_embeddings). Lower one of them."
         )
     benchmark = config.callbacks.get("benchmark")
     if not config.get("benchmark") or benchmark is None:

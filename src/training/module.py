@@ -139,7 +139,7 @@ class TrainingModule(LightningModule):
         for callback in rollout_callbacks(self.trainer):
             callback.on_rollout(self.trainer, self, step)
             self.region_factors = callback.region_factors(self, step) or self.region_factors
-        self.sampler.release_memory()
+        self.sampler.engine.release_memory()
         step.groups = self._weigh(step.groups)
         times.append(time.monotonic())
         step.groups, metrics, missing = self.updater.run(
@@ -303,7 +303,7 @@ class TrainingModule(LightningModule):
 
     def on_train_end(self) -> None:
         """Nothing is sampled after training."""
-        self.sampler.close()
+        self.sampler.engine.close()
 
     # Checkpoints: what training changes, the rollout step, the last scores, and all random states
 

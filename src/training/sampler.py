@@ -97,8 +97,6 @@ class Sampler:
         """Tokens that a prompt's completions may have together."""
         return self.params.n * self.params.max_new_tokens
 
-    # Weights
-
     def sync(self, policy: Policy, rollout_step: int, prompt: Callable[[], RenderedPrompt], logprobs: Logprobs) -> None:
         """Hand the policy's weights to the engine, and check that it computes with them.
 
@@ -131,16 +129,6 @@ class Sampler:
             share = torch.tensor(share_of_equal_choices(chosen, completion.experts))
             self.probed["engine/equal_experts"] = float(self._ranks.min(share))
         check_gap(gap, self.rollout_step, self._probe.dtype, self._probe.tolerance)
-
-    def release_memory(self) -> None:
-        """Nothing is sampled until the next `sync`."""
-        self.engine.release_memory()
-
-    def close(self) -> None:
-        """Give back what the engine holds; nothing is sampled after."""
-        self.engine.close()
-
-    # Samples
 
     def sample(self, prompts: Sequence[RenderedPrompt]) -> list[ScoredGroup]:
         """Scored completions of this rank's prompts; every rank calls this equally often.

@@ -98,11 +98,3 @@ def test_what_is_wrong_in_scoring_is_not_tried_again(parts, monkeypatch):
     with pytest.raises(ZeroDivisionError):
         sampler.sample(parts[2])
     assert len(inner.calls) == 1 and not told.events
-
-
-def test_memory_is_released_and_the_engine_closed(parts):
-    engine = FakeEngine([5])
-    sampler, _ = build(parts, engine)
-    sampler.release_memory()
-    sampler.close()
-    assert engine.events == ["release", "close"]
