@@ -195,7 +195,9 @@ def page(findings: Sequence[Finding]) -> Iterator[str]:
     yield "| --- | --- |"
     for one in findings:
         if one.ways is None:
-            reason = one.reason.partition(f"'{one.kind}'")[2].removesuffix(" Choose a model such as Qwen3 or Llama.")
+            reason = one.reason.partition(f"'{one.kind}'")[2]
+            for advice in (" Choose a model such as", " Are the values of config.json", " Are they the published"):
+                reason = reason.partition(advice)[0]
             yield f"| {one.kind} | {reason.strip(' :').replace('|', '/') or one.reason} |"
     yield ""
     yield "## Not built"

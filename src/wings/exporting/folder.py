@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from src.errors import Refusal
+from src.models.loading.architecture import empty_model
 from src.models.loading.lora import merged_named_tensors
 from src.models.loading.quantization import as_plain
+from src.models.loading.weight_source import WeightSource, some
 from src.models.structure import head_of
 from src.rollout.engine import SamplingParams
 
@@ -79,15 +82,41 @@ def save_folder(
         tokenizer: of the model.
         weights: as `gathered_weights` gives them; not to be used afterwards.
         folder: made if missing.
+
+    Raises:
+        ExportError: what would be read from the folder is not `weights`.
     """
     dtype = next(tensor.dtype for tensor in weights.values() if tensor.is_floating_point())
     with as_plain(model):
-        model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
+        model.save_pretrained(folder, state_dict=dict(weights), max_shard_size="5GB")
         if dtype != model.dtype:
             config = deepcopy(model.config)
             config.dtype = dtype
             config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    _check_saved(model, folder, weights)
+
+
+def _check_saved(model: PreTrainedModel, folder: str | Path, weights: Mapping[str, Tensor]) -> None:
+    """Read the weights of the model that the folder's config.json describes, and compare them with those saved.
+
+    Raises:
+        ExportError: they are others, which would be a defect of this project or of transformers.
+    """
+    trusted = type(model.config).__module__.startswith("transformers_modules")  # its own code was allowed to run
+    saved = empty_model(AutoConfig.from_pretrained(folder, trust_remote_code=trusted), torch.float32, trust=trusted)
+    source = WeightSource.of(folder).made_for(saved)
+    parameters = {name for name, _ in saved.named_parameters(remove_duplicate=False)}
+    wrong = parameters | weights.keys()
+    buffers = ((name, source.read(name, saved)) for name in weights.keys() - parameters)
+    for name, tensor in chain(source.start_of(saved), buffers):
+        if name not in weights or (tensor is not None and torch.equal(tensor, weights[name].to(tensor.dtype))):
+            wrong.remove(name)
+    if wrong:
+        raise ExportError(
+            f"'{folder}' does not hold the trained weights: {some(sorted(wrong))} would be read otherwise. Nothing is left of "
+            "it; export the checkpoint with another version of transformers, and report this."
+        )
 
 
 def write_export(

@@ -80,6 +80,27 @@ def test_the_head_is_left_out_where_it_is_the_embeddings(whole, text, tmp_path):
     assert torch.equal(again.lm_head.weight, model.lm_head.weight)
 
 
+def test_a_folder_that_would_be_read_otherwise_is_not_left(tmp_path, monkeypatch):
+    """As if a config said that the head is the embeddings, and as if a tensor had been mixed up on the way."""
+    model = AutoModelForCausalLM.from_config(small_config("qwen3"))
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    weights = gathered_weights(model)
+    swapped = weights | {"model.norm.weight": torch.full_like(weights["model.norm.weight"], 2.0)}
+    save = type(model).save_pretrained
+    for change, name in (
+        (lambda given: swapped, r"model\.norm\.weight"),
+        (lambda given: {k: v for k, v in given.items() if k != "lm_head.weight"}, r"lm_head\.weight"),
+    ):
+        monkeypatch.setattr(
+            type(model),
+            "save_pretrained",
+            lambda self, folder, state_dict, change=change, **k: save(self, folder, state_dict=change(state_dict), **k),
+        )
+        with pytest.raises(ExportError, match=rf"does not hold the trained weights: {name} would be read otherwise"):
+            write_export(model, load_tokenizer(TINY), weights, tmp_path / "out", card="", generation=GenerationConfig())
+        assert list(tmp_path.iterdir()) == []
+
+
 def test_big_models_are_written_in_several_files(tmp_path, monkeypatch):
     save = type(load_model(TINY)).save_pretrained
     monkeypatch.setattr("transformers.PreTrainedModel.save_pretrained",
