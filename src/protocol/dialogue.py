@@ -7,7 +7,7 @@ split sees `TurnExample` only.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from src.errors import Refusal
@@ -123,35 +123,40 @@ def is_schema(parameters: Mapping[str, Any]) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """One call: a tool's name and its arguments as parsed JSON."""
+    """One call: a tool's name and its arguments as parsed JSON; `id`, by which results refer to it, may be empty."""
 
     name: str
     parameters: Mapping[str, JsonValue]
+    id: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message of a dialogue.
 
-    `user` and `observation` messages use `text`. An `assistant` message is one step: an optional thought, calls, and
-    an optional response in `text` (empty: none).
+    All but `assistant` messages use `text`. An `assistant` message is one step: an optional thought, calls, and an
+    optional response in `text` (empty: none). An `observation` is a tool's result; where the record says so, `name` is
+    that tool's and `call_id` the id of the call.
     """
 
-    role: Literal["user", "assistant", "observation"]
+    role: Literal["system", "user", "assistant", "observation"]
     text: str = ""
     thought: str = ""
     calls: tuple[ToolCall, ...] = ()
+    name: str = ""
+    call_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialogue:
-    """A whole multi-turn dialogue with the tools that are on offer in it; `where` as in `TurnExample`."""
+    """A whole multi-turn dialogue with the tools on offer in it; `where` and `columns` as in `TurnExample`."""
 
     tools: tuple[ToolSpec, ...]
     messages: tuple[Message, ...]
     source: str
     id: str
     where: str = ""
+    columns: Mapping[str, JsonValue] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +181,7 @@ class TurnExample:
         tags: what kind of step this is, for metrics by kind (e.g. `parallel`, `refusal`).
         where: file and line or index of the record, for error messages; empty where there is none.
         dialogue: a key that all turns of a dialogue share, kept when names in it are masked; empty: not known yet.
+        columns: what else the record holds, for reward functions of the user.
     """
 
     tools: tuple[ToolSpec, ...]
@@ -187,6 +193,7 @@ class TurnExample:
     tags: tuple[str, ...] = field(default=())
     where: str = field(default="", compare=False)
     dialogue: str = field(default="", compare=False)
+    columns: Mapping[str, JsonValue] = field(default_factory=dict, compare=False)
 
     @property
     def place(self) -> str:
@@ -230,6 +237,7 @@ def split_turns(dialogue: Dialogue) -> list[TurnExample]:
                 source=dialogue.source,
                 id=f"{dialogue.id}/{len(examples)}",
                 where=dialogue.where,
+                columns=dialogue.columns,
             )
         )
     return examples
@@ -249,7 +257,7 @@ def _merge_assistant_steps(dialogue: Dialogue) -> tuple[Message, ...]:
         )
         if joins and previous is not None:
             thought = "\n".join(part for part in (previous.thought, message.thought) if part)
-            merged[-1] = Message("assistant", message.text, thought, previous.calls)
+            merged[-1] = replace(previous, text=message.text, thought=thought)
         else:
             merged.append(message)
     return tuple(merged)
