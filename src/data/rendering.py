@@ -123,13 +123,13 @@ def published_prompt(
 ) -> ChatPrompt:
     """The prompt of the published training data (paper, Figure G.1); `escaped` as in `call_line`.
 
-    Thoughts of earlier steps are replaced by the two standard ones of that data, so that a prompt never holds
+    A system message of the dialogue is one of its records. Thoughts of earlier steps are replaced by the two standard ones of that data, so that a prompt never holds
     distilled reasoning.
     """
     records = ""
     for message in history:
-        if message.role == "user":
-            records += f"<user> {message.text} </user>\n\n"
+        if message.role in ("user", "system"):
+            records += f"<{message.role}> {message.text} </{message.role}>\n\n"
         elif message.role == "observation":
             records = records.removesuffix("\n") + f"<obs> {message.text} </obs>\n\n"
         else:
@@ -158,8 +158,8 @@ def compact_prompt(tools: Sequence[ToolSpec], history: Sequence[Message], escape
     listing = "\n".join(f"{tool.name}({','.join(tool.parameters)})" for tool in tools)
     records = []
     for message in history:
-        if message.role == "user":
-            records.append(f"<user> {message.text} </user>")
+        if message.role in ("user", "system"):
+            records.append(f"<{message.role}> {message.text} </{message.role}>")
         elif message.role == "observation":
             records.append(f"<obs> {message.text} </obs>")
         else:

@@ -153,7 +153,9 @@ def dialogue_key(example: TurnExample) -> str:
             {"name": tool.name, "description": tool.description, "parameters": tool.published_parameters()}
             for tool in example.tools
         ]
-        opening = [tools, asdict(example.history[0])]
+        first = next((i for i, message in enumerate(example.history) if message.role == "user"), 0)
+        fields = ("role", "text", "thought", "calls")  # as they were when splits of runs were first made
+        opening = [tools, *({name: asdict(m)[name] for name in fields} for m in example.history[: first + 1])]
     return hashlib.sha256(json.dumps(opening, sort_keys=True).encode()).hexdigest()
 
 
