@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from src.data.rendering import PromptRenderer, call_line
+from src.data.rendering import PromptRenderer
 from src.data.sources.synthetic.domains import TRAINING_DOMAINS
 from src.data.sources.synthetic.source import execute
 from src.environments.conversation import Answer
 from src.environments.synthetic import synthetic_world
 from src.errors import ConfigError
 from src.protocol.dialogue import ToolCall
+from src.protocol.formats.rest import call_line
 from src.wings.chatting.conversation import Chat, Notice, Result
 from src.wings.chatting.run import chat
 from src.wings.chatting.terminal import Screen, blocks

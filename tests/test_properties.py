@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import balance, divide, pack, row_tokens
-from src.data.rendering import step_text
 from src.data.sources.hammer import mask_example
 from src.protocol.dialogue import Dialogue, Message, ToolCall, ToolSpec, TurnExample, split_turns
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse, step_text
 from src.protocol.regions import TokenBytes, read_completion
 from src.protocol.types import Region
 from src.rewards.tool_call import ToolCallReward

@@ -12,8 +12,8 @@ from torch import Tensor
 from src.algorithm.experience import PromptGroup
 from src.algorithm.policy_loss import LossCounts
 from src.callbacks.line_file import LineFileCallback
-from src.data.rendering import step_text
 from src.errors import ConfigError
+from src.protocol.formats.rest import step_text
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
 from src.rollout.collect import ScoredGroup

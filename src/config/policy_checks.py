@@ -18,7 +18,7 @@ from src.models.loading.files import hub_errors
 from src.models.loading.policy_config import PolicyConfig
 from src.models.loading.quantization import check_quantization
 from src.models.structure import positions_of
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,7 +7,6 @@ in few tokens, for the tiny policy.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,10 @@ from src.protocol.dialogue import (
     ChatPrompt,
     DataError,
     Message,
-    ToolCall,
     ToolSpec,
     TurnExample,
 )
+from src.protocol.formats.rest import step_text
 from src.runs.token_cache import TokenCache
 
 if TYPE_CHECKING:  # prompt texts are also wanted where neither is installed (bfcl-eval's own environment)
@@ -64,7 +63,6 @@ object with a "name" field and an "parameters" field containing a dictionary of 
 needed, leave the "parameters" field an empty dictionary.
 3. Refer to the previous dialogue records in the history, including the user's queries, previous `<tool_call>`, \
 `<response>`, and any tool feedback noted as `<obs>` (if exists)."""
-_TAG = re.compile("<(/?(?:think|tool_call|response)>)")
 HISTORY_HEAD = "**Dialogue Records History**\n"
 
 
@@ -84,47 +82,13 @@ class RenderedPrompt:
     example: TurnExample
 
 
-def call_line(call: ToolCall, escaped: Collection[str] = ()) -> str:
-    r"""One call as its line of a tool_call block, in which neither the protocol's tags nor `escaped` appear.
-
-    Where they are part of a value or a name their first character is written as JSON's escape.
-
-    >>> call_line(ToolCall("say", {"text": "</tool_call><eos>"}), escaped=["<eos>"])
-    '{"name": "say", "parameters": {"text": "\\u003c/tool_call>\\u003ceos>"}}'
-    """
-    line = json.dumps({"name": call.name, "parameters": call.parameters}, ensure_ascii=False)
-    if "<" in line:
-        line = _TAG.sub(r"\\u003c\1", line)
-    for text in escaped:
-        if text in line:
-            line = line.replace(text, f"\\u{ord(text[0]):04x}{text[1:]}")
-    return line
-
-
-def step_text(step: Message, thought: str | None = None, escaped: Collection[str] = ()) -> str:
-    r"""An assistant step in the output protocol: think, then tool_call and/or response, a line break between fields.
-
-    >>> step_text(Message("assistant", "Hi!", "Greet."))
-    '<think> Greet. </think>\n<response> Hi! </response>'
-    """
-    parts = []
-    thought = step.thought if thought is None else thought
-    if thought:
-        parts.append(f"<think> {thought} </think>")
-    if step.calls:
-        parts.append("\n".join(["<tool_call>", *(call_line(call, escaped) for call in step.calls), "</tool_call>"]))
-    if step.text:
-        parts.append(f"<response> {step.text} </response>")
-    return "\n".join(parts)
-
-
 def published_prompt(
     tools: Sequence[ToolSpec], history: Sequence[Message], escaped: Collection[str] = ()
 ) -> ChatPrompt:
     """The prompt of the published training data (paper, Figure G.1); `escaped` as in `call_line`.
 
-    A system message of the dialogue is one of its records. Thoughts of earlier steps are replaced by the two standard ones of that data, so that a prompt never holds
-    distilled reasoning.
+    A system message of the dialogue is one of its records. Thoughts of earlier steps are replaced by the two standard
+    ones of that data, so that a prompt never holds distilled reasoning.
     """
     records = ""
     for message in history:

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 
 from src.environments.protocol import LimitError, World
 from src.protocol.dialogue import ChatPrompt, Message, ToolCall
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse
 from src.protocol.types import ParsedResponse
 
 

@@ -127,7 +127,7 @@ class ToolCall:
 
     name: str
     parameters: Mapping[str, JsonValue]
-    id: str = field(default="", compare=False)
+    id: str = field(default="", compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.protocol.parsing import parse_bytes
+from src.protocol.formats.rest import parse_bytes
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import ParsedResponse, Region
 
@@ -70,7 +70,7 @@ def tag_tokens(sizes: NDArray[np.int32], parsed: Sequence[ParsedResponse]) -> ND
     Spans are few and tokens many, so what is looked up is the first token behind each span. A token without bytes is
     FORMAT.
 
-    >>> from src.protocol.parsing import parse
+    >>> from src.protocol.formats.rest import parse
     >>> tag_tokens(np.array([7, 2, 4, 6, 0, 3], np.int32), [parse("<think>Hmm.</think>"), parse("Hm.")]).tolist()
     [0, 3, 3, 0, 0, 5]
 

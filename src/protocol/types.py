@@ -39,7 +39,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ParsedResponse:
-    """A response read by the output protocol. Every field is there for any text; see `parsing.parse`.
+    """A response read by the output protocol. Every field is there for any text; see `OutputFormat`.
 
     Attributes:
         fields: tags opened at the top level, in order of appearance, e.g. `("think", "tool_call")`.
@@ -51,6 +51,7 @@ class ParsedResponse:
         spans: a partition of `[0, size)` in order; neighbours differ in region.
         size: bytes of the response.
         stray: anything but white space stands outside of the fields.
+        native: the format is the model's own, in which a step need not have a thought, and text comes before calls.
     """
 
     fields: tuple[str, ...]
@@ -61,3 +62,4 @@ class ParsedResponse:
     spans: tuple[Span, ...]
     size: int
     stray: bool = False
+    native: bool = False

@@ -21,10 +21,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from src.algorithm.region_weights import RegionFactors, batch_token_weights
-from src.data.rendering import RenderedPrompt, step_text
+from src.data.rendering import RenderedPrompt
 from src.models.loading.loading import PolicyConfig, load_tokenizer
 from src.protocol.dialogue import TurnExample
-from src.protocol.parsing import parse_bytes
+from src.protocol.formats.rest import parse_bytes, step_text
 from src.protocol.regions import DecodedCompletion, read_completions, tag_tokens
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import Reward, RewardFunction, ToolCallReward

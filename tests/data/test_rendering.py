@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
-from src.data.rendering import PromptRenderer, compact_prompt, published_prompt, step_text
+from src.data.rendering import PromptRenderer, compact_prompt, published_prompt
 from src.protocol.dialogue import ChatPrompt, DataError, Message, ToolCall, ToolSpec, TurnExample
+from src.protocol.formats.rest import step_text
 from src.wings.tiny.make import build_tokenizer
 from tests.conftest import needs_shared_data
 

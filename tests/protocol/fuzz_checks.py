@@ -11,7 +11,7 @@ import torch
 
 from src.algorithm.region_weights import RegionFactors, RegionWeighting, token_weights
 from src.protocol.dialogue import Message, ToolCall
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse
 from src.protocol.regions import DecodedCompletion, TokenBytes, read_completion, read_completions
 from src.protocol.types import Region
 from src.rewards.tool_call import Reward, ToolCallReward

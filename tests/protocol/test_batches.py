@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from src.protocol import parsing
-from src.protocol.parsing import parse_bytes
+from src.protocol.formats import rest
+from src.protocol.formats.rest import parse_bytes
 from src.protocol.regions import DecodedCompletion, read_completion, read_completions
 from src.protocol.token_bytes import LeadingSpace, TokenBytes
 from src.protocol.types import ParsedResponse, Region
@@ -52,7 +52,7 @@ def one_by_one(
         pieces.append(piece)
     sampled = b"".join(pieces)
     with patch.context() as patched:
-        patched.setattr(parsing, "_fill_calls", lambda *args: False)
+        patched.setattr(rest, "_fill_calls", lambda *args: False)
         parsed = parse_bytes(sampled, prefix=prefix.encode("utf-8", "surrogatepass"))
     of_byte = [int(span.region) for span in parsed.spans for _ in range(span.start, span.stop)]
     regions, position = [], 0
@@ -135,6 +135,6 @@ def test_whole_calls_have_the_regions_of_the_lexical_walk(monkeypatch: pytest.Mo
     texts = [f"<think> t </think>{block}".encode() for block in blocks]
     quick = [parse_bytes(text) for text in texts]
     taken = sum(parsed.calls is not None for parsed in quick)
-    monkeypatch.setattr(parsing, "_fill_calls", lambda *args: False)
+    monkeypatch.setattr(rest, "_fill_calls", lambda *args: False)
     assert list(map(repr, quick)) == [repr(parse_bytes(text)) for text in texts]
     assert taken > 100

@@ -9,8 +9,8 @@ from collections import Counter
 import pytest
 
 from src.protocol.dialogue import Message, ToolCall
+from src.protocol.formats.rest import parse
 from src.protocol.matching import is_exact_match, json_equal, match_calls, overlap, same_calls
-from src.protocol.parsing import parse
 
 
 @pytest.mark.parametrize(

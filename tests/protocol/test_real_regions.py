@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse
 from src.protocol.regions import TokenBytes, read_completion
 from src.protocol.types import Region
 

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 
 from src.protocol.dialogue import Message, ToolCall
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse
 from src.rewards.tool_call import (
     AccuracySums,
     Reward,

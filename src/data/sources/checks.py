@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from src.data.rendering import call_line
 from src.data.sources.reading import check_json
 from src.data.sources.tools import check_on_offer
 from src.protocol.dialogue import DataError, JsonValue, Message, ToolSpec, TurnExample
+from src.protocol.formats.rest import call_line
 from src.protocol.matching import json_equal
 from src.protocol.regions import DecodedCompletion, read_completions
 from src.protocol.token_bytes import TokenBytes

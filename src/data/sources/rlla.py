@@ -16,7 +16,7 @@ from src.protocol.dialogue import (
     Message,
     TurnExample,
 )
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse
 from src.protocol.types import ParsedResponse, Region
 
 _ORDERS = (("think", "tool_call"), ("think", "response"), ("think", "tool_call", "response"))

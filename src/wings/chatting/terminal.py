@@ -17,7 +17,7 @@ from torch import Tensor
 
 from src.environments.conversation import Answer
 from src.protocol.dialogue import ToolSpec
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
 from src.wings.chatting.conversation import Event, Notice, Result

@@ -114,8 +114,8 @@ def _check_saved(model: PreTrainedModel, folder: str | Path, weights: Mapping[st
             wrong.remove(name)
     if wrong:
         raise ExportError(
-            f"'{folder}' does not hold the trained weights: {some(sorted(wrong))} would be read otherwise. Nothing is left of "
-            "it; export the checkpoint with another version of transformers, and report this."
+            f"'{folder}' does not hold the trained weights: {some(sorted(wrong))} would be read otherwise. Nothing is "
+            "left of it; export the checkpoint with another version of transformers, and report this."
         )
 
 

@@ -23,9 +23,9 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, ClassVar, Literal, get_args
 
-from src.data.rendering import step_text
 from src.errors import ConfigError
 from src.protocol.dialogue import Message
+from src.protocol.formats.rest import step_text
 from src.protocol.matching import is_exact_match, overlap
 from src.protocol.types import ParsedResponse
 from src.rewards.scaling import RewardRanges, ScoreRange

@@ -23,11 +23,12 @@ import lightning as L
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from src.data.rendering import PromptRenderer, compact_prompt, step_text
+from src.data.rendering import PromptRenderer, compact_prompt
 from src.data.sources.synthetic.source import Habits, SyntheticSource
 from src.data.sources.synthetic.thoughts import Reasoning
 from src.models.loading.loading import LoadedPolicy
 from src.models.policy import Policy
+from src.protocol.formats.rest import step_text
 from src.training.optimizers import OptimizerSettings
 from src.training.warm_start import WarmStart, imitate
 from src.wings.exporting.folder import export

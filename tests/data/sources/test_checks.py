@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from src.data.rendering import PromptRenderer, step_text
+from src.data.rendering import PromptRenderer
 from src.data.sources.checks import TargetCheck, check_example, remarks
 from src.data.sources.rlla import RllaSource
 from src.protocol.dialogue import ChatPrompt, DataError, Message, ToolCall, ToolSpec, TurnExample
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse, step_text
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import ToolCallReward
 from src.wings.published.reward import PublishedReward

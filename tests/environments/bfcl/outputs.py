@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from src.data.rendering import step_text
 from src.environments.bfcl.cases import Case
 from src.protocol.dialogue import Message, ToolCall
+from src.protocol.formats.rest import step_text
 from tests.environments.bfcl.gold import gold_calls, gold_turns
 
 Calls = list[ToolCall]

@@ -11,7 +11,7 @@ import pytest
 
 from src.environments.bfcl.cases import load_cases
 from src.protocol.dialogue import ToolCall
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse
 from src.wings.evaluation.bfcl.decoding import decode_calls
 from tests.environments.bfcl.conftest import in_a_hurry
 from tests.environments.bfcl.gold import gold_calls, gold_turns

@@ -2,10 +2,10 @@ import json
 
 import pytest
 
-from src.data.rendering import step_text
 from src.environments.conversation import Answer
 from src.errors import BenchmarkDataError
 from src.protocol.dialogue import Message, ToolCall
+from src.protocol.formats.rest import step_text
 from src.wings.evaluation.api_bank import ApiBank, published_verdict, strict_verdict
 from src.wings.evaluation.benchmark import Subset
 from tests.conftest import needs_shared_data

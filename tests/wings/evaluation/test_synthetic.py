@@ -2,10 +2,11 @@
 
 from collections import Counter
 
-from src.data.rendering import compact_prompt, step_text
+from src.data.rendering import compact_prompt
 from src.data.sources.synthetic.source import KINDS, SyntheticSource
 from src.environments.conversation import Answer
 from src.protocol.dialogue import Message, ToolCall
+from src.protocol.formats.rest import step_text
 from src.wings.evaluation.synthetic import MAX_STEPS, SyntheticBenchmark
 
 

@@ -10,7 +10,7 @@ import yaml
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, GenerationConfig
 
 from src.models.loading.loading import PolicyConfig, load_model, load_tokenizer
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse
 from src.rollout.engine import SamplingParams
 from src.wings.exporting.folder import (
     ExportError,
@@ -135,7 +135,7 @@ def test_a_card_without_training_and_one_from_the_hub():
     assert (head["base_model"], head["library_name"], "license" in head) == ("Qwen/Qwen3-8B", "transformers", False)
     assert "add_generation_prompt=True, enable_thinking=True)" in hub and '{"enable_thinking": true}' in hub
     assert "1. Name: get_weather" in hub and "**Output Format**" in hub
-    assert "Do not pass `tools=`" in hub and "src.protocol.parsing.parse(answer).calls" in hub
+    assert "Do not pass `tools=`" in hub and "src.protocol.formats.rest.parse(answer).calls" in hub
     random = model_card(CardFacts("x", {"policy": {**policy, "weights": "random"}, "prompt": {}}))
     assert "base_model" not in yaml.safe_load(random.split("---\n")[1]) and "with random weights" in random
 

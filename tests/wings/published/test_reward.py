@@ -7,9 +7,8 @@ import re
 
 import pytest
 
-from src.data.rendering import step_text
 from src.protocol.dialogue import Message, ToolCall
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse, step_text
 from src.rewards.tool_call import Reward, RewardFunction, ToolCallReward
 from src.wings.published.reward import PublishedReward, rest_format, toolrl_format
 from tests.fuzzing import base_texts, mutated_texts

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 
-from src.data.rendering import PromptRenderer, call_line
+from src.data.rendering import PromptRenderer
 from src.data.sources.synthetic.source import SyntheticSource
 from src.models.loading.loading import PolicyConfig, load_policy
+from src.protocol.formats.rest import call_line
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
 from src.rewards.tool_call import ToolCallReward

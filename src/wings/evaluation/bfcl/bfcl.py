@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
-from src.data.rendering import call_line
 from src.environments.bfcl.calls import well_formed
 from src.environments.bfcl.cases import Case, choose_categories, is_multi_turn, load_cases
 from src.environments.bfcl.sandbox import Sandbox, Verdict, check_limits
@@ -13,6 +12,7 @@ from src.environments.bfcl.world import CaseWorld, turn_messages
 from src.environments.conversation import Answer, Conversation, Generate, Turn, play
 from src.errors import ConfigError
 from src.protocol.dialogue import ChatPrompt, JsonValue, ToolCall
+from src.protocol.formats.rest import call_line
 from src.wings.evaluation.benchmark import UNPARSED, Benchmark, Record, Sample
 from src.wings.evaluation.bfcl.decoding import decode_calls, is_unparsed
 from src.wings.evaluation.bfcl.prompting import TurnWording, build_prompt

@@ -73,7 +73,7 @@ def failure_kind(
     In this order: correct (all calls and the format), cut off, not in the output protocol, wrong calls by number, name,
     parameter names and values, and last a format that is not the target's though the calls are.
 
-    >>> from src.protocol.parsing import parse
+    >>> from src.protocol.formats.rest import parse
     >>> parsed = parse('<think> a </think>\n<tool_call>\n{"name": "sky", "parameters": {"city": "Rome"}}\n</tool_call>')
     >>> gold = [ToolCall("sky", {"city": "Oslo"})]
     >>> failure_kind(parsed, gold, format=1.0, exact_match=0.0, finish_reason="stop").value

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from src.errors import Refusal
 from src.protocol.dialogue import ToolCall
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse
 from src.protocol.types import ParsedResponse, Region
 from src.runs.line_file import LineError, parse_line
 from src.wings.reporting.inspector.comparing import Failure, failure_kind

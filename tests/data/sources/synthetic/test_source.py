@@ -7,10 +7,11 @@ from collections import Counter
 
 import pytest
 
-from src.data.rendering import published_prompt, step_text
+from src.data.rendering import published_prompt
 from src.data.sources.synthetic.domains import TRAINING_DOMAINS, UNSEEN_DOMAINS
 from src.data.sources.synthetic.source import KINDS, Habits, SyntheticSource, execute, imperfect
 from src.protocol.dialogue import Message
+from src.protocol.formats.rest import step_text
 
 TAGS = {"single", "parallel_same", "parallel_different", "follow_up", "ask", "after_ask", "refusal", "answer"}
 

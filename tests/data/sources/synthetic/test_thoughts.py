@@ -7,11 +7,12 @@ from itertools import zip_longest
 import pytest
 from transformers import AutoTokenizer
 
-from src.data.rendering import PromptRenderer, call_line
+from src.data.rendering import PromptRenderer
 from src.data.sources.synthetic.domains import WORDINGS
 from src.data.sources.synthetic.source import Habits, SyntheticSource
 from src.data.sources.synthetic.thoughts import long_thought, spin
 from src.protocol.dialogue import Dialogue, Message, ToolCall, ToolSpec, TurnExample
+from src.protocol.formats.rest import call_line
 from src.wings.tiny.make import FOLDERS
 
 SIZE = 500

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from src.protocol.dialogue import ToolCall
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse
 from src.wings.evaluation.bfcl.decoding import MAX_DEPTH, decode_calls, is_unparsed
 
 A, B = ToolCall("a", {}), ToolCall("b", {"x": [1, {"y": None}]})

@@ -6,11 +6,12 @@ from itertools import islice
 
 import pytest
 
-from src.data.rendering import published_system, step_text
+from src.data.rendering import published_system
 from src.environments.bfcl.cases import CATEGORIES, GROUPS, Case, is_multi_turn
 from src.environments.bfcl.world import tool_specs, turn_messages
 from src.environments.conversation import Answer, Turn
 from src.protocol.dialogue import ChatPrompt, Message, ToolCall
+from src.protocol.formats.rest import step_text
 from src.wings.evaluation.bfcl.bfcl import Bfcl
 from src.wings.evaluation.bfcl.prompting import build_prompt
 from tests.environments.bfcl.gold import NEVER_PASS, gold_calls, gold_turns

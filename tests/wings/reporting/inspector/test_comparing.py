@@ -3,7 +3,7 @@
 import pytest
 
 from src.protocol.dialogue import ToolCall
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse
 from src.wings.reporting.inspector.comparing import Failure, failure_kind, pair_calls
 
 GOLD = [ToolCall("sky", {"city": "Oslo", "day": 1})]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from src.protocol.dialogue import ToolCall
-from src.protocol.parsing import parse, parse_bytes
+from src.protocol.formats.rest import parse, parse_bytes
 from src.protocol.types import ParsedResponse, Region
 
 
