@@ -86,7 +86,7 @@ def test_a_turn_goes_on_until_an_answer_without_calls():
     assert [type(event) for event in events] == [Answer, Result, Answer]
     assert json.loads(events[1].text) == execute(WEATHER, TRAINING_DOMAINS)
     assert [m.role for m in held.history()] == ["user", "assistant", "observation", "assistant"]
-    assert events[1].text in held._generate.prompts[1].user and held.history()[-1].text == "It is fine."
+    assert held._generate.prompts[1].history[-1].text == events[1].text and held.history()[-1].text == "It is fine."
 
 
 def test_errors_are_results_and_notices():

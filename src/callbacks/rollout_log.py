@@ -13,7 +13,6 @@ from src.algorithm.experience import PromptGroup
 from src.algorithm.policy_loss import LossCounts
 from src.callbacks.line_file import LineFileCallback
 from src.errors import ConfigError
-from src.protocol.formats.rest import step_text
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
 from src.rollout.collect import ScoredGroup
@@ -122,7 +121,7 @@ def group_records(
             "completion": index,
             **(shared if index == 0 else {}),
             "text": item.decoded.text,
-            "target": step_text(example.target),
+            "target": scored.prompt.format.step_text(example.target),
             "reward": item.reward.total,
             "advantage": float(group.advantages[index]),
             **item.reward.parts.metrics(),

@@ -18,6 +18,7 @@ from src.models.loading.files import hub_errors
 from src.models.loading.policy_config import PolicyConfig
 from src.models.loading.quantization import check_quantization
 from src.models.structure import positions_of
+from src.protocol.formats.known import REST
 from src.protocol.formats.rest import parse
 
 if TYPE_CHECKING:
@@ -139,6 +140,14 @@ def check_template(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> No
     """
     renderer: PromptRenderer = made(config.prompt, "prompt", tokenizer)
     prefix = renderer.response_prefix
+    needed = getattr(made(config.reward, "reward"), "output_format", renderer.format.name)
+    if needed != renderer.format.name:
+        raise ConfigError(
+            f"reward: {config.reward._target_} reads the format {needed}, prompt.layout={config.prompt.layout} has "
+            f"{renderer.format.name}. Set reward=default, or prompt.layout=published."
+        )
+    if renderer.format.name != REST.name:
+        return  # a model's own format leaves thinking to the template
     if samples(config) and "think" in (read := parse(prefix)).fields and all(read.closed):
         raise ConfigError(
             f"prompt.chat_template_kwargs={dict(config.prompt.chat_template_kwargs or {})}: with it the chat template "

@@ -199,11 +199,11 @@ def _data(config: DictConfig) -> None:
     given = {name: data[name] for name in ("train", "val") if "_target_" in (data.get(name) or {})}
     sources_of = {name: made(node, "data") for name, node in given.items()}
     sources = [found for name, node in given.items() for found in _nodes(node, f"data.{name}")]
-    if config.prompt.get("layout") == "compact":
+    if (layout := config.prompt.get("layout")) in ("compact", "native"):
         for path, node in sources:
             if target_of(node, path) is RllaSource:
                 raise ConfigError(
-                    f"prompt.layout=compact with {path}: this corpus publishes its prompts verbatim. Set "
+                    f"prompt.layout={layout} with {path}: this corpus publishes its prompts verbatim. Set "
                     "prompt.layout=published, and a policy with room for them."
                 )
     if not config.get("dry_run"):

@@ -1,69 +1,38 @@
 """The prompt: dialogue steps to chat messages to token ids, and targets to protocol text.
 
-Two layouts: `published` is the one of the paper's training data, byte for byte; `compact` carries the same information
-in few tokens, for the tiny policy.
+Three layouts: `published` is the one of the paper's training data, byte for byte; `compact` carries the same
+information in few tokens, for the tiny policy; `native` is the chat template's own, with its tools and its calls.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from src.data.templates.chat_template import ChatTemplate
+from src.data.templates.native import NativeTemplate
+from src.data.templates.published import published_prompt, structured
+from src.errors import ConfigError
 from src.protocol.dialogue import (
-    THOUGHT_OF_CALLS,
-    THOUGHT_OF_RESPONSE,
     ChatPrompt,
     DataError,
     Message,
     ToolSpec,
     TurnExample,
 )
+from src.protocol.formats.known import REST
 from src.protocol.formats.rest import step_text
+from src.protocol.output_format import OutputFormat, Reading
 from src.runs.token_cache import TokenCache
 
 if TYPE_CHECKING:  # prompt texts are also wanted where neither is installed (bfcl-eval's own environment)
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-Layout = Literal["published", "compact"]
-
-_SYSTEM_HEAD = """You are a helpful multi-turn dialogue assistant capable of leveraging tool calls to solve user tasks \
-and provide structured chat responses.
-
-**Available Tools**
-In your response, you can use the following tools:
-"""
-_SYSTEM_TAIL = """
-
-**Steps for Each Turn**
-1. **Think:** Recall relevant context and analyze the current user goal.
-2. **Decide on Tool Usage:** If a tool is needed, specify the tool and its parameters.
-3. **Respond Appropriately:** If a response is needed, generate one while maintaining consistency across user queries.
-
-**Output Format**
-```plaintext
-<think> Your thoughts and reasoning </think>
-<tool_call>
-{"name": "Tool name", "parameters": {"Parameter name": "Parameter content", "... ...": "... ..."}}
-{"name": "... ...", "parameters": {"... ...": "... ...", "... ...": "... ..."}}
-...
-</tool_call>
-<response> AI's final response </response>
-```
-
-**Important Notes**
-1. You must always include the `<think>` field to outline your reasoning. Provide at least one of `<tool_call>` or \
-`<response>`. Decide whether to use `<tool_call>` (possibly multiple times), `<response>`, or both.
-2. You can invoke multiple tool calls simultaneously in the `<tool_call>` fields. Each tool call should be a JSON \
-object with a "name" field and an "parameters" field containing a dictionary of parameters. If no parameters are \
-needed, leave the "parameters" field an empty dictionary.
-3. Refer to the previous dialogue records in the history, including the user's queries, previous `<tool_call>`, \
-`<response>`, and any tool feedback noted as `<obs>` (if exists)."""
-HISTORY_HEAD = "**Dialogue Records History**\n"
+Layout = Literal["published", "compact", "native"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,41 +44,18 @@ class RenderedPrompt:
         response_prefix: the part of the response that the chat template already wrote at the end of the prompt, e.g.
             `<think>\n` for thinking templates; empty for most. Format scoring and regions count it.
         example: what was rendered.
+        format: in which it is answered.
     """
 
     prompt_ids: Tensor
     response_prefix: str
     example: TurnExample
+    format: OutputFormat = REST
 
-
-def published_prompt(
-    tools: Sequence[ToolSpec], history: Sequence[Message], escaped: Collection[str] = ()
-) -> ChatPrompt:
-    """The prompt of the published training data (paper, Figure G.1); `escaped` as in `call_line`.
-
-    A system message of the dialogue is one of its records. Thoughts of earlier steps are replaced by the two standard
-    ones of that data, so that a prompt never holds distilled reasoning.
-    """
-    records = ""
-    for message in history:
-        if message.role in ("user", "system"):
-            records += f"<{message.role}> {message.text} </{message.role}>\n\n"
-        elif message.role == "observation":
-            records = records.removesuffix("\n") + f"<obs> {message.text} </obs>\n\n"
-        else:
-            thought = THOUGHT_OF_CALLS if message.calls else THOUGHT_OF_RESPONSE
-            records += step_text(message, thought, escaped) + "\n\n"
-    return ChatPrompt(published_system(tools), HISTORY_HEAD + records.rstrip("\n"))
-
-
-def published_system(tools: Sequence[ToolSpec]) -> str:
-    """The system message of the published training data: the tools and the output protocol (paper, Figure G.1)."""
-    listing = [
-        f"{number}. Name: {tool.name}\nDescription: {tool.description}\n"
-        f"Parameters: {json.dumps(tool.published_parameters())}"
-        for number, tool in enumerate(tools, start=1)
-    ]
-    return _SYSTEM_HEAD + "\n".join(listing) + _SYSTEM_TAIL
+    @property
+    def reading(self) -> Reading:
+        """How its completions are read."""
+        return Reading(self.format, self.response_prefix, self.example.tools)
 
 
 def compact_prompt(tools: Sequence[ToolSpec], history: Sequence[Message], escaped: Collection[str] = ()) -> ChatPrompt:
@@ -136,6 +82,7 @@ class PromptRenderer:
 
     Attributes:
         template: the model's.
+        format: in which steps are written.
         response_prefix: see `RenderedPrompt`.
         date: the day that the template writes; None if it writes none.
     """
@@ -148,23 +95,31 @@ class PromptRenderer:
         fold_system: bool | None = None,
         date: str | None = None,
         cache_dir: str | Path | None = None,
+        format: str | None = None,
     ) -> None:
         """Check the tokenizer and the layout once.
 
         Args:
             tokenizer: with a chat template.
-            layout: `published` or `compact`.
+            layout: `published`, `compact` or `native`.
             chat_template_kwargs: passed on to the template, e.g. `{enable_thinking: true}`.
             fold_system: put the system text before the user's; None: if the template refuses a system message.
             date: YYYY-MM-DD, what a template that writes today's date writes; None: today.
             cache_dir: where the ids of large corpora are kept for the next start; None: nowhere.
+            format: of `native`: `hermes`, `qwen3_xml`, `llama3_json` or `harmony`; None: the one that reads what the
+                template writes. The other layouts ask for `rest`.
 
         Raises:
             ValueError: unknown layout or date, or a tokenizer without chat template or end-of-turn token.
-            ConfigError: a template that prompts cannot be written with; see `ChatTemplate`.
+            ConfigError: a template that prompts cannot be written with; see `ChatTemplate` and `NativeTemplate`.
         """
-        if layout not in ("published", "compact"):
-            raise ValueError(f"layout: expected 'published' or 'compact', found {layout!r}.")
+        if layout not in get_args(Layout):
+            raise ConfigError(f"prompt.layout: expected one of {', '.join(get_args(Layout))}, found {layout!r}.")
+        if layout != "native" and format not in (None, REST.name):
+            raise ConfigError(
+                f"prompt.format={format} with prompt.layout={layout}: its instructions ask for the format rest. Set "
+                "prompt.layout=native, or leave prompt.format null."
+            )
         if not tokenizer.chat_template:
             raise ValueError(
                 f"tokenizer {tokenizer.name_or_path!r} has no chat template: use an instruct model, or set "
@@ -174,7 +129,15 @@ class PromptRenderer:
             raise ValueError(f"tokenizer {tokenizer.name_or_path!r} has no eos token, which ends a response.")
         self.tokenizer = tokenizer
         self.layout = layout
-        self.template = ChatTemplate(tokenizer, chat_template_kwargs, fold_system, date)
+        self.template: ChatTemplate | NativeTemplate
+        self.format: OutputFormat
+        if layout == "native":
+            self.template = native = NativeTemplate(tokenizer, chat_template_kwargs, date, format)
+            self.format, self._prompt, self._target = native.format, native.prompt_text, native.target_text
+        else:
+            self.template = chat = ChatTemplate(tokenizer, chat_template_kwargs, fold_system, date)
+            self.format, self._target = REST, partial(self._written, chat)
+            self._prompt = lambda example: self.chat_text(self.chat_prompt(example))
         self.response_prefix, self.date = self.template.prefix, self.template.date
         self.control = self.template.control
         self._special = self.template.special
@@ -188,14 +151,37 @@ class PromptRenderer:
         """Tokenise the prompts of examples.
 
         Raises:
-            DataError: a corpus of verbatim prompts under the compact layout.
+            DataError: a corpus of verbatim prompts under the compact layout; or one that `native` cannot take apart.
         """
-        ids = self._cache.encode([self.template.prompt_text(self.chat_prompt(example)) for example in examples])
-        return [RenderedPrompt(one, self.response_prefix, example) for one, example in zip(ids, examples, strict=True)]
+        if self.layout == "native":
+            examples = list(map(structured, examples))
+        ids = self._cache.encode([self._prompt(example) for example in examples])
+        return [
+            RenderedPrompt(one, self.response_prefix, example, self.format)
+            for one, example in zip(ids, examples, strict=True)
+        ]
+
+    def reading(self, example: TurnExample) -> Reading:
+        """How a step that follows the example's prompt is read."""
+        example = structured(example) if self.layout == "native" else example
+        return Reading(self.format, self.response_prefix, example.tools)
 
     def encode_chat(self, prompt: ChatPrompt) -> Tensor:
-        """Token ids of two chat messages under the model's template, ready to sample from, int64 [P]."""
-        return self._cache.encode([self.template.prompt_text(prompt)])[0]
+        """Token ids of `chat_text`, int64 [P]."""
+        return self._cache.encode([self.chat_text(prompt)])[0]
+
+    def chat_text(self, prompt: ChatPrompt) -> str:
+        """Two chat messages under the model's template, ready to be continued by an answer.
+
+        Raises:
+            ConfigError: the layout has no such messages.
+        """
+        if isinstance(self.template, NativeTemplate):
+            raise ConfigError(
+                "prompt.layout=native: expected messages with tools, found a prompt of two rendered texts. Set "
+                "prompt.layout=published."
+            )
+        return self.template.prompt_text(prompt)
 
     def chat_prompt(self, example: TurnExample) -> ChatPrompt:
         """The two chat messages of an example's prompt.
@@ -221,11 +207,17 @@ class PromptRenderer:
         return self.render_targets([example])[0]
 
     def render_targets(self, examples: Sequence[TurnExample]) -> list[Tensor]:
-        """`render_target` of each."""
-        texts = []
-        for example in examples:
-            text = step_text(example.target, escaped=self._special)
-            if self.response_prefix:
-                text = text.removeprefix(self.response_prefix.rstrip()).removeprefix(" ")
-            texts.append(text + self.template.end)
-        return self._cache.encode(texts)
+        """`render_target` of each.
+
+        Raises:
+            DataError: the template cannot write one.
+        """
+        if self.layout == "native":
+            examples = list(map(structured, examples))
+        return self._cache.encode([self._target(example) for example in examples])
+
+    def _written(self, template: ChatTemplate, example: TurnExample) -> str:
+        text = step_text(example.target, escaped=self._special)
+        if self.response_prefix:
+            text = text.removeprefix(self.response_prefix.rstrip()).removeprefix(" ")
+        return text + template.end

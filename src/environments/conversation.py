@@ -9,12 +9,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol, TypeVar
+from typing import Literal, Protocol, TypeVar
 
 from src.environments.protocol import LimitError, World
-from src.protocol.dialogue import ChatPrompt, Message, ToolCall
-from src.protocol.formats.rest import parse
+from src.protocol.dialogue import ChatPrompt, Message, OpenPrompt, ToolCall
+from src.protocol.formats.rest import parse, step_text
 from src.protocol.types import ParsedResponse
+
+_ROLES: Mapping[str, Literal["system", "user", "assistant"]] = {
+    "system": "system",
+    "user": "user",
+    "assistant": "assistant",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +29,7 @@ class Answer:
 
     Attributes:
         text: the whole response, the part that the chat template wrote included.
-        parsed: the same, read by the output protocol.
+        parsed: the same, read by the policy's format.
         tokens: number of generated tokens.
         finish: `stop`, `length` (cut at the limit of new tokens or of the context), or `context` (the prompt alone
             does not fit the model: nothing was generated).
@@ -43,11 +49,19 @@ class Answer:
         """
         return cls(text, parse(text))
 
+    @property
+    def published(self) -> str:
+        """The text; of a model's own format what it says, in the paper's, which judges of published results read."""
+        if not self.parsed.native:
+            return self.text
+        response, thought = self.parsed.response or "", self.parsed.thought or ""
+        return step_text(Message("assistant", response, thought.strip(), self.parsed.calls or ()))
+
 
 class Generate(Protocol):
     """Answers prompts."""
 
-    def __call__(self, prompts: Sequence[ChatPrompt]) -> Iterator[tuple[int, Answer]]:
+    def __call__(self, prompts: Sequence[ChatPrompt | OpenPrompt]) -> Iterator[tuple[int, Answer]]:
         """Yield (index of the prompt, its answer), each once, in any order, as batches finish."""
         ...
 
@@ -61,12 +75,14 @@ class Step:
         calls: that it makes.
         results: of the calls; none where there is no call, or where they could not be run.
         response: what the answer says to the user, if it says something.
+        thought: what it thinks.
     """
 
     text: str
     calls: tuple[ToolCall, ...] = ()
     results: tuple[str, ...] = ()
     response: str | None = None
+    thought: str | None = None
 
 
 @dataclass(slots=True)
@@ -106,7 +122,7 @@ class Conversation(ABC):
         self.truncated = 0
 
     @abstractmethod
-    def prompt(self) -> ChatPrompt:
+    def prompt(self) -> ChatPrompt | OpenPrompt:
         """The prompt for the next answer."""
 
     @abstractmethod
@@ -124,7 +140,8 @@ class Conversation(ABC):
             return True
         self.tokens += answer.tokens
         self.truncated += answer.finish == "length"
-        step = Step(answer.text, self.calls_of(answer), response=answer.parsed.response)
+        parsed = answer.parsed
+        step = Step(answer.text, self.calls_of(answer), response=parsed.response, thought=parsed.thought)
         steps = self.turns[-1].steps
         steps.append(step)
         if not step.calls:
@@ -150,6 +167,22 @@ class Conversation(ABC):
                 if step.results:
                     found.append(Message("observation", self.world.observation(step.calls, step.results)))
         return tuple(found)
+
+
+def messages_of(turns: Iterable[Turn]) -> tuple[Message, ...]:
+    """All that was said: given messages in their roles, steps with their thoughts, a message for each result."""
+    found: list[Message] = []
+    for turn in turns:
+        found += [Message(_ROLES[given["role"]], given["content"]) for given in turn.messages]
+        for step in turn.steps:
+            found.append(
+                Message("assistant", (step.response or "").strip(), (step.thought or "").strip(), calls=step.calls)
+            )
+            found += [
+                Message("observation", result, name=call.name)
+                for call, result in zip(step.calls, step.results, strict=bool(step.results))
+            ]
+    return tuple(found)
 
 
 C = TypeVar("C", bound=Conversation)

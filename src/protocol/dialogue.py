@@ -168,6 +168,14 @@ class ChatPrompt:
 
 
 @dataclass(frozen=True, slots=True)
+class OpenPrompt:
+    """The tools on offer and the messages so far; how they are written is the renderer's layout."""
+
+    tools: tuple[ToolSpec, ...]
+    history: tuple[Message, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class TurnExample:
     """One step to learn: everything before an assistant step, and that step.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from src.protocol.dialogue import Message, ToolSpec
 from src.protocol.types import ParsedResponse
@@ -43,3 +43,17 @@ class OutputFormat(Protocol):
             escaped: special tokens, to be written as JSON's escapes where values hold them and the format can.
         """
         ...
+
+
+class Reading(NamedTuple):
+    """How a completion is read.
+
+    Attributes:
+        format: in which it is written.
+        prefix: the part of the response that the chat template wrote in the prompt, e.g. `<think>` and a line break.
+        tools: on offer.
+    """
+
+    format: OutputFormat
+    prefix: str = ""
+    tools: Sequence[ToolSpec] = ()

@@ -11,9 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from src.protocol.formats.rest import parse_bytes
+from src.protocol.formats.known import REST
+from src.protocol.output_format import Reading
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import ParsedResponse, Region
+
+PLAIN = Reading(REST)
+"""The paper's format, with nothing of it in the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +37,14 @@ class DecodedCompletion:
 
 
 def read_completion(
-    token_ids: Tensor, table: TokenBytes, stop_ids: Collection[int], prefix: str = ""
+    token_ids: Tensor, table: TokenBytes, stop_ids: Collection[int], reading: Reading = PLAIN
 ) -> DecodedCompletion:
     """Decode, parse and tag one completion, int64 [T]; see `read_completions`."""
-    return read_completions([token_ids], table, stop_ids, [prefix])[0]
+    return read_completions([token_ids], table, stop_ids, [reading])[0]
 
 
 def read_completions(
-    token_ids: Sequence[Tensor], table: TokenBytes, stop_ids: Collection[int], prefixes: Sequence[str]
+    token_ids: Sequence[Tensor], table: TokenBytes, stop_ids: Collection[int], readings: Sequence[Reading]
 ) -> list[DecodedCompletion]:
     """Decode, parse and tag completions, all at once. Never raises on what was sampled.
 
@@ -48,19 +52,18 @@ def read_completions(
         token_ids: int64 [T_i] each, sampled ids; the first stop token and what follows it are not text.
         table: the bytes of each token.
         stop_ids: end-of-turn tokens.
-        prefixes: for each completion the part of the response that the chat template wrote in the prompt, e.g.
-            `<think>` and a line break.
+        readings: of each completion.
     """
     if not token_ids:
         return []
     lengths = list(map(len, token_ids))
     batch = table.decode_batch(torch.cat(list(token_ids)).cpu().numpy(), lengths, stop_ids)
     parsed = [
-        parse_bytes(text, prefix=prefix.encode("utf-8", "surrogatepass"))
-        for text, prefix in zip(batch.texts, prefixes, strict=True)
+        reading.format.parse(text, reading.tools, reading.prefix.encode("utf-8", "surrogatepass"))
+        for text, reading in zip(batch.texts, readings, strict=True)
     ]
     regions = torch.from_numpy(tag_tokens(batch.sizes, parsed)).to(token_ids[0].device).split(lengths)
-    texts = [prefix + text.decode("utf-8", "replace") for text, prefix in zip(batch.texts, prefixes, strict=True)]
+    texts = [r.prefix + text.decode("utf-8", "replace") for text, r in zip(batch.texts, readings, strict=True)]
     return list(map(DecodedCompletion, texts, parsed, regions))
 
 

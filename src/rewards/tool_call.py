@@ -27,6 +27,12 @@ _FIELDS = {
     (False, True): ("think", "response"),
     (False, False): ("think",),
 }
+_NATIVE_FIELDS = {
+    (True, True): ("response", "tool_call"),
+    (True, False): ("tool_call",),
+    (False, True): ("response",),
+    (False, False): (),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +134,22 @@ class RewardFunction(Protocol):
         ...
 
 
-def expected_fields(target: Message) -> tuple[str, ...]:
-    """The fields that a response to `target` must have, in order. think is always one of them."""
-    return _FIELDS[bool(target.calls), bool(target.text)]
+def expected_fields(target: Message, *, native: bool = False) -> tuple[str, ...]:
+    """The fields that a response to `target` must have, in order.
+
+    The paper's format always has a think; in a model's own, which lets it choose, it is not among these.
+    """
+    return (_NATIVE_FIELDS if native else _FIELDS)[bool(target.calls), bool(target.text)]
 
 
 def format_score(parsed: ParsedResponse, target: Message) -> float:
-    """S_fmt (Eq. 10): 1 if the response has the target's fields, once each, closed, in order, and nothing else."""
-    return float(parsed.fields == expected_fields(target) and all(parsed.closed) and not parsed.stray)
+    """S_fmt (Eq. 10): 1 if the response has the target's fields, once each, closed, in order, and nothing else.
+
+    In a model's own format a thought may come first, and calls must be such that its server's parser reads them all.
+    """
+    fields = parsed.fields[parsed.native and parsed.fields[:1] == ("think",) :]
+    whole = all(parsed.closed) and not parsed.stray
+    return float(fields == expected_fields(target, native=parsed.native) and whole)
 
 
 def accuracy_sums(

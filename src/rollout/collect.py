@@ -143,8 +143,8 @@ class Collector:
         """A group of each prompt; the completions of all are read in one pass."""
         token_ids = [completion.token_ids for completions in sampled for completion in completions]
         pairs = list(zip(prompts, sampled, strict=True))
-        prefixes = [prompt.response_prefix for prompt, completions in pairs for _ in completions]
-        found = read_completions(token_ids, self.table, self._stop_ids, prefixes)
+        readings = [prompt.reading for prompt, completions in pairs for _ in completions]
+        found = read_completions(token_ids, self.table, self._stop_ids, readings)
         if self._tagger is not None:
             found = [replace(one, regions=self._tagger(ids)) for one, ids in zip(found, token_ids, strict=True)]
         read = iter(found)

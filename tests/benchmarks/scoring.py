@@ -24,7 +24,9 @@ from src.algorithm.region_weights import RegionFactors, batch_token_weights
 from src.data.rendering import RenderedPrompt
 from src.models.loading.loading import PolicyConfig, load_tokenizer
 from src.protocol.dialogue import TurnExample
+from src.protocol.formats.known import REST
 from src.protocol.formats.rest import parse_bytes, step_text
+from src.protocol.output_format import Reading
 from src.protocol.regions import DecodedCompletion, read_completions, tag_tokens
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import Reward, RewardFunction, ToolCallReward
@@ -86,7 +88,7 @@ def measure(
         ]
 
     def read() -> list[DecodedCompletion]:
-        return read_completions(ids, table, (stop,), prefixes)
+        return read_completions(ids, table, (stop,), [Reading(REST, prefix) for prefix in prefixes])
 
     def scoring() -> object:
         return score(reward, read()), batch_token_weights(TABLE_F1, regions, sizes)

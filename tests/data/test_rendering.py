@@ -6,7 +6,8 @@ import re
 import pytest
 import torch
 
-from src.data.rendering import PromptRenderer, compact_prompt, published_prompt
+from src.data.rendering import PromptRenderer, compact_prompt
+from src.data.templates.published import published_prompt
 from src.protocol.dialogue import ChatPrompt, DataError, Message, ToolCall, ToolSpec, TurnExample
 from src.protocol.formats.rest import step_text
 from src.wings.tiny.make import build_tokenizer
@@ -92,7 +93,7 @@ def test_verbatim_prompts_need_the_published_layout(tokenizer):
 
 
 def test_renderer_refuses_what_it_cannot_use(tokenizer):
-    with pytest.raises(ValueError, match="layout: expected 'published' or 'compact', found 'short'"):
+    with pytest.raises(ValueError, match=r"prompt\.layout: expected one of published, compact, native, found 'short'"):
         PromptRenderer(tokenizer, "short")  # type: ignore[arg-type]
     template = tokenizer.chat_template
     try:

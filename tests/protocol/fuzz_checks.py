@@ -11,7 +11,9 @@ import torch
 
 from src.algorithm.region_weights import RegionFactors, RegionWeighting, token_weights
 from src.protocol.dialogue import Message, ToolCall
+from src.protocol.formats.known import REST
 from src.protocol.formats.rest import parse
+from src.protocol.output_format import Reading
 from src.protocol.regions import DecodedCompletion, TokenBytes, read_completion, read_completions
 from src.protocol.types import Region
 from src.rewards.tool_call import Reward, ToolCallReward
@@ -87,7 +89,7 @@ def fuzz(count: int, seed: int) -> Fuzzed:
         ids = [torch.cat([pair_ids(text), torch.tensor([STOP])]) for text in batch]
         prefixes = [PREFIX if (first + index) % 5 == 0 else "" for index in range(len(batch))]
         done.clock("checks")
-        read = read_completions(ids, PAIRS, (STOP,), prefixes)
+        read = read_completions(ids, PAIRS, (STOP,), [Reading(REST, prefix) for prefix in prefixes])
         done.clock("protocol")
         rewards = []
         for index, one in enumerate(read, start=first):
@@ -134,7 +136,7 @@ def assert_sound(one: DecodedCompletion, text: str) -> None:
 
 def assert_same(one: DecodedCompletion, text: str, ids: torch.Tensor, prefix: str) -> None:
     """Read by itself, and parsed as text, it is what it was in the batch."""
-    alone = read_completion(ids, PAIRS, (STOP,), prefix)
+    alone = read_completion(ids, PAIRS, (STOP,), Reading(REST, prefix))
     assert (alone.text, alone.parsed) == (one.text, one.parsed) and torch.equal(alone.regions, one.regions)
     parsed = parse(text, prefix=prefix)
     assert (parsed.spans, parsed.fields, parsed.closed) == (one.parsed.spans, one.parsed.fields, one.parsed.closed)

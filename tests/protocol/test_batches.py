@@ -11,8 +11,10 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from src.protocol.formats import rest
+from src.protocol.formats.known import REST
 from src.protocol.formats.rest import parse_bytes
-from src.protocol.regions import DecodedCompletion, read_completion, read_completions
+from src.protocol.output_format import Reading
+from src.protocol.regions import PLAIN, DecodedCompletion, read_completion, read_completions
 from src.protocol.token_bytes import LeadingSpace, TokenBytes
 from src.protocol.types import ParsedResponse, Region
 from tests.fuzzing import PIECES, base_texts, mutated_texts
@@ -103,7 +105,12 @@ def test_a_batch_reads_as_its_completions_do(leading_space: LeadingSpace, monkey
         batch.append(ids if generator.random() < 0.96 else [])
         prefixes.append(generator.choice(PREFIXES))
     for stop_ids in ((EOS, OTHER_EOS), {EOS}, ()):
-        read = read_completions([torch.tensor(ids, dtype=torch.int64) for ids in batch], table, stop_ids, prefixes)
+        read = read_completions(
+            [torch.tensor(ids, dtype=torch.int64) for ids in batch],
+            table,
+            stop_ids,
+            [Reading(REST, prefix) for prefix in prefixes],
+        )
         for ids, prefix, one in zip(batch, prefixes, read, strict=True):
             assert_same(one, one_by_one(ids, table, stop_ids, prefix, monkeypatch))
 
@@ -115,7 +122,7 @@ def test_a_batch_of_real_targets(
     tokenizer: PreTrainedTokenizerBase = request.getfixturevalue(name)
     table, stop = TokenBytes.from_tokenizer(tokenizer), int(tokenizer.eos_token_id)
     batch = [[*tokenizer.encode(text, add_special_tokens=False), stop] for text in rlla_targets[:150]]
-    read = read_completions([torch.tensor(ids) for ids in batch], table, (stop,), [""] * len(batch))
+    read = read_completions([torch.tensor(ids) for ids in batch], table, (stop,), [PLAIN] * len(batch))
     for ids, one in zip(batch, read, strict=True):
         assert_same(one, one_by_one(ids, table, (stop,), "", monkeypatch))
         assert torch.equal(one.regions, read_completion(torch.tensor(ids), table, (stop,)).regions)
@@ -125,7 +132,9 @@ def test_nothing_to_read() -> None:
     table = TokenBytes((b"a",))
     empty = torch.empty(0, dtype=torch.int64)
     assert read_completions([], table, (), []) == []
-    assert [one.regions.tolist() for one in read_completions([empty, empty], table, (0,), ["", "<think>"])] == [[], []]
+    assert [
+        one.regions.tolist() for one in read_completions([empty, empty], table, (0,), [PLAIN, Reading(REST, "<think>")])
+    ] == [[], []]
     assert table.decode_batch(np.array([0, 0], dtype=np.int64), [0, 2, 0], (0,)).texts == [b"", b"", b""]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from src.protocol.formats.known import REST
+from src.protocol.output_format import Reading
 from src.protocol.regions import read_completion
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
@@ -17,7 +19,7 @@ def regions_of(pieces: list[bytes], stop: int = 0, prefix: str = "") -> list[int
     """Regions of tokens with these bytes, followed by a stop token and `stop` more."""
     table = TokenBytes((*pieces, b"<eos>"))
     ids = torch.tensor([*range(len(pieces)), *[len(pieces)] * stop])
-    return read_completion(ids, table, {len(pieces)}, prefix).regions.tolist()
+    return read_completion(ids, table, {len(pieces)}, Reading(REST, prefix)).regions.tolist()
 
 
 def test_a_token_that_straddles_a_border_belongs_to_its_first_byte() -> None:
@@ -71,7 +73,7 @@ def test_a_template_prefix_opens_the_thought() -> None:
     # Without it the thought is text outside of any field, after a space that is white space between parts.
     assert regions_of(pieces) == [F, X, X, F, A]
     table = TokenBytes(tuple(pieces))
-    read = read_completion(torch.arange(5), table, (), "<think>\n")
+    read = read_completion(torch.arange(5), table, (), Reading(REST, "<think>\n"))
     assert read.text == "<think>\n Rain? </think><response>No"
     assert read.parsed.fields == ("think", "response")
 

@@ -17,6 +17,8 @@ from src.protocol.token_bytes import TokenBytes
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from src.protocol.output_format import Reading
+
 _TAG = re.compile("</?(?:think|tool_call|response)>")
 _CALL_MARK = re.compile(r"<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|<function=")
 
@@ -24,7 +26,9 @@ _CALL_MARK = re.compile(r"<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|<function=
 class TargetRenderer(Protocol):
     """What writes targets (`rendering.PromptRenderer`)."""
 
-    response_prefix: str
+    def reading(self, example: TurnExample) -> Reading:
+        """How a target is read back."""
+        ...
 
     def render_targets(self, examples: Sequence[TurnExample]) -> list[Tensor]:
         """Ids of each target, int64 [T]."""
@@ -144,8 +148,14 @@ class TargetCheck:
 
     def faults(self, examples: Sequence[TurnExample]) -> list[DataError | None]:
         """What is wrong with each example's target; None where nothing is."""
-        ids = self._renderer.render_targets(examples)
-        read = read_completions(ids, self._table, self._stop_ids, [self._renderer.response_prefix] * len(ids))
+        try:
+            ids = self._renderer.render_targets(examples)
+        except DataError as error:  # of one of them: look for it in each half
+            if len(examples) == 1:
+                return [error]
+            half = len(examples) // 2
+            return self.faults(examples[:half]) + self.faults(examples[half:])
+        read = read_completions(ids, self._table, self._stop_ids, [self._renderer.reading(e) for e in examples])
         return [self._fault(example, decoded) for example, decoded in zip(examples, read, strict=True)]
 
     def _fault(self, example: TurnExample, decoded: DecodedCompletion) -> DataError | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -27,8 +27,6 @@ _ANSWER = 'The answer says {"a": "<b> & \u00fc"}.\n\n  Twice.'
 """Texts in which a template that drops, cuts, escapes or rewraps what it is given shows."""
 
 _REPLY = {"role": "assistant", "content": _ANSWER}
-_FAULTS = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
-"""What a template, which is a program, may raise beside its own errors."""
 
 
 class ChatTemplate:
@@ -64,19 +62,9 @@ class ChatTemplate:
 
         Raises:
             ConfigError: the template drops or changes a text, or ends answers with text that stops nothing.
-            ValueError: `day` is no date.
         """
-        self._tokenizer, self._settings = tokenizer, dict(settings or {})
-        self.date: str | None = None
-        if "strftime_now" in str(tokenizer.chat_template):
-            self.date = date.today().isoformat() if day is None else str(day)
-            try:
-                moment = datetime.strptime(self.date, "%Y-%m-%d")
-                if moment.date().isoformat() != self.date:
-                    raise ValueError(self.date)  # without its zeros
-                self._settings["strftime_now"] = moment.strftime
-            except ValueError as error:
-                raise ConfigError(f"prompt.date: expected a date as YYYY-MM-DD, found {day!r}.") from error
+        self._tokenizer = tokenizer
+        self._settings, self.date = dated(tokenizer, settings, day)
         self.folds_system = bool(fold_system)
         opened = self._tried(fold_system)
         start = opened.find("<think>", opened.rfind(_USER) + len(_USER))
@@ -93,7 +81,7 @@ class ChatTemplate:
 
     def _find_opening(self, opened: str) -> str:
         """See `opening`; thoughts that the template writes by itself are no part of it."""
-        answered = _render(self._tokenizer, [*self._messages(_SYSTEM, _USER), _REPLY], False, self._settings)
+        answered = render(self._tokenizer, [*self._messages(_SYSTEM, _USER), _REPLY], False, self._settings)
         if not answered.startswith(opened) or (at := answered.find(_ANSWER, len(opened))) < 0:
             return ""
         found = answered[len(opened) : at]
@@ -104,11 +92,9 @@ class ChatTemplate:
 
     def _tried(self, fold: bool | None) -> str:
         """The text of the marked prompt, once the template takes it; sets `folds_system` if it takes no system role."""
-        from jinja2 import TemplateError
-
         try:
             text = self._text(_SYSTEM, _USER, opened=True)
-        except (TemplateError, *_FAULTS) as error:
+        except faults() as error:
             if fold is not None:
                 advice = "" if fold else " Set prompt.fold_system=true to put its text before the user's."
                 raise self._error(f"refuses the messages of a prompt ({error}).{advice}") from error
@@ -126,7 +112,7 @@ class ChatTemplate:
         return text
 
     def _text(self, system: str, user: str, *, opened: bool = False) -> str:
-        return _render(self._tokenizer, self._messages(system, user), opened, self._settings)
+        return render(self._tokenizer, self._messages(system, user), opened, self._settings)
 
     def _messages(self, system: str, user: str) -> list[dict[str, str]]:
         if self.folds_system:
@@ -135,6 +121,33 @@ class ChatTemplate:
 
     def _error(self, found: str) -> ConfigError:
         return _error(self._tokenizer, found)
+
+
+def faults() -> tuple[type[Exception], ...]:
+    """What a template, which is a program, may raise."""
+    from jinja2 import TemplateError
+
+    return (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+
+
+def dated(
+    tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any] | None, day: str | None
+) -> tuple[dict[str, Any], str | None]:
+    """The arguments of a template that writes today's date, with `day` for it (None: today), and that day.
+
+    Raises:
+        ConfigError: `day` is no date.
+    """
+    if "strftime_now" not in str(tokenizer.chat_template):
+        return dict(settings or {}), None
+    found = date.today().isoformat() if day is None else str(day)
+    try:
+        moment = datetime.strptime(found, "%Y-%m-%d")
+        if moment.date().isoformat() != found:
+            raise ValueError(found)  # without its zeros
+    except ValueError as error:
+        raise ConfigError(f"prompt.date: expected a date as YYYY-MM-DD, found {day!r}.") from error
+    return {**(settings or {}), "strftime_now": moment.strftime}, found
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
@@ -150,11 +163,9 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any] | N
     Raises:
         ConfigError: the template drops or changes the answer, or ends it with text that stops nothing.
     """
-    from jinja2 import TemplateError
-
     try:
-        text = _render(tokenizer, [{"role": "user", "content": _USER}, _REPLY], False, settings or {})
-    except (TemplateError, *_FAULTS) as error:
+        text = render(tokenizer, [{"role": "user", "content": _USER}, _REPLY], False, settings or {})
+    except faults() as error:
         raise _error(tokenizer, f"refuses an answer ({error}).") from error
     if _ANSWER not in text:
         raise _error(
@@ -182,10 +193,12 @@ def turn_end(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any] | N
     return written.partition(token)[0] * (token in written) + token, stop
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], opened: bool, settings: Mapping[str, Any]
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, Any]], opened: bool, settings: Mapping[str, Any]
 ) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opened, **settings))
+    """What the template writes; `opened`: ready to be answered."""
+    given: Any = messages
+    return str(tokenizer.apply_chat_template(given, tokenize=False, add_generation_prompt=opened, **settings))
 
 
 def _error(tokenizer: PreTrainedTokenizerBase, found: str) -> ConfigError:

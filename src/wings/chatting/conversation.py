@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from src.data.rendering import PromptRenderer
-from src.environments.conversation import Answer, Conversation, Generate, Turn
+from src.environments.conversation import Answer, Conversation, Generate, Turn, messages_of
 from src.environments.protocol import World
-from src.protocol.dialogue import ChatPrompt, Message, ToolCall, TurnExample
+from src.protocol.dialogue import OpenPrompt, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +49,10 @@ class Chat(Conversation):
         self._generate = generate
         self._renderer = renderer
 
-    def prompt(self) -> ChatPrompt:
+    def prompt(self) -> OpenPrompt:
         """In the layout of the policy's training."""
-        example = TurnExample(self.world.tools, self.history(), Message("assistant"), "chat", "chat")
-        return self._renderer.chat_prompt(example)
+        native = self._renderer.layout == "native"
+        return OpenPrompt(self.world.tools, messages_of(self.turns) if native else self.history())
 
     def next_turn(self) -> bool:
         """The user's, who is asked by whoever calls `say`."""

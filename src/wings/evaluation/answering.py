@@ -15,11 +15,13 @@ from transformers import PreTrainedModel
 from src.config.checks import cache_file
 from src.config.guard import check_engine, find_ways
 from src.data.rendering import PromptRenderer
+from src.data.templates.published import read_published
 from src.environments.conversation import Answer
 from src.errors import ConfigError, check_fields
 from src.models.loading.lora import merged_named_tensors
 from src.models.structure import positions_of
-from src.protocol.dialogue import ChatPrompt
+from src.protocol.dialogue import ChatPrompt, Message, OpenPrompt, TurnExample
+from src.protocol.output_format import Reading
 from src.protocol.regions import read_completion
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.engine import EngineSource, RolloutEngine, SamplingParams
@@ -88,7 +90,8 @@ def find_model(config: DictConfig) -> tuple[torch.device, ModelSource]:
     """
     device = choose_device(config.device)
     source = resolve_model(config)
-    usual: dict[str, object] = {"layout": "published", "chat_template_kwargs": {}, "fold_system": None, "date": None}
+    usual: dict[str, object] = {"layout": "published", "chat_template_kwargs": {}}
+    usual |= dict.fromkeys(("format", "fold_system", "date"))
     with open_dict(config.prompt):
         for key, value in usual.items():
             if config.prompt[key] is None:
@@ -140,9 +143,11 @@ class EngineGenerate:
         self._batch_size = batch_size
         self._seeds: Iterator[int] = repeat(0) if sampling is None else count(seed)
 
-    def __call__(self, prompts: Sequence[ChatPrompt]) -> Iterator[tuple[int, Answer]]:
+    def __call__(self, prompts: Sequence[ChatPrompt | OpenPrompt]) -> Iterator[tuple[int, Answer]]:
         """See `Generate`."""
-        ids = [self.renderer.encode_chat(prompt) for prompt in prompts]
+        if self.renderer.layout == "native":
+            prompts = [read_published(prompt) if isinstance(prompt, ChatPrompt) else prompt for prompt in prompts]
+        ids = [self._encode(prompt) for prompt in prompts]
         rooms = [self._room(prompt) for prompt in ids]
         for index, room in enumerate(rooms):
             if room == 0:
@@ -155,7 +160,13 @@ class EngineGenerate:
             seeds = list(islice(self._seeds, len(batch)))
             completions = self.engine.generate([ids[index] for index in batch], params, seeds)
             for index, (completion,) in zip(batch, completions, strict=True):
-                yield index, self._read(completion.token_ids, completion.finish_reason)
+                yield index, self._read(prompts[index], completion.token_ids, completion.finish_reason)
+
+    def _encode(self, prompt: ChatPrompt | OpenPrompt) -> Tensor:
+        if isinstance(prompt, ChatPrompt):
+            return self.renderer.encode_chat(prompt)
+        example = TurnExample(prompt.tools, prompt.history, Message("assistant"), "prompt", "0")
+        return self.renderer.render(example).prompt_ids
 
     def _room(self, prompt: Tensor) -> int:
         """Tokens that an answer may have."""
@@ -172,8 +183,10 @@ class EngineGenerate:
         if batch:
             yield batch
 
-    def _read(self, token_ids: Tensor, finish_reason: str) -> Answer:
-        decoded = read_completion(token_ids, self.table, self.params.stop_token_ids, self.renderer.response_prefix)
+    def _read(self, prompt: ChatPrompt | OpenPrompt, token_ids: Tensor, finish_reason: str) -> Answer:
+        tools = () if isinstance(prompt, ChatPrompt) else prompt.tools
+        reading = Reading(self.renderer.format, self.renderer.response_prefix, tools)
+        decoded = read_completion(token_ids, self.table, self.params.stop_token_ids, reading)
         return Answer(decoded.text, decoded.parsed, len(token_ids), finish_reason)
 
 

@@ -80,7 +80,7 @@ def strict_verdict(answer: Answer, gold: ToolCall) -> bool:
     calls = answer.parsed.calls
     return (
         calls is not None
-        and answer.parsed.fields.count("tool_call") == 1
+        and answer.parsed.fields.count("tool_call") == 1  # a native format counts its blocks as one
         and len(calls) == 1
         and calls[0].name == gold.name
         and json_equal(calls[0].parameters, gold.parameters)
@@ -138,7 +138,7 @@ class ApiBank(Benchmark):
             yield Record(
                 id=sample.id,
                 category=sample.category,
-                passed=published_verdict(answer.text, gold),
+                passed=published_verdict(answer.published, gold),
                 metrics={"strict": float(strict_verdict(answer, gold))},
                 details={
                     "text": answer.text,

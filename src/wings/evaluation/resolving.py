@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
+_PROMPT = ("layout", "format", "chat_template_kwargs")
+"""What a run's prompt config says of how its policy is to be asked."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
@@ -169,7 +172,7 @@ def _from_run(run: Path, checkpoint: Path, config: DictConfig) -> ModelSource:
     elif saved.policy.get("path") is not None:
         overrides["path"] = str(_relocated(saved, file, Path(config.paths.root_dir)))
     policy = _policy(saved.policy, f"policy in '{file}'", **overrides)
-    prompt = {key: value for key, value in _plain(saved.prompt).items() if key in ("layout", "chat_template_kwargs")}
+    prompt = {key: value for key, value in _plain(saved.prompt).items() if key in _PROMPT}
     return ModelSource(f"{run.resolve().name} ({checkpoint.stem})", "run", policy, prompt, checkpoint)
 
 

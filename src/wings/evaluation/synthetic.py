@@ -9,15 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
-from src.data.rendering import Layout, compact_prompt, published_prompt
+from src.data.rendering import Layout, compact_prompt
 from src.data.sources.synthetic.source import SyntheticSource
-from src.environments.conversation import Conversation, Generate, Turn, play
+from src.data.templates.published import published_prompt
+from src.environments.conversation import Conversation, Generate, Turn, messages_of, play
 from src.environments.synthetic import SyntheticWorld
-from src.protocol.dialogue import ChatPrompt, Dialogue, Message, ToolCall, ToolSpec
+from src.protocol.dialogue import ChatPrompt, Dialogue, Message, OpenPrompt, ToolCall, ToolSpec
 from src.protocol.matching import same_calls
 from src.wings.evaluation.benchmark import Benchmark, Record, Sample, count_by_category, mean_by_category
 
-PromptBuilder = Callable[[Sequence[ToolSpec], Sequence[Message]], ChatPrompt]
+PromptBuilder = Callable[[tuple[ToolSpec, ...], tuple[Message, ...]], ChatPrompt | OpenPrompt]
 
 MAX_STEPS = 4
 """Steps with calls that a turn may take; the expert needs one."""
@@ -42,7 +43,7 @@ class SyntheticBenchmark(Benchmark):
         """
         self._source = SyntheticSource(seed=seed)
         self._size = size
-        self._build = published_prompt if layout == "published" else compact_prompt
+        self._build: PromptBuilder = {"published": published_prompt, "compact": compact_prompt}.get(layout, OpenPrompt)
         self._samples: list[Sample] = []
 
     def samples(self) -> Sequence[Sample]:
@@ -77,8 +78,9 @@ class _Played(Conversation):
         self._asked = _asked(self._dialogue)
         self.next_turn()
 
-    def prompt(self) -> ChatPrompt:
-        return self._build(self._dialogue.tools, self.history())
+    def prompt(self) -> ChatPrompt | OpenPrompt:
+        native = self._build is OpenPrompt
+        return self._build(self._dialogue.tools, messages_of(self.turns) if native else self.history())
 
     def next_turn(self) -> bool:
         index = len(self.turns)

@@ -10,7 +10,8 @@ from typing import Any
 
 from jinja2 import StrictUndefined, Template
 
-from src.data.rendering import compact_prompt, published_prompt
+from src.data.rendering import compact_prompt
+from src.data.templates.published import published_prompt
 from src.protocol.dialogue import Message, ToolSpec
 
 _SETTINGS = (

@@ -3,8 +3,8 @@ from typing import Any
 
 import pytest
 
-from src.data.rendering import published_system
 from src.data.sources.tools import check_on_offer, tool_specs
+from src.data.templates.published import published_system
 from src.protocol.dialogue import DataError, ToolCall, ToolSpec
 
 

@@ -74,7 +74,7 @@ def test_run_folder_checkpoint_and_export_are_the_same_weights(trained_run, tmp_
 
 def test_a_run_brings_its_prompt_and_policy(trained_run):
     source = resolved(f"model={trained_run}")
-    assert source.prompt == {"layout": "compact", "chat_template_kwargs": {}}
+    assert source.prompt == {"layout": "compact", "format": None, "chat_template_kwargs": {}}
     assert (source.kind, source.name) == ("run", "trained (best)")
     assert source.policy.dtype == "float32" and source.policy.path == str(TINY)
     assert resolved(f"model={trained_run}", "dtype=bfloat16").policy.dtype == "bfloat16"

@@ -8,21 +8,30 @@ from typing import Literal, get_args
 from src.environments.bfcl.calls import well_formed
 from src.environments.bfcl.cases import Case, choose_categories, is_multi_turn, load_cases
 from src.environments.bfcl.sandbox import Sandbox, Verdict, check_limits
-from src.environments.bfcl.world import CaseWorld, turn_messages
-from src.environments.conversation import Answer, Conversation, Generate, Turn, play
+from src.environments.bfcl.world import CaseWorld, tool_specs, turn_messages
+from src.environments.conversation import Answer, Conversation, Generate, Turn, messages_of, play
 from src.errors import ConfigError
-from src.protocol.dialogue import ChatPrompt, JsonValue, ToolCall
+from src.protocol.dialogue import ChatPrompt, JsonValue, OpenPrompt, ToolCall
 from src.protocol.formats.rest import call_line
 from src.wings.evaluation.benchmark import UNPARSED, Benchmark, Record, Sample
 from src.wings.evaluation.bfcl.decoding import decode_calls, is_unparsed
 from src.wings.evaluation.bfcl.prompting import TurnWording, build_prompt
 from src.wings.evaluation.bfcl.scores import score_records
 
+Wording = TurnWording | Literal["native"]
+
 STEP_LIMIT = 20
 """Executed steps of a turn; a case is stopped after one more (the package's MAXIMUM_STEP_LIMIT)."""
 
 _MAX_RESULT = 2000
 """Characters of a tool result that a record keeps; a directory listing of long_context has 100,000."""
+
+
+def _prompt(case: Case, turns: Sequence[Turn], wording: Wording) -> ChatPrompt | OpenPrompt:
+    """The prompt for the next answer of a case."""
+    if wording == "native":
+        return OpenPrompt(tuple(tool_specs(case)), messages_of(turns))
+    return build_prompt(case, turns, wording)
 
 
 class CaseConversation(Conversation):
@@ -37,19 +46,19 @@ class CaseConversation(Conversation):
         wording: of the prompts.
     """
 
-    def __init__(self, case: Case, executor: Sandbox, wording: TurnWording) -> None:
+    def __init__(self, case: Case, executor: Sandbox, wording: Wording) -> None:
         super().__init__(CaseWorld(case, executor), STEP_LIMIT)
         self.case = case
         self._wording = wording
         self.next_turn()
 
-    def prompt(self) -> ChatPrompt:
+    def prompt(self) -> ChatPrompt | OpenPrompt:
         """In the benchmark's wording."""
-        return build_prompt(self.case, self.turns, self._wording)
+        return _prompt(self.case, self.turns, self._wording)
 
     def calls_of(self, answer: Answer) -> tuple[ToolCall, ...]:
         """By the published handler's rule."""
-        return decode_calls(answer.text)
+        return decode_calls(answer.published)
 
     def next_turn(self) -> bool:
         """The case's next messages."""
@@ -71,7 +80,7 @@ class Bfcl(Benchmark):
     def __init__(
         self,
         categories: Sequence[str] = ("all",),
-        turn_wording: TurnWording = "official",
+        turn_wording: Wording = "official",
         time_limit: float = 10.0,
         memory_limit_mb: int = 1024,
         max_concurrent: int = 200,
@@ -81,7 +90,8 @@ class Bfcl(Benchmark):
 
         Args:
             categories: names of categories or of groups: all, single_turn, non_live, live, multi_turn.
-            turn_wording: of the prompts, see `prompting`.
+            turn_wording: of the prompts, see `prompting`; `native` is the benchmark's function-calling mode: tools and
+                messages for the model's own template (prompt.layout=native), answers in its own format.
             time_limit: seconds for the calls of one case.
             memory_limit_mb: MiB for them.
             max_concurrent: multi-turn cases under way at once, which are lost if the run is interrupted.
@@ -91,7 +101,7 @@ class Bfcl(Benchmark):
             ValueError: an unknown category, wording or `on_missing`, or a limit that leaves no room.
         """
         for key, value, choices in (
-            ("turn_wording", turn_wording, get_args(TurnWording)),
+            ("turn_wording", turn_wording, (*get_args(TurnWording), "native")),
             ("on_missing", on_missing, ("error", "skip")),
         ):
             if value not in choices:
@@ -123,7 +133,7 @@ class Bfcl(Benchmark):
         single = [case for case in cases if not is_multi_turn(case.category)]
         multi = (CaseConversation(case, self._sandbox, self._wording) for case in cases if is_multi_turn(case.category))
         with self._sandbox:
-            prompts = [build_prompt(case, [Turn(turn_messages(case, 0))], self._wording) for case in single]
+            prompts = [_prompt(case, [Turn(turn_messages(case, 0))], self._wording) for case in single]
             for index, answer in generate(prompts):
                 yield self._judge_answer(single[index], answer)
             for conversation in play(multi, generate, concurrent=self._max_concurrent):
@@ -134,7 +144,7 @@ class Bfcl(Benchmark):
         return score_records(records)
 
     def _judge_answer(self, case: Case, answer: Answer) -> Record:
-        calls = decode_calls(answer.text)
+        calls = decode_calls(answer.published)
         if answer.finish == "context":
             verdict = Verdict(False, "context_exceeded", "The prompt does not fit the model.")
         else:

@@ -23,7 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from src.data.rendering import HISTORY_HEAD, published_system
+from src.data.templates.published import HISTORY_HEAD, published_system
 from src.environments.bfcl.calls import as_python, well_formed
 from src.environments.bfcl.cases import Case
 from src.environments.bfcl.world import observation, tool_specs

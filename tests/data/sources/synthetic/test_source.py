@@ -7,9 +7,9 @@ from collections import Counter
 
 import pytest
 
-from src.data.rendering import published_prompt
 from src.data.sources.synthetic.domains import TRAINING_DOMAINS, UNSEEN_DOMAINS
 from src.data.sources.synthetic.source import KINDS, Habits, SyntheticSource, execute, imperfect
+from src.data.templates.published import published_prompt
 from src.protocol.dialogue import Message
 from src.protocol.formats.rest import step_text
 

@@ -6,7 +6,7 @@ from itertools import islice
 
 import pytest
 
-from src.data.rendering import published_system
+from src.data.templates.published import published_system
 from src.environments.bfcl.cases import CATEGORIES, GROUPS, Case, is_multi_turn
 from src.environments.bfcl.world import tool_specs, turn_messages
 from src.environments.conversation import Answer, Turn

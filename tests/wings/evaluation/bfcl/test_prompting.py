@@ -1,6 +1,6 @@
 import pytest
 
-from src.data.rendering import published_system
+from src.data.templates.published import published_system
 from src.environments.bfcl.cases import Case
 from src.environments.bfcl.world import turn_messages
 from src.environments.conversation import Step, Turn

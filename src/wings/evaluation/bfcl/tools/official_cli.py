@@ -89,7 +89,7 @@ class ProtocolHandler(OSSHandler):
     @override
     def _format_prompt(self, messages: list[Turn], function: Case) -> str:
         """The prompt as text. What the package hands through as messages and functions are turns and the case."""
-        text = self._renderer.template.prompt_text(build_prompt(function, messages, self._wording))
+        text = self._renderer.chat_text(build_prompt(function, messages, self._wording))
         first = self.tokenizer.bos_token  # a server adds it where the tokenizer does, whether it is there or not
         return text.removeprefix(first) if first and self._adds_first_token else text
 
