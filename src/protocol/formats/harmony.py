@@ -28,9 +28,14 @@ from src.protocol.types import ParsedResponse
 
 _MESSAGE = b"<|message|>"
 _END = re.compile(rb"<\|(?:end|call|return)\|>")
-_START = re.compile(rb"\s*+<\|start\|>assistant")
-_CHANNEL = re.compile(rb"<\|channel\|>\s*+(\w++)")
-_RECIPIENT = re.compile(rb"(?:^|\s)to=(?:functions\.)?([^\s<]++)")
+_START = b"<|start|>"
+HEADER = re.compile(
+    rb"\s*+(?:to=(?P<first>[^\s<]++)\s*+)?(?:<\|channel\|>(?P<channel>\w++)\s*+)?(?:to=(?P<then>[^\s<]++)\s*+)?"
+    rb"(?:(?:<\|constrain\|>)?[\w.+/-]++)?\s*+"
+)
+"""Behind the role: recipient and channel in either order, and the type of the text."""
+_ROLE = b"assistant"
+_FUNCTIONS = b"functions."
 _NOBODY = (b"assistant", b"python", b"browser", b"container")
 """Recipients that are no function of the request: the model itself, and tools of the server."""
 
@@ -55,11 +60,7 @@ class Harmony:
             stop, end = ended.span() if ended else (len(text), len(text))
             _read_message(answer, at, start, stop)
             answer.marks.append((end, FORMAT))
-            again = _START.match(text, end)
-            at = end
-            if again:
-                answer.marks.append((again.end(), FORMAT))
-                at = again.end()
+            at = _next_header(answer, end)
         return answer.read()
 
     def step_text(self, step: Message, escaped: Collection[str] = ()) -> str:
@@ -75,26 +76,43 @@ class Harmony:
         return "<|end|><|start|>assistant".join(parts)
 
 
+def _next_header(answer: Answer, at: int) -> int:
+    """Where the header of the next message begins, behind its role; what no message has is stray."""
+    start = answer.data.find(_START, at)
+    if start < 0:
+        answer.stray(at, len(answer.data))
+        return len(answer.data)
+    answer.stray(at, start)
+    behind = start + len(_START)
+    behind += len(_ROLE) if answer.data.startswith(_ROLE, behind) else 0
+    answer.marks.append((behind, FORMAT))
+    return behind
+
+
 def _read_message(answer: Answer, at: int, start: int, stop: int) -> None:
     """Read a message whose header is `[at, start)` and whose text ends at `stop`."""
-    header = answer.data[at:start]
+    header = HEADER.fullmatch(answer.data, at, start)
     begin = start + len(_MESSAGE)
-    channel = _CHANNEL.search(header)
-    kind = b"" if channel is None else channel[1]
-    recipient = _RECIPIENT.search(header)
-    if recipient is not None and recipient[1].split(b".")[0] not in _NOBODY:
+    if header is None:
+        answer.stray(at, stop)
+        return
+    group = "first" if header["first"] else "then"
+    recipient = header[group]
+    if recipient and recipient.split(b".")[0] not in _NOBODY and recipient != _FUNCTIONS:
+        called = recipient.removeprefix(_FUNCTIONS)
         answer.marks += [
-            (at + recipient.start(1), FORMAT),
-            (at + recipient.end(1), TOOL_NAME),
+            (header.end(group) - len(called), FORMAT),
+            (header.end(group), TOOL_NAME),
             (begin, FORMAT),
         ]
         fill_text(answer.marks, answer.data, begin, stop, TOOL_PARAMETERS)
-        answer.call(_call(decode(recipient[1]), decode(answer.data[begin:stop])))
+        answer.call(_call(decode(called), decode(answer.data[begin:stop])))
         return
     answer.marks.append((begin, FORMAT))
-    if kind == b"analysis":
+    channel = header["channel"]
+    if channel == b"analysis":
         answer.think(Thought(begin, stop, stop, closed=True))
-    elif kind == b"final" or (kind == b"commentary" and recipient is None):
+    elif channel == b"final" or (channel == b"commentary" and recipient is None):
         answer.say(begin, stop)
     else:
         answer.stray(begin, stop)

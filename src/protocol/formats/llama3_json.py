@@ -73,5 +73,5 @@ def _objects(data: bytes) -> list[tuple[int, int, ToolCall, bool]] | None:
         if stop is None or call is None:
             return None
         found.append((start, stop, call, more))
-        start = data.find(b"{", stop)
+        start = data.find(b"{", stop + 1)  # one that touches the object before is skipped, as in vLLM
     return found

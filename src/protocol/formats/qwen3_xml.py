@@ -28,7 +28,8 @@ from src.protocol.formats.native import Answer, find_thought, joined
 from src.protocol.types import ParsedResponse
 
 _BLOCK, _BLOCK_END, _FUNCTION, _FUNCTION_END = b"<tool_call>", b"</tool_call>", b"<function=", b"</function>"
-_TERMINAL = re.compile(b"|".join((_BLOCK, _BLOCK_END, _FUNCTION, _FUNCTION_END, b">")))
+_OTHER_TAGS = (b"<think>", b"</think>", b"<parameter=", b"</parameter>")  # whose bracket ends no function's name
+_TERMINAL = re.compile(b"|".join((_BLOCK, _BLOCK_END, _FUNCTION, _FUNCTION_END, *_OTHER_TAGS, b">")))
 _PARAMETER = re.compile(r"<\s*+parameter\s*+=\s*+")
 _PARAMETER_END = re.compile(r"<\s*+/\s*+parameter\s*+>|(?=<\s*+parameter\s*+=)")
 _ALIASES = {

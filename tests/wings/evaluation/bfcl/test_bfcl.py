@@ -98,7 +98,10 @@ def test_the_config_holds_the_defaults():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"turn_wording": "ToolRL"}, "benchmark.bfcl.turn_wording: expected 'official' or 'toolrl' or 'native', found 'ToolRL'"),
+        (
+            {"turn_wording": "ToolRL"},
+            "turn_wording: expected 'official' or 'toolrl' or 'native', found 'ToolRL'",
+        ),
         ({"on_missing": "ignore"}, "benchmark.bfcl.on_missing: expected 'error' or 'skip', found 'ignore'"),
         ({"max_concurrent": 0}, "benchmark.bfcl.max_concurrent: expected at least 1, found 0"),
         ({"time_limit": 0}, "benchmark.bfcl.time_limit: expected seconds above 0, found 0"),
