@@ -139,9 +139,8 @@ class NativeTemplate:
         )
 
     def _reads(self, known: OutputFormat, written: str) -> bool:
-        text = written
-        for token in self.special:
-            text = text.removesuffix(token)
+        end = max((token for token in self.special if written.endswith(token)), key=len, default=self._eos)
+        text = written.removesuffix(end)
         parsed = known.parse(text.encode(), (_TOOL,), self.prefix.encode())
         return parsed.calls == _CALL.calls and not parsed.stray and all(parsed.closed)
 
