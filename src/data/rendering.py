@@ -123,8 +123,8 @@ def published_prompt(
 ) -> ChatPrompt:
     """The prompt of the published training data (paper, Figure G.1); `escaped` as in `call_line`.
 
-    A system message of the dialogue is one of its records. Thoughts of earlier steps are replaced by the two standard ones of that data, so that a prompt never holds
-    distilled reasoning.
+    A system message of the dialogue is one of its records. Thoughts of earlier steps are replaced by the two standard
+    ones of that data, so that a prompt never holds distilled reasoning.
     """
     records = ""
     for message in history:
