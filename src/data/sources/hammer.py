@@ -107,7 +107,7 @@ class _Masks:
         return tool.renamed(self.tools[tool.name], tool.description, names)
 
     def message(self, message: Message) -> Message:
-        name = self.tools[message.name] if message.name in self.tools else message.name
+        name = self.tools.get(message.name, message.name)
         return replace(message, calls=tuple(self.call(call) for call in message.calls), name=name)
 
     def call(self, call: ToolCall) -> ToolCall:

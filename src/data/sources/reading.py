@@ -405,24 +405,26 @@ def shape_of(record: Mapping[str, JsonValue]) -> str | None:
 
 
 def shape_advice(record: Mapping[str, JsonValue], chosen: str = "") -> str:
-    """What to say of a record that is not of the shape that `chosen` reads; empty where that is not known.
+    """What to say of a record of another known shape than `chosen`, an option of `data=`; empty where nothing is.
 
     >>> shape_advice({"messages": [], "tools": None}, "xlam")
-    'The columns messages, tools are those of another shape: use data=messages.'
+    'This record has the columns messages, tools: use data=messages.'
     """
     shape = shape_of(record)
     if shape is None or shape == chosen or (chosen and chosen not in _SHAPES):
         return ""
-    return f"The columns {', '.join(record)} are those of another shape: use data={shape}."
+    columns = [*list(record)[:6], *(["…"] if len(record) > 6 else [])]
+    return f"This record has the columns {', '.join(columns)}: use data={shape}."
 
 
-def file_advice(path: str) -> str:
-    """`shape_advice` of the first record of a file or folder; empty where none can be read."""
+def unread(path: str) -> str:
+    """What to say where `data.path` is set and the chosen corpus reads no file: the one for the shape of this file."""
     try:
-        record = next(read_records(path))
+        first = next(read_records(path))
     except (OSError, ValueError, StopIteration):
-        return ""
-    return shape_advice(record.value) if isinstance(record, Record) else ""
+        first = None
+    advice = shape_advice(first.value) if isinstance(first, Record) else ""
+    return f"data.path: the chosen corpus reads no '{path}'. {advice or 'Choose one that does with data=NAME.'}"
 
 
 _NAMES: Mapping[type, str] = {str: "a string", list: "a list", dict: "an object", int: "an integer"}
