@@ -130,7 +130,7 @@ class _Choice:
         function = value.get("function", value) if isinstance(value, dict) else None
         if isinstance(function, dict) and isinstance(name := function.get("name"), str):
             if name not in (known := sorted(tool.name for tool in tools)):
-                raise DataError(where, "tool_choice", f"a tool on offer ({', '.join(known) or 'none is'})", name)
+                raise DataError(where, "tool_choice", f"a tool on offer ({', '.join(known) or 'none'})", name)
             value = f"of:{name}"
         elif value not in (None, "auto", "none", "required"):
             expected = (
@@ -220,7 +220,7 @@ class _Reader:
         if not any_call:
             raise DataError(self.where, field, "a call before its result", result.text, "Add the call, or drop this.")
         if result.call_id and result.call_id not in called:
-            expected = f"the id of an earlier call ({', '.join(called) or 'none has one'})"
+            expected = f"the id of an earlier call ({', '.join(called) or 'none'})"
             advice = "Correct the id here or of the call."
             raise DataError(self.where, f"{field}.tool_call_id", expected, result.call_id, advice)
         return replace(result, name=result.name or called.get(result.call_id, ""))
