@@ -29,7 +29,6 @@ _ROLES: Mapping[str, Literal["system", "user", "assistant", "calls", "observatio
 }
 _PARTS = {"text": "text", "refusal": "text", "reasoning": "thought", "thinking": "thought", "tool_call": "calls"}
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-_OF_RESULTS = ("name", "tool_call_id")
 _MARKS = ("train", "loss", "weight")
 _THINK = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
 TrainOn = Literal["all", "last", "marked"]
@@ -200,20 +199,24 @@ class _Reader:
         if role != "assistant" and key not in turn:
             require(turn, key, str, self.where, f"{field}.")
         if role == "observation":
-            names = [require(turn, k, str, self.where, f"{field}.") if turn.get(k) else "" for k in _OF_RESULTS]
-            return role, Message(role, self.result(content, place), name=names[0], call_id=names[1])
+            tool, id = (self.text_of(turn, k, field) for k in ("name", "tool_call_id"))
+            return role, Message(role, self.result(content, place), name=tool, call_id=id)
         if role == "calls":
             thought, content = _split(content) if isinstance(content, str) else ("", content)
             return role, Message("assistant", "", thought, self.calls(content, place))
         text, thoughts, calls = self.parts(content, place, role == "assistant")
         if role != "assistant":
             return role, Message(role, text)
-        given = [require(turn, k, str, self.where, f"{field}.") for k in _THOUGHTS if turn.get(k) is not None]
+        given = [self.text_of(turn, k, field) for k in _THOUGHTS]
         thought, text = _split(text)
         for k in ("tool_calls", "function_call"):
-            calls += self.calls(turn[k], f"{field}.{k}") if turn.get(k) else ()
-        once = dict.fromkeys(filter(None, map(str.strip, [*given, *thoughts, thought])))
+            calls += self.calls(turn[k], f"{field}.{k}") if turn.get(k) not in (None, "") else ()
+        once = dict.fromkeys(part.strip() for part in (*given, *thoughts, thought) if part.strip())
         return role, Message(role, text.strip(), "\n".join(once), calls)
+
+    def text_of(self, turn: Mapping[str, JsonValue], key: str, field: str) -> str:
+        """The text under a key of a message; empty where it is missing or null."""
+        return require(turn, key, str, self.where, f"{field}.") if turn.get(key) is not None else ""
 
     def answered(self, result: Message, called: Mapping[str, str], field: str, any_call: bool) -> Message:
         """The result with the name of the tool that its id stands for."""

@@ -1,6 +1,7 @@
 """Dialogues in OpenAI's shape: every legal way to write one loads the same, and each fault is one message."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ import pytest
 
 from src.data.sources.checks import faults_of
 from src.data.sources.messages import MessagesSource
-from src.protocol.dialogue import THOUGHT_OF_CALLS, THOUGHT_OF_RESPONSE, Message, ToolCall, TurnExample
+from src.data.sources.reading import Record
+from src.protocol.dialogue import THOUGHT_OF_CALLS, THOUGHT_OF_RESPONSE, DataError, Message, ToolCall, TurnExample
 from tests.conftest import needs_shared_data
 
 SCHEMA = {"type": "object", "properties": {"number": {"type": "integer"}}, "required": ["number"]}
@@ -372,6 +374,45 @@ def test_dialogues_are_held_out_whole(tmp_path: Path) -> None:
 
     assert (len(parts["train"]), len(parts["val"])) == (8, 2)
     assert not parts["train"] & parts["val"]
+
+
+ODD = [None, 0, 1.5, True, "", "x", "[]", "{}", [], {}, [None], ["x"], [{}], {"type": "text"}, {"name": "cancel"}]
+ROW = {
+    "messages": [*DIALOGUE, USER, calls(call(3, "call_2"))],
+    "tools": TOOLS,
+    "tool_choice": {"function": {"name": "find_order"}},
+    "parallel_tool_calls": True,
+}
+
+
+def test_mutated_rows_raise_nothing_but_data_errors() -> None:
+    """Every value of a row, at any depth, in turn replaced by each of these, and left out."""
+    found = MessagesSource(on_bad_record="skip", train_on="last")
+    paths = list(_paths(ROW))
+    loaded = 0
+    for path in paths:
+        for odd in (..., *ODD):
+            row = json.loads(json.dumps(ROW))
+            inner = row
+            for step in path[:-1]:
+                inner = inner[step]
+            if odd is ...:
+                del inner[path[-1]]
+            else:
+                inner[path[-1]] = odd
+            try:
+                loaded += bool(found.convert(Record(row, "x", "0")))
+            except DataError as error:
+                assert str(error).startswith("x: field '")
+    assert len(paths) >= 50
+    assert 50 < loaded < len(paths) * len(ODD)
+
+
+def _paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in items:
+        yield (*path, key)
+        yield from _paths(inner, (*path, key))
 
 
 @needs_shared_data
