@@ -230,17 +230,9 @@ def split_turns(dialogue: Dialogue) -> list[TurnExample]:
             raise DataError(where, f"messages[{index}]", "an assistant step with calls or a response", message)
         if index == 0:
             raise DataError(where, "messages[0]", "a user message before the first assistant step", message)
-        examples.append(
-            TurnExample(
-                tools=dialogue.tools,
-                history=steps[:index],
-                target=message,
-                source=dialogue.source,
-                id=f"{dialogue.id}/{len(examples)}",
-                where=dialogue.where,
-                columns=dialogue.columns,
-            )
-        )
+        origin = (dialogue.source, f"{dialogue.id}/{len(examples)}")
+        step = TurnExample(dialogue.tools, steps[:index], message, *origin, where=dialogue.where)
+        examples.append(replace(step, columns=dialogue.columns))
     return examples
 
 
