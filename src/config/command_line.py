@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from src.config.checks import COLLECTIONS, CONFIGS, names_in, stands_in
+from src.data.sources.reading import unread
 from src.errors import advice, nearest
 from src.runs.folder import keep_to_owner
 
@@ -77,7 +78,8 @@ def unknown_keys(arguments: Sequence[str], primary: str) -> list[str]:
     for one in overrides:
         key = one.key_or_group
         if not (_is_choice(one) or one.is_add() or one.is_force_add() or one.is_delete() or key.startswith("hydra")):
-            lines += _problem(config, key)
+            found = _problem(config, key)
+            lines += [unread(str(one.value()))] if found and key == "data.path" else found
     return lines
 
 

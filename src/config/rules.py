@@ -15,8 +15,9 @@ from src.config.checks import check_composed, names_in, target_of
 from src.config.placement import placement
 from src.config.signatures import Accepted
 from src.data.sources.base import CorpusSource, check_limits, validation_splits
-from src.data.sources.reading import corpus_files
+from src.data.sources.reading import corpus_files, unread
 from src.data.sources.rlla import RllaSource
+from src.data.sources.synthetic.source import SyntheticSource
 from src.errors import ConfigError, advice
 from src.rollout.engine import SamplingParams
 from src.rollout.vllm.requests import check_mode, check_request, require_vllm
@@ -199,11 +200,13 @@ def _data(config: DictConfig) -> None:
     given = {name: data[name] for name in ("train", "val") if "_target_" in (data.get(name) or {})}
     sources_of = {name: made(node, "data") for name, node in given.items()}
     sources = [found for name, node in given.items() for found in _nodes(node, f"data.{name}")]
-    if (layout := config.prompt.get("layout")) in ("compact", "native"):
+    if isinstance(data.get("path"), str) and all(target_of(node, path) is SyntheticSource for path, node in sources):
+        raise ConfigError(unread(data.path))
+    if config.prompt.get("layout") == "compact":
         for path, node in sources:
             if target_of(node, path) is RllaSource:
                 raise ConfigError(
-                    f"prompt.layout={layout} with {path}: this corpus publishes its prompts verbatim. Set "
+                    f"prompt.layout=compact with {path}: this corpus publishes its prompts verbatim. Set "
                     "prompt.layout=published, and a policy with room for them."
                 )
     if not config.get("dry_run"):

@@ -6,7 +6,7 @@ split sees `TurnExample` only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -136,7 +136,7 @@ class Message:
 
     All but `assistant` messages use `text`. An `assistant` message is one step: an optional thought, calls, and an
     optional response in `text` (empty: none). An `observation` is a tool's result; where the record says so, `name` is
-    that tool's and `call_id` the id of the call.
+    that tool's and `call_id` the id of the call. An `assistant` message that is not `trained` is never a target.
     """
 
     role: Literal["system", "user", "assistant", "observation"]
@@ -145,6 +145,7 @@ class Message:
     calls: tuple[ToolCall, ...] = ()
     name: str = ""
     call_id: str = ""
+    trained: bool = field(default=True, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,9 +213,9 @@ class TurnExample:
 def split_turns(dialogue: Dialogue) -> list[TurnExample]:
     """Split a dialogue with K assistant steps into K single-step examples (paper, section 4.1).
 
-    The input of example k is every message before the k-th assistant step, the target is that step. Observations
-    appear in inputs only. Consecutive assistant messages are one step: calls come before the response, so a response
-    directly after calls (no observation between) joins them in one target.
+    The input of example k is every message before the k-th assistant step, the target is that step. Observations, and
+    steps that are not `trained`, appear in inputs only. Consecutive assistant messages are one step: calls come before
+    the response, so a response directly after calls (no observation between) joins them in one target.
 
     >>> user = Message("user", "Weather in Oslo?")
     >>> call = Message("assistant", calls=(ToolCall("get_weather", {"city": "Oslo"}),))
@@ -227,45 +228,36 @@ def split_turns(dialogue: Dialogue) -> list[TurnExample]:
     Raises:
         DataError: an assistant step without calls and without a response, or one before any user message.
     """
-    steps = _merge_assistant_steps(dialogue)
+    steps = tuple(step for _, step in joined_steps(dialogue.messages))
     examples: list[TurnExample] = []
     for index, message in enumerate(steps):
-        if message.role != "assistant":
+        if message.role != "assistant" or not message.trained:
             continue
         where = dialogue.where or f"{dialogue.source}[{dialogue.id}]"
         if not message.calls and not message.text:
             raise DataError(where, f"messages[{index}]", "an assistant step with calls or a response", message)
         if index == 0:
             raise DataError(where, "messages[0]", "a user message before the first assistant step", message)
-        examples.append(
-            TurnExample(
-                tools=dialogue.tools,
-                history=steps[:index],
-                target=message,
-                source=dialogue.source,
-                id=f"{dialogue.id}/{len(examples)}",
-                where=dialogue.where,
-                columns=dialogue.columns,
-            )
-        )
+        origin = (dialogue.source, f"{dialogue.id}/{len(examples)}")
+        step = TurnExample(dialogue.tools, steps[:index], message, *origin, where=dialogue.where)
+        examples.append(replace(step, columns=dialogue.columns))
     return examples
 
 
-def _merge_assistant_steps(dialogue: Dialogue) -> tuple[Message, ...]:
-    """Join an assistant message with calls and a directly following one with a response only."""
-    merged: list[Message] = []
-    for message in dialogue.messages:
-        previous = merged[-1] if merged else None
-        joins = (
-            previous is not None
-            and previous.role == message.role == "assistant"
-            and bool(previous.calls)
-            and not previous.text
-            and not message.calls
-        )
-        if joins and previous is not None:
+def joined_steps(messages: Iterable[Message]) -> list[tuple[int, Message]]:
+    """Join an assistant message with calls and a directly following one with a response only.
+
+    Returns:
+        The messages that this leaves, each with the index that its first part has in `messages`.
+    """
+    joined: list[tuple[int, Message]] = []
+    for index, message in enumerate(messages):
+        start, previous = joined[-1] if joined else (0, message)
+        both = bool(joined) and previous.role == message.role == "assistant"
+        if both and previous.calls and not previous.text and not message.calls:
             thought = "\n".join(part for part in (previous.thought, message.thought) if part)
-            merged[-1] = replace(previous, text=message.text, thought=thought)
+            trained = previous.trained or message.trained
+            joined[-1] = start, replace(previous, text=message.text, thought=thought, trained=trained)
         else:
-            merged.append(message)
-    return tuple(merged)
+            joined.append((index, message))
+    return joined

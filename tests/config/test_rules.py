@@ -57,6 +57,11 @@ def test_evaluations_pass():
         (["rollout=vllm", "rollout.gpu_memory_utilization=90"], "gpu_memory_utilization: expected in"),
         (["rollout=vllm", "rollout.tensor_parallel_size=2"], "expected a divisor of the 1 ranks of a node"),
         (["rollout=vllm_server", "rollout.url=gpu7:8000"], "rollout.url: expected http://HOST:PORT"),
+        (["+data.path=x.json"], "data.path: the chosen corpus reads no 'x.json'. Choose one that does with data=NAME"),
+        (
+            ["data=messages", "data.train.train_on=first"],
+            "data.train.train_on: expected 'all' or 'last' or 'marked', found 'first'",
+        ),
         (["data=rlla", "data.path=nowhere.json"], "prompt.layout=compact with data.train: this corpus publishes"),
         (["data=rlla", "data.path=nowhere.json", "prompt.layout=published"], "data.train.path: no file or folder"),
     ],

@@ -66,12 +66,33 @@ def files(tmp_path: Path) -> dict[str, str]:
             for n in range(60)
         ],
     }
+    function = {"name": "tide_times", "arguments": '{"harbour": "Hull"}'}
+    records["messages"] = [
+        {
+            "messages": [
+                {"role": "user", "content": f"Hull, {n}?"},
+                {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": function}]},
+            ],
+            "tools": [{"type": "function", "function": TOOL}],
+        }
+        for n in range(60)
+    ]
+    records["sharegpt"] = [
+        {
+            "conversations": [
+                {"from": "human", "value": f"Hull, {n}?"},
+                {"from": "function_call", "value": json.dumps({**function, "arguments": {"harbour": "Hull"}})},
+            ],
+            "tools": json.dumps([TOOL]),
+        }
+        for n in range(60)
+    ]
     for name, values in records.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(values))
     return {name: str(tmp_path / f"{name}.json") for name in records}
 
 
-@pytest.mark.parametrize("name", ["rlla", "toolace", "xlam", "hammer", "mix"])
+@pytest.mark.parametrize("name", ["rlla", "toolace", "xlam", "hammer", "messages", "sharegpt", "mix"])
 def test_a_corpus_config_yields_batches(name: str, files: dict[str, str]) -> None:
     overrides = [f"+data={name}", "data.prompts_per_step=8", "data.limit_val=2"]
     if name == "mix":
@@ -93,6 +114,21 @@ def test_a_corpus_config_yields_batches(name: str, files: dict[str, str]) -> Non
     assert len(datamodule.val_dataloader()) == 1
     assert datamodule.val_names == ("val",)
     assert len(datamodule.prompts("val")) == (2 if name == "mix" else 1)
+
+
+def test_files_of_one_s_own_are_mixed_by_shares(files: dict[str, str]) -> None:
+    kinds = {"messages": "messages.MessagesSource", "sharegpt": "sharegpt.ShareGptSource"}
+    parts = {
+        name: {
+            "share": share,
+            "source": {"_target_": f"src.data.sources.{kinds[name]}", "path": files[name], "val_share": 0.1},
+        }
+        for name, share in (("messages", 0.75), ("sharegpt", 0.25))
+    }
+    mix = instantiate({"_target_": "src.data.sources.mix.MixSource", "parts": parts})
+
+    assert [sum(one.source == name for one in mix.load("train")) for name in kinds] == [54, 18]
+    assert len(mix.load("val")) == 12
 
 
 def test_masked_and_plain_parts_of_the_mix_hold_out_the_same_dialogues() -> None:

@@ -33,7 +33,9 @@ from src.config.instantiating import instantiate_loggers
 from src.config.policy_checks import check_policy
 from src.config.rules import check_config
 from src.data import datamodule
+from src.data.sources.messages import MessagesSource
 from src.data.sources.rlla import RllaSource
+from src.data.sources.sharegpt import ShareGptSource
 from src.data.sources.toolace import ToolAceSource
 from src.data.sources.xlam import XlamSource
 from src.models.checkpoints.resume_from import resume_from
@@ -54,6 +56,8 @@ TOOLS = [{"name": "sky", "description": "The sky.", "parameters": {"city": {"typ
 ANSWERS = [{"name": "sky", "arguments": {"city": "Oslo"}}]
 XLAM = {"query": "Sun?", "tools": json.dumps(TOOLS), "answers": json.dumps(ANSWERS)}
 TURNS = [{"from": "user", "value": "Sun?"}, {"from": "assistant", "value": '[sky(city="Oslo)]'}]
+ASKED = {"role": "user", "content": "Sun?"}
+CALLED = {"role": "assistant", "tool_calls": [{"id": "a", "type": "function", "function": ANSWERS[0]}]}
 SMALL_POLICY = ("data.max_prompt_tokens=400", "sampling.max_new_tokens=112", "optimizer.learning_rate=1.0e-4")
 
 
@@ -128,6 +132,11 @@ def records(name: str, content: str | bytes | Callable[[Path], object], kind: ty
 def xlam(**changes: Any) -> str:
     record = {key: value for key, value in {**XLAM, **changes}.items() if value is not None}
     return json.dumps([record])
+
+
+def messages(*said: Mapping[str, Any], **columns: Any) -> Builder:
+    """A row of messages that fails as it is read."""
+    return records("x.json", json.dumps([{"messages": said, "tools": TOOLS, **columns}]), MessagesSource)
 
 
 def cut(path: Path, share: float = 0.6) -> None:
@@ -483,6 +492,28 @@ BAD_INPUTS: Mapping[str, Builder] = {
     ),
     "message of ToolACE that opens like calls and is none": records(
         "x.json", json.dumps([{"system": json.dumps(TOOLS), "conversations": TURNS}]), ToolAceSource
+    ),
+    "file of another known shape than `data=` reads": records(
+        "x.json", json.dumps([{"messages": [ASKED], "tools": []}])
+    ),
+    "file with a corpus that reads none": lambda place: config(
+        f"+data.path={place.file('x.json', json.dumps([{'messages': [ASKED], 'tools': []}]))}"
+    )(place),
+    "result without its call": messages(ASKED, CALLED, {"role": "tool", "tool_call_id": "b", "content": "sunny"}),
+    "image, audio or another part that is no text": messages(
+        {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "sun.png"}}]}
+    ),
+    "role that there is none": messages({"role": "bot", "content": "Hi."}),
+    "dialogue without an answer": messages(ASKED),
+    "target that the row's own `tool_choice` or `parallel_tool_calls` forbids": messages(
+        ASKED, CALLED, tool_choice="none"
+    ),
+    "function call of ShareGPT that is no JSON": records(
+        "x.json",
+        json.dumps(
+            [{"conversations": [{"from": "human", "value": "Sun?"}, {"from": "function_call", "value": "sky()"}]}]
+        ),
+        ShareGptSource,
     ),
     "target outside the output protocol": records(
         "x.json", json.dumps([{"instruction": "i", "input": "j", "output": "Sure!"}]), RllaSource

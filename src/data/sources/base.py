@@ -6,12 +6,13 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Literal, Protocol
 
-from src.data.sources.reading import Record, parse_json, read_records, require
+from src.data.sources.reading import Record, parse_json, read_records, require, shape_advice
+from src.data.sources.tools import check_on_offer
 from src.errors import ConfigError
 from src.protocol.dialogue import (
     THOUGHT_OF_CALLS,
@@ -21,6 +22,7 @@ from src.protocol.dialogue import (
     JsonValue,
     Message,
     ToolCall,
+    ToolSpec,
     TurnExample,
     split_turns,
 )
@@ -97,34 +99,47 @@ def target_tags(target: Message) -> tuple[str, ...]:
     return ("response", "refusal") if target.text == REFUSAL else ("response",)
 
 
-def json_calls(calls: JsonValue, where: str, field: str) -> tuple[ToolCall, ...]:
+def json_calls(
+    calls: JsonValue, where: str, field: str, tools: Collection[ToolSpec] | None = None
+) -> tuple[ToolCall, ...]:
     """Calls from a list of `{"name": …, "arguments": {…}}`, or from one such object.
 
     `parameters` is read where there are no `arguments`. Either may be JSON text, as OpenAI has it, or null, for none; a
-    call may be wrapped as `{"type": "function", "function": {…}}`.
+    call may be wrapped as `{"type": "function", "function": {…}}`. An `id` of a call is kept.
+
+    Args:
+        calls: the list or object.
+        where: the record's place, for the error.
+        field: path of `calls` within the record.
+        tools: on offer, which the calls must keep to (`check_on_offer`); None: not looked at.
 
     Raises:
-        DataError: a value of another shape.
+        DataError: a value of another shape, or a call that is not on offer.
     """
-    if isinstance(calls, dict):
-        calls = [calls]
-    if not isinstance(calls, list):
+    if not isinstance(calls, list | dict):
         raise DataError(where, field, "a list of calls", calls)
     found = []
-    for index, call in enumerate(calls):
-        path = f"{field}[{index}]"
-        if not isinstance(call, dict):
-            raise DataError(where, path, "an object", call)
-        if isinstance(call.get("function"), dict) and "name" not in call:
-            call, path = call["function"], f"{path}.function"
-        name = require(call, "name", str, where, f"{path}.")
-        key = "parameters" if "parameters" in call and call.get("arguments") is None else "arguments"
-        if isinstance(call.get(key), str):
-            call = {**call, key: parse_json(call[key], where, f"{path}.{key}")}
-        if key in call and call[key] is None:
-            call = {**call, key: {}}
-        found.append(ToolCall(name, require(call, key, dict, where, f"{path}.")))
+    for index, call in enumerate([calls] if isinstance(calls, dict) else calls):
+        path = field if isinstance(calls, dict) else f"{field}[{index}]"
+        found.append(_json_call(call, where, path))
+        if tools is not None:
+            check_on_offer(found[-1:], tools, where, path)
     return tuple(found)
+
+
+def _json_call(call: JsonValue, where: str, path: str) -> ToolCall:
+    if not isinstance(call, dict):
+        raise DataError(where, path, "an object", call)
+    id = call.get("id")
+    if isinstance(call.get("function"), dict) and "name" not in call:
+        call, path = call["function"], f"{path}.function"
+    name = require(call, "name", str, where, f"{path}.")
+    key = "parameters" if "parameters" in call and call.get("arguments") is None else "arguments"
+    if isinstance(call.get(key), str):
+        call = {**call, key: parse_json(call[key], where, f"{path}.{key}")}
+    if key in call and call[key] is None:
+        call = {**call, key: {}}
+    return ToolCall(name, require(call, key, dict, where, f"{path}."), "" if id is None else str(id))
 
 
 def dialogue_examples(dialogue: Dialogue) -> list[TurnExample]:
@@ -275,6 +290,8 @@ class CorpusSource(ABC):
                     raise record
                 examples += [replace(one, dialogue=dialogue_key(one)) for one in self.convert(record)]
             except DataError as error:
+                if isinstance(record, Record) and (advice := shape_advice(record.value, self.default_name)):
+                    error.args = (f"{error} {advice}",)
                 if self.on_bad_record == "error":
                     error.args = (f"{error} Correct it, or leave bad records out with data.on_bad_record=skip.",)
                     raise

@@ -107,11 +107,12 @@ class _Masks:
         return tool.renamed(self.tools[tool.name], tool.description, names)
 
     def message(self, message: Message) -> Message:
-        return replace(message, calls=tuple(self.call(call) for call in message.calls))
+        name = self.tools.get(message.name, message.name)
+        return replace(message, calls=tuple(self.call(call) for call in message.calls), name=name)
 
     def call(self, call: ToolCall) -> ToolCall:
         names = {self.parameters[call.name, name]: value for name, value in call.parameters.items()}
-        return ToolCall(self.tools[call.name], names)
+        return replace(call, name=self.tools[call.name], parameters=names)
 
     def fresh(self) -> str:
         """An identifier that nothing else in the example has."""

@@ -377,6 +377,56 @@ def _loads(text: str, where: str, field: str) -> JsonValue:
         raise DataError(where, field, _SHALLOW, text[:60]) from None
 
 
+_SHAPES: Mapping[str, tuple[str, ...]] = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "toolace": ("system", "conversations"),
+    "xlam": ("query", "tools", "answers"),
+    "rlla": ("instruction", "input", "output"),
+}
+
+
+def shape_of(record: Mapping[str, JsonValue]) -> str | None:
+    """The option of `data=` that a record's columns are known to be for; None where none is, or several may be.
+
+    >>> shape_of({"messages": [], "tools": None, "id": 7}), shape_of({"query": "Sun?", "tools": [], "answers": []})
+    ('messages', 'xlam')
+    >>> shape_of({"instruction": "Say hi.", "input": "", "output": "Hi."}) is None
+    True
+    """
+    if "conversations" in record and "tools" not in record and record.get("system") is not None:
+        return "toolace" if '"parameters"' in str(record["system"]) else None
+    if isinstance(record.get("reward_model"), dict) and "prompt" in record:
+        return "rlla"
+    found = [name for name, columns in _SHAPES.items() if name != "toolace" and record.keys() >= set(columns)]
+    if found == ["rlla"] and "<think>" not in str(record["output"]):
+        return None
+    return found[0] if len(found) == 1 else None
+
+
+def shape_advice(record: Mapping[str, JsonValue], chosen: str = "") -> str:
+    """What to say of a record of another known shape than `chosen`, an option of `data=`; empty where nothing is.
+
+    >>> shape_advice({"messages": [], "tools": None}, "xlam")
+    'This record has the columns messages, tools: use data=messages.'
+    """
+    shape = shape_of(record)
+    if shape is None or shape == chosen or (chosen and chosen not in _SHAPES):
+        return ""
+    columns = [*list(record)[:6], *(["…"] if len(record) > 6 else [])]
+    return f"This record has the columns {', '.join(columns)}: use data={shape}."
+
+
+def unread(path: str) -> str:
+    """What to say where `data.path` is set and the chosen corpus reads no file: the one for the shape of this file."""
+    try:
+        first = next(read_records(path))
+    except (OSError, ValueError, StopIteration):
+        first = None
+    advice = shape_advice(first.value) if isinstance(first, Record) else ""
+    return f"data.path: the chosen corpus reads no '{path}'. {advice or 'Choose one that does with data=NAME.'}"
+
+
 _NAMES: Mapping[type, str] = {str: "a string", list: "a list", dict: "an object", int: "an integer"}
 
 

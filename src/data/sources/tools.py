@@ -90,7 +90,8 @@ def check_on_offer(calls: Iterable[ToolCall], tools: Iterable[ToolSpec], where: 
     for call in calls:
         tool = offered.get(call.name)
         if tool is None:
-            raise DataError(where, field, f"calls of the tools on offer ({', '.join(sorted(offered))})", call.name)
+            known = ", ".join(sorted(offered)) or "none"
+            raise DataError(where, field, f"calls of the tools on offer ({known})", call.name)
         for name, value in call.parameters.items():
             if name not in tool.parameters:
                 if not tool.open:

@@ -74,6 +74,33 @@ def test_a_part_that_is_too_small_is_named() -> None:
         published(masked=999).load("train")
 
 
+def shared(**shares: float) -> MixSource:
+    sizes = {"shop": 60, "chats": 100}
+    return MixSource({key: {"source": Numbered(key, sizes[key], 5), "share": share} for key, share in shares.items()})
+
+
+@pytest.mark.parametrize(
+    ("shop", "chats", "expected"),
+    [(0.5, 0.5, (60, 60)), (0.6, 0.4, (60, 40)), (0.3, 0.7, (42, 100)), (1, 3, (33, 100)), (0.375, 0.625, (60, 100))],
+)
+def test_shares_are_kept_as_far_as_the_scarcest_part_goes(shop: float, chats: float, expected: tuple[int, int]) -> None:
+    counts = Counter(example.source for example in shared(shop=shop, chats=chats).load("train"))
+
+    assert (counts["shop"], counts["chats"]) == expected
+    assert len(shared(shop=shop, chats=chats).load("val")) == 10
+
+
+def test_counts_and_shares_are_not_mixed() -> None:
+    both = "expected a count for every part, or a share for every part, found"
+    parts = {"a": {"source": Numbered("a", 9), "share": 1.0}, "b": {"source": Numbered("b", 9), "count": 3}}
+    with pytest.raises(ValueError, match=rf"data\.train\.parts\.b: {both} count 3, share None\."):
+        MixSource(parts)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=rf"data\.train\.parts\.a: {both} count None, share None\."):
+        MixSource({"a": {"source": Numbered("a", 9)}})
+    with pytest.raises(ValueError, match=r"data\.train\.parts\.shop\.share: expected above 0, found 0\."):
+        shared(shop=0)
+
+
 def test_impossible_parts_and_splits_are_refused() -> None:
     with pytest.raises(ValueError, match=r"data\.train\.parts: expected at least one part"):
         MixSource({})

@@ -13,7 +13,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from src.data.sources.reading import SUFFIXES, Record, check_json, corpus_files, parse_json, read_records, require
+from src.data.sources.reading import (
+    SUFFIXES,
+    Record,
+    check_json,
+    corpus_files,
+    parse_json,
+    read_records,
+    require,
+    shape_advice,
+    shape_of,
+    unread,
+)
 from src.protocol.dialogue import DataError
 
 RECORDS = [{"query": "a", "n": 1}, {"query": "b – ü", "n": 2}, {"query": "c", "n": 3}]
@@ -422,3 +433,45 @@ def test_require_names_a_missing_key_and_a_wrong_type() -> None:
         require({"k": 1}, "value", str, "x[3]", "a.")
     with pytest.raises(DataError, match=r"x\[3\]: field 'value': expected a list, found 'text'"):
         require({"value": "text"}, "value", list, "x[3]")
+
+
+TOOLACE = {"system": 'Tools: [{"name": "f", "parameters": {}}]', "conversations": []}
+
+
+@pytest.mark.parametrize(
+    ("record", "shape"),
+    [
+        ({"messages": []}, "messages"),
+        ({"messages": "[]", "tools": None, "id": 7}, "messages"),
+        ({"conversations": [], "tools": "[]", "system": "Be kind."}, "sharegpt"),
+        ({"conversations": []}, "sharegpt"),
+        ({"conversations": [], "system": None}, "sharegpt"),
+        (TOOLACE, "toolace"),
+        ({"conversations": [], "system": "Be kind."}, None),  # either of the two
+        ({"query": "?", "tools": "[]", "answers": "[]"}, "xlam"),
+        ({"query": "?", "answers": "[]"}, None),
+        ({"prompt": [], "reward_model": {"ground_truth": ""}}, "rlla"),
+        ({"instruction": "", "input": "", "output": "<think> a </think>"}, "rlla"),
+        ({"instruction": "", "input": "", "output": "Hi."}, None),
+        ({"messages": [], "conversations": []}, None),
+        ({}, None),
+    ],
+)
+def test_known_shapes_are_told_apart(record: dict[str, Any], shape: str | None) -> None:
+    assert shape_of(record) == shape
+
+
+def test_advice_names_the_config_for_a_shape() -> None:
+    assert shape_advice(TOOLACE, "xlam") == "This record has the columns system, conversations: use data=toolace."
+    assert shape_advice(TOOLACE, "toolace") == shape_advice(TOOLACE, "a source of one's own") == shape_advice({}) == ""
+    many = {"messages": [], **dict.fromkeys("abcdefg")}
+    assert shape_advice(many) == "This record has the columns messages, a, b, c, d, e, …: use data=messages."
+
+
+def test_a_file_that_is_not_read_is_named_with_the_config_for_it(tmp_path: Path) -> None:
+    known, other = write(tmp_path / "a.jsonl", [{"messages": [], "tools": []}]), write(tmp_path / "b.json")
+    said = "data.path: the chosen corpus reads no"
+
+    assert unread(str(known)) == f"{said} '{known}'. This record has the columns messages, tools: use data=messages."
+    for path in (other, tmp_path / "none.json", tmp_path / "a.csv"):
+        assert unread(str(path)) == f"{said} '{path}'. Choose one that does with data=NAME."

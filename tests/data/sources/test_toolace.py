@@ -212,15 +212,15 @@ def test_what_looks_like_calls_and_cannot_be_read_is_refused(text: str, message:
     [
         ('[{"name": "f", "arguments": 7}]', "x: field 'value[0].arguments': expected an object, found 7."),
         ('[[{"name": "f", "arguments": {}}]]', "x: field 'value[0]': expected an object, found [{"),
-        ('{"tool_calls": []}', "x: field 'value[0].name': expected a string under this key, found ['tool_calls']."),
+        ('{"tool_calls": []}', "x: field 'value.name': expected a string under this key, found ['tool_calls']."),
         (
             '{"content": "Wait.", "tool_calls": [{"name": "f", "arguments": {}}]}',
-            "x: field 'value[0].name': expected a string under this key, found ['content', 'tool_calls'].",
+            "x: field 'value.name': expected a string under this key, found ['content', 'tool_calls'].",
         ),
-        ('{"name": "f"}', "x: field 'value[0].arguments': expected an object under this key, found ['name']."),
+        ('{"name": "f"}', "x: field 'value.arguments': expected an object under this key, found ['name']."),
         (
             '{"type": "function", "function": {"name": "f", "arguments": "{"}}',
-            "x: field 'value[0].function.arguments': expected valid JSON (Expecting property name enclosed in double",
+            "x: field 'value.function.arguments': expected valid JSON (Expecting property name enclosed in double",
         ),
     ],
 )
