@@ -60,7 +60,8 @@ EXPRESSED: dict[str, tuple[dict[str, int], int]] = {
 """Of 200 steps: why some cannot be written, and how many have the ids that the template gives the whole dialogue.
 
 The others have its text. Behind a prompt that ends in a line break the whole dialogue has a token across its end
-(Llama, and Qwen3.5 without a thought); and gpt-oss's template writes a thought before a call only while nothing final follows.
+(Llama, and Qwen3.5 without a thought); and gpt-oss's template writes a thought before a call only while nothing final
+follows.
 """
 
 
