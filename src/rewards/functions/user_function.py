@@ -51,7 +51,7 @@ class UserFunction:
             raise ConfigError(f"reward.functions.{name}: expected {_HOW}, found {entry!r}.")
         path, weight = str(given["path"]), given.get("weight", 1.0)
         if not is_finite_number(weight):
-            raise ConfigError(f"reward.functions.{name}.weight: expected a finite number, found {weight!r}.")
+            raise ConfigError(f"reward.functions.{name}: expected a finite number as weight, found {weight!r}.")
         return cls(name, path, float(weight), find(name, path))
 
     @property

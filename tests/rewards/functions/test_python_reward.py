@@ -263,7 +263,7 @@ def test_a_file_runs_once_and_finds_its_neighbours(tmp_path: Path, monkeypatch: 
         ({"one": {"path": "own.py:f", "wieght": 2}}, "reward.functions.one: expected FILE.py:NAME"),
         (
             {"one": {"path": "own.py:f", "weight": "2"}},
-            "reward.functions.one.weight: expected a finite number, found '2'",
+            "reward.functions.one: expected a finite number as weight, found '2'",
         ),
         ({"one": "brevity"}, "reward.functions.one: expected FILE.py:NAME, package.module.NAME, or"),
         ({"one": "away.py:f"}, "reward.functions.one: no file 'away.py' in "),
