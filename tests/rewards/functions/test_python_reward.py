@@ -193,7 +193,9 @@ def test_async_functions_wait_for_each_other_in_one_loop(tmp_path: Path) -> None
     assert loops[0] is loops[1]  # clients that the user keeps go on working
 
 
-@pytest.mark.parametrize("values", [np.array([1, 2, 3], np.float32), torch.tensor([1.0, 2.0, 3.0]), (1, np.float32(2), 3.0)])
+@pytest.mark.parametrize(
+    "values", [np.array([1, 2, 3], np.float32), torch.tensor([1.0, 2.0, 3.0]), (1, np.float32(2), 3.0)]
+)
 def test_numbers_of_numpy_and_pytorch_are_fine(tmp_path: Path, values: object) -> None:
     rewards = score_all(PythonReward(in_file(tmp_path, one=given(values))), BATCH)
     assert [found.total for found in rewards] == [1.0, 2.0, 3.0]
