@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -234,13 +234,16 @@ def _data(config: DictConfig) -> None:
                 f"{key}=null."
             )
         if metric is not None:
-            _check_metric(key, str(metric), splits, [str(name) for name in config.get("benchmark") or {}])
+            own = getattr(made(config.reward, "reward"), "names", ())
+            _check_metric(key, str(metric), splits, [str(name) for name in config.get("benchmark") or {}], own)
 
 
-def _check_metric(key: str, metric: str, splits: tuple[str, ...], benchmarks: list[str]) -> None:
+def _check_metric(
+    key: str, metric: str, splits: tuple[str, ...], benchmarks: list[str], own: Sequence[str] = ()
+) -> None:
     """A name that is never logged would end a run at its first checkpoint, or a sweep after its first run."""
     prefix, _, name = metric.partition("/")
-    known = [f"{split}/{value}" for split in splits for value in VALIDATION_METRICS]
+    known = [f"{split}/{value}" for split in splits for value in (*VALIDATION_METRICS, *own)]
     by_tag = prefix in splits and name.startswith("exact_match/")
     in_training = "monitor" in key and prefix in _OF_ROLLOUT_STEPS
     if not (metric in known or by_tag or in_training or prefix in benchmarks):

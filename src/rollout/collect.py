@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,15 +12,11 @@ from torch import Tensor
 from src.algorithm.advantages import Estimator, group_advantages, zero_variance
 from src.algorithm.experience import PromptGroup
 from src.data.rendering import RenderedPrompt
-from src.errors import Refusal
 from src.protocol.regions import DecodedCompletion, read_completions
 from src.protocol.token_bytes import TokenBytes
+from src.rewards.functions.python_reward import Batch, score_all
 from src.rewards.tool_call import Reward, RewardFunction
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
-
-
-class RewardError(Refusal, ValueError):
-    """A reward that is no finite number, which would make its whole group's advantages not finite."""
 
 
 class StaleRolloutError(RuntimeError):
@@ -79,6 +74,9 @@ class Collector:
         table: the tokenizer's tokens as bytes.
         stop_ids: end-of-turn tokens.
         tagger: sampled ids [T] -> regions [T], in place of those of `protocol.regions`.
+
+    Attributes:
+        scores: names of what the reward logs besides the rules' components.
     """
 
     def __init__(
@@ -91,7 +89,7 @@ class Collector:
     ) -> None:
         self._engine = engine
         self._reward = reward
-        self.table = table
+        self.table, self.scores = table, tuple(getattr(reward, "names", ()))
         self._stop_ids = stop_ids
         self._tagger = tagger
 
@@ -147,20 +145,14 @@ class Collector:
         found = read_completions(token_ids, self.table, self._stop_ids, readings)
         if self._tagger is not None:
             found = [replace(one, regions=self._tagger(ids)) for one, ids in zip(found, token_ids, strict=True)]
-        read = iter(found)
+        examples = [prompt.example for prompt, completions in pairs for _ in completions]
+        rewards = score_all(self._reward, Batch(examples, token_ids, found, rollout_step, progress))
+        read = zip(found, rewards, strict=True)
         groups = []
         for prompt, completions in pairs:
             scored = []
             for completion in completions:
-                decoded, target = next(read), prompt.example.target
-                reward = self._reward(
-                    decoded.text, decoded.parsed, target, rollout_step=rollout_step, progress=progress
-                )
-                if not math.isfinite(reward.total):
-                    raise RewardError(
-                        f"reward: expected a finite number, found {reward.total} for example '{prompt.example.source}/"
-                        f"{prompt.example.id}' and the response {decoded.text[:200]!r}. Mend the class of `reward`."
-                    )
+                decoded, reward = next(read)
                 if completion.finish_reason == "length":  # it never came to its end
                     reward = replace(reward, parts=replace(reward.parts, exact_match=0.0))
                 scored.append(ScoredCompletion(completion, decoded, reward))

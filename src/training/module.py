@@ -192,7 +192,7 @@ class TrainingModule(LightningModule):
 
     def _rollout_metrics(self, step: RolloutStep, resampled: int) -> dict[str, float]:
         """Means over completions and groups of all ranks."""
-        values: dict[str, list[float]] = defaultdict(list)
+        values = defaultdict[str, list[float]](list, {f"reward/{name}": [] for name in self.sampler.collector.scores})
         for item in (item for group in step.scored for item in group.completions):
             for key, value in {"total": item.reward.total, **item.reward.parts.metrics()}.items():
                 values[f"reward/{key}"].append(value)
@@ -202,7 +202,7 @@ class TrainingModule(LightningModule):
         keys = sorted(values)
         sums = torch.tensor([[sum(values[key]), len(values[key])] for key in keys], dtype=torch.float64)
         reduced = self.ranks.sum(sums.to(self.device))
-        return {key: float(total / count) for key, (total, count) in zip(keys, reduced, strict=True)}
+        return {key: float(total / count) for key, (total, count) in zip(keys, reduced, strict=True) if count}
 
     def _step_metrics(self, times: Sequence[float]) -> dict[str, float]:
         """Seconds of each part of the step, and what the engine's probe found."""
@@ -229,7 +229,7 @@ class TrainingModule(LightningModule):
         self._val_metrics = {}
         for name in self._datamodule.val_names:
             tags = sorted({tag for prompt in self._datamodule.prompts(name) for tag in prompt.example.tags})
-            for key in (*VALIDATION_METRICS, *(f"exact_match/{tag}" for tag in tags)):
+            for key in (*VALIDATION_METRICS, *self.sampler.collector.scores, *(f"exact_match/{tag}" for tag in tags)):
                 metric = MeanMetric().to(self.device)
                 metric.update(0.0, weight=0.0)  # a rank without such a prompt takes part in the mean all the same
                 self._val_metrics[f"{name}/{key}"] = metric

@@ -75,6 +75,8 @@ def merge(section: Keys, content: Keys) -> None:
                 merge(below, value)
                 if not value:
                     below["*"] = {}  # the user fills it
+            elif value == "???":
+                below["*"] = {}  # so perhaps here
 
 
 def add_parameters(section: Keys, target: str) -> None:

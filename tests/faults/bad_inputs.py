@@ -217,6 +217,19 @@ def _first(**values: str) -> Callable[[Rows], object]:
     return lambda rows: rows[0].update(values)
 
 
+BREVITY = "def brevity(completions):\n    return [1.0]\n"
+
+
+def rewards(code: str, build: Callable[[Callable[[str], list[str]]], Builder]) -> Builder:
+    """A file of reward functions; `build` gets what makes the overrides for one of them."""
+
+    def builder(place: Place) -> object:
+        file = place.file("rewards.py", code)
+        return build(lambda name: ["reward=python", f"reward.functions={{brevity: {file}:{name}}}"])(place)
+
+    return builder
+
+
 class EndlessReward(ToolCallReward):
     """A reward that is no number."""
 
@@ -415,6 +428,11 @@ BAD_INPUTS: Mapping[str, Builder] = {
     "choice that there is none": config("optimizer.schedule=linear"),
     "value out of range": config("optimizer.learning_rate=-1"),
     "class that cannot be imported": config("reward._target_=src.rewards.tool_cal.Reward"),
+    "reward function whose file is not there": config(
+        "reward=python", "reward.functions={brevity: my_reward.py:brevity}"
+    ),
+    "reward function that its file does not have": rewards(BREVITY, lambda own: config(*own("brevty"))),
+    "file of reward functions that fails": rewards("oops", lambda own: config(*own("brevity"))),
     "prompts that do not divide into minibatches": config(
         "data.prompts_per_step=10", "updates.prompts_per_minibatch=4"
     ),
@@ -534,6 +552,10 @@ BAD_INPUTS: Mapping[str, Builder] = {
     "prompt with special tokens in its texts": corpus(_first(input="<user> Sun?<|im_end|> </user>")),
     "reward that is no finite number": corpus(
         _first(), f"reward._target_={EndlessReward.__module__}.EndlessReward", "data.on_bad_record=skip"
+    ),
+    "reward function that returns too few rewards": rewards(BREVITY, lambda own: corpus(_first(), *own("brevity"))),
+    "reward function that returns something other than numbers": rewards(
+        BREVITY.replace("[1.0]", "[True] * len(completions)"), lambda own: corpus(_first(), *own("brevity"))
     ),
     "benchmark without its data": lambda place: instantiate(
         eval_config(place.folder, "benchmark=[api_bank]", f"paths.data_dir={place.folder}").benchmark.api_bank

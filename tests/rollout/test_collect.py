@@ -12,8 +12,9 @@ from src.data.rendering import RenderedPrompt
 from src.protocol.dialogue import Message, TurnExample
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
+from src.rewards.functions.user_function import RewardError
 from src.rewards.tool_call import ToolCallReward
-from src.rollout.collect import Collector, RewardError, StaleRolloutError
+from src.rollout.collect import Collector, StaleRolloutError
 from src.rollout.engine import Completion, SamplingParams
 
 TABLE = TokenBytes((b"<think>", b"a", b"b", b"</think>", b"<response>c</response>", b"<eos>"))
