@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
-from src.protocol.parsing import parse
+from src.protocol.formats.rest import parse
 
 from src.errors import ConfigError
 from src.protocol.dialogue import ChatPrompt, Message, ToolCall, ToolSpec, TurnExample
