@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 _TOOL = ToolSpec.of("probe_the_weather", "Weather.", {"city": {"type": "string"}, "days": {"type": "integer"}})
 _ASKED = Message("user", "Weather in Oslo?")
+_THOUGHT = "Look it up."
 _CALL = Message("assistant", calls=(ToolCall("probe_the_weather", {"city": "Oslo", "days": 2}, "call00000"),))
 
 
@@ -35,6 +36,7 @@ class NativeTemplate:
         format: in which the template writes calls.
         date: the day that the template writes, as YYYY-MM-DD; None if it writes none.
         prefix: the part of an answer that the template writes at the end of a prompt (`<think>`), empty for most.
+        thinks: whether the template writes the thought of an answer.
         special: the tokenizer's special tokens.
         control: those of them that the template writes around messages.
     """
@@ -66,10 +68,12 @@ class NativeTemplate:
             header = opened.removeprefix(self._render([_ASKED], (_TOOL,)))
             start = header.find("<think>")
             self.prefix = header[start:] if start >= 0 else ""
+            thinking = self._answer((_TOOL,), [_ASKED], replace(_CALL, thought=_THOUGHT), "prompt")
+            self.thinks = _THOUGHT in thinking
             try:
                 written = self._answer((_TOOL,), [_ASKED], _CALL, "prompt")
             except DataError:  # behind an open <think> a template may have no way to write a step without a thought
-                written = self._answer((_TOOL,), [_ASKED], replace(_CALL, thought="Look it up."), "prompt")
+                written = thinking
         except faults() as error:
             raise ConfigError(
                 f"prompt.layout=native: the chat template of '{tokenizer.name_or_path}' does not take tools and calls "

@@ -158,6 +158,8 @@ class HFExport(RolloutCallback):
             dtype=str(dtype).removeprefix("torch."),
             command=command_line(),
             versions=versions(),
+            format=datamodule.renderer.format.name,
+            thinks=getattr(datamodule.renderer.template, "thinks", True),
         )
 
     @staticmethod

@@ -11,8 +11,10 @@ from typing import Any
 from jinja2 import StrictUndefined, Template
 
 from src.data.rendering import compact_prompt
+from src.data.templates.native import openai_tool
 from src.data.templates.published import published_prompt
 from src.protocol.dialogue import Message, ToolSpec
+from src.protocol.formats.known import REST, format_named
 
 _SETTINGS = (
     *("algorithm.estimator", "algorithm.loss", "sampling", "updates", "optimizer", "reward", "warm_start"),
@@ -57,6 +59,8 @@ class CardFacts:
         dtype: of the weights in the folder.
         command: that trained, or that exported.
         versions: package -> version.
+        format: in which the policy writes steps.
+        thinks: whether its chat template writes thoughts.
     """
 
     name: str
@@ -71,6 +75,8 @@ class CardFacts:
     dtype: str | None = None
     command: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
+    format: str = REST.name
+    thinks: bool = True
 
 
 def model_card(facts: CardFacts) -> str:
@@ -96,7 +102,10 @@ def model_card(facts: CardFacts) -> str:
         base=f"the architecture of {base} with random weights" if random else base,
         hub_base=policy.get("hub_id") if on_hub else None,
         layout=layout,
-        chat=(published_prompt if layout == "published" else compact_prompt)([_TOOL], [_QUESTION]),
+        chat=(compact_prompt if layout == "compact" else published_prompt)([_TOOL], [_QUESTION]),
+        question=_QUESTION.text,
+        tool_json=json.dumps(openai_tool(_TOOL), indent=4).replace('"str"', '"string"'),
+        serve=_serve(facts, template),
         template_json=json.dumps(template),
         template_arguments="".join(f", {key}={value!r}" for key, value in template.items()),
         before=_merged(facts.before),
@@ -104,6 +113,17 @@ def model_card(facts: CardFacts) -> str:
         sources=dict.fromkeys(_sources(facts.config.get("data", {}).get("train"))),
         settings={key: value for key, value in settings.items() if value is not None},
     )
+
+
+def _serve(facts: CardFacts, template: Mapping[str, Any]) -> str:
+    """The options of `vllm serve` that read calls and thoughts, and render prompts as in training."""
+    form = format_named(facts.format)
+    options = [f"--enable-auto-tool-choice --tool-call-parser {form.tool_call_parser}"] if form.tool_call_parser else []
+    if form.reasoning_parser and facts.thinks and template.get("enable_thinking", True):
+        options.append(f"--reasoning-parser {form.reasoning_parser}")
+    if template:
+        options.append(f"--default-chat-template-kwargs '{json.dumps(template)}'")
+    return " ".join(options)
 
 
 def base_model(policy: Mapping[str, Any]) -> str:

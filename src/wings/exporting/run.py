@@ -12,6 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.checks import check_keys
+from src.data.templates.native import NativeTemplate
 from src.errors import ConfigError
 from src.models.checkpoints.reading import checkpoint_progress
 from src.rollout.engine import SamplingParams
@@ -72,9 +73,14 @@ def export_model(config: DictConfig) -> Path:
 def _facts(source: ModelSource, loaded: LoadedModel, trained: Mapping[str, Any]) -> CardFacts:
     """What the run's files tell, of the moment of the checkpoint."""
     dtype = str(loaded.model.dtype).removeprefix("torch.")
+    spoken: dict[str, Any] = {}
+    if source.prompt.get("layout") == "native":
+        settings = source.prompt.get("chat_template_kwargs")
+        template = NativeTemplate(loaded.tokenizer, settings, format_name=source.prompt.get("format"))
+        spoken = {"format": template.format.name, "thinks": template.thinks}
     if source.checkpoint is None:
         config = {"policy": asdict(source.policy), "prompt": dict(source.prompt)}
-        return CardFacts(source.name, config, dtype=dtype, command=command_line(), versions=versions())
+        return CardFacts(source.name, config, dtype=dtype, command=command_line(), versions=versions(), **spoken)
     run = source.checkpoint.parents[1]
     progress = checkpoint_progress(source.checkpoint)
     before, after = run_scores(run / "metrics.jsonl", progress.rollout_steps)
@@ -90,6 +96,7 @@ def _facts(source: ModelSource, loaded: LoadedModel, trained: Mapping[str, Any])
         dtype=dtype,
         command=summary.get("command", command_line()),
         versions=summary.get("versions", versions()),
+        **spoken,
     )
 
 
