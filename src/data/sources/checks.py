@@ -26,6 +26,10 @@ _CALL_MARK = re.compile(r"<tool_call>|<\|python_tag\|>|\[TOOL_CALLS\]|<function=
 class TargetRenderer(Protocol):
     """What writes targets (`rendering.PromptRenderer`)."""
 
+    def opened(self, example: TurnExample) -> TurnExample:
+        """The example as it is written."""
+        ...
+
     def reading(self, example: TurnExample) -> Reading:
         """How a target is read back."""
         ...
@@ -149,6 +153,7 @@ class TargetCheck:
     def faults(self, examples: Sequence[TurnExample]) -> list[DataError | None]:
         """What is wrong with each example's target; None where nothing is."""
         try:
+            examples = [self._renderer.opened(example) for example in examples]
             ids = self._renderer.render_targets(examples)
         except DataError as error:  # of one of them: look for it in each half
             if len(examples) == 1:

@@ -44,7 +44,7 @@ class MixSource:
             if count is not None and count < 1:
                 raise ConfigError(f"data.train.parts.{key}.count: expected at least 1, found {count}.")
             if share is not None and share <= 0:
-                raise ConfigError(f"data.train.parts.{key}.share: expected above 0, found {share}.")
+                raise ConfigError(f"data.train.parts.{key}: expected a share above 0, found {share}.")
         self.parts, self.seed, self.name, self.by_share = dict(parts), seed, name, by_share
 
     def splits(self) -> tuple[str, ...]:

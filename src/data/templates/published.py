@@ -98,11 +98,14 @@ def published_system(tools: Sequence[ToolSpec]) -> str:
 
 
 def structured(example: TurnExample) -> TurnExample:
-    """An example with tools and messages, read from its prompt where it has a rendered one.
+    """An example with tools and messages, read from its prompt where it has a rendered one, and without stand-ins.
+
+    The paper's format has a thought in every step; other formats have none where none is known.
 
     Raises:
         DataError: that prompt is not in the published layout.
     """
+    example = replace(example, target=_known(example.target), history=tuple(map(_known, example.history)))
     if example.prompt is None:
         return example
     try:
@@ -116,6 +119,11 @@ def structured(example: TurnExample) -> TurnExample:
             "Set prompt.layout=published, or use a corpus of dialogues.",
         ) from error
     return replace(example, prompt=None, tools=found.tools, history=found.history, dialogue=dialogue_key(example))
+
+
+def _known(message: Message) -> Message:
+    """The message without a thought that only stands in for one."""
+    return replace(message, thought="") if message.thought in (THOUGHT_OF_CALLS, THOUGHT_OF_RESPONSE) else message
 
 
 def read_published(prompt: ChatPrompt) -> OpenPrompt:
@@ -177,6 +185,4 @@ def _step(text: str) -> Message:
     read = parse(text)
     if "tool_call" in read.fields and read.calls is None:
         raise ValueError(f"no calls: {text[:80]!r}")
-    thought = (read.thought or "").strip()
-    thought = "" if thought in (THOUGHT_OF_CALLS, THOUGHT_OF_RESPONSE) else thought
-    return Message("assistant", (read.response or "").strip(), thought, read.calls or ())
+    return _known(Message("assistant", (read.response or "").strip(), (read.thought or "").strip(), read.calls or ()))

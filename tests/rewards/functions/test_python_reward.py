@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 from hydra.utils import instantiate
-from src.protocol.formats.rest import parse
 
 from src.errors import ConfigError
 from src.protocol.dialogue import ChatPrompt, Message, ToolCall, ToolSpec, TurnExample
+from src.protocol.formats.rest import parse
 from src.protocol.regions import DecodedCompletion
 from src.rewards.functions.python_reward import Batch, PythonReward, score_all
 from src.rewards.functions.user_function import RewardError

@@ -1,0 +1,157 @@
+"""From rows of messages to a client with tools: what a server reads is what our parser reads."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from openai import OpenAI
+from tokenizers import AddedToken
+from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
+
+from src.data.rendering import PromptRenderer
+from src.data.sources.messages import MessagesSource
+from src.models.loading.loading import load_policy
+from src.models.loading.policy_config import PolicyConfig
+from src.protocol.regions import read_completion
+from src.protocol.token_bytes import TokenBytes
+from src.rollout.engine import SamplingParams
+from src.rollout.native.engine import NativeEngine
+from tests.conftest import ROOT
+from tests.distributed.runs import run
+from tests.protocol.conftest import package_folder
+from tests.vllm.server import VllmServer
+
+pytestmark = pytest.mark.vllm
+NEW_TOKENS = 96
+MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+_CITIES = ("Oslo", "Rome", "Lima", "Bonn", "Kiev", "Cairo", "Delhi", "Quito")
+_TOOLS: dict[str, tuple[str, dict[str, str], str]] = {
+    "get_weather": (
+        "Weather of a city.",
+        {"city": "string", "days": "integer"},
+        "Weather in {city} for {number} days?",
+    ),
+    "book_table": ("Book a table.", {"place": "string", "guests": "integer"}, "A table for {number} in {city}."),
+    "play_song": ("Play a song.", {"title": "string"}, "Play {city}."),
+    "set_alarm": ("Set an alarm.", {"hour": "integer"}, "Wake me at {number}."),
+}
+
+
+def rows(count: int, seed: int, thought: str) -> list[dict[str, Any]]:
+    """Rows as OpenAI has them: a question, all tools in some order, and the call that answers it."""
+    rng = random.Random(seed)
+    made = []
+    for index in range(count):
+        name, city, number = rng.choice(list(_TOOLS)), rng.choice(_CITIES), rng.randrange(1, 9)
+        _, parameters, question = _TOOLS[name]
+        arguments = {key: city if kind == "string" else number for key, kind in parameters.items()}
+        call = {"id": f"call_{index}", "type": "function"}
+        call["function"] = {"name": name, "arguments": json.dumps(arguments)}  # type: ignore[assignment]
+        answer = {"role": "assistant", "content": None, "tool_calls": [call]}
+        if thought:
+            answer["reasoning_content"] = thought
+        asked = {"role": "user", "content": question.format(city=city, number=number)}
+        tools = [openai_tool(name) for name in rng.sample(list(_TOOLS), len(_TOOLS))]
+        made.append({"messages": [asked, answer], "tools": tools})
+    return made
+
+
+def openai_tool(name: str) -> dict[str, Any]:
+    about, parameters, _ = _TOOLS[name]
+    schema = {"type": "object", "properties": {key: {"type": kind} for key, kind in parameters.items()}}
+    schema["required"] = list(parameters)  # type: ignore[assignment]
+    return {"type": "function", "function": {"name": name, "description": about, "parameters": schema}}
+
+
+def start(folder: Path, template: str) -> Path:
+    """A small Qwen3 with random weights, the tiny policy's tokenizer and a real model's chat template."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "src/models/tiny")
+    tokenizer.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in MARKERS])
+    tokenizer.chat_template = (package_folder("trl") / f"chat_templates/{template}.jinja").read_text(encoding="utf-8")
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,  # the smallest that vLLM's CPU kernels know
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("template", "thought", "expected"),
+    [
+        ("qwen3", "I call it.", "--tool-call-parser hermes --reasoning-parser qwen3"),
+        ("qwen3_5_nothink", "", "--tool-call-parser qwen3_xml --reasoning-parser qwen3"),
+    ],
+)
+def test_a_client_gets_the_calls_that_our_parser_reads(
+    template: str, thought: str, expected: str, tmp_path: Path
+) -> None:
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows(400, 1, thought))))
+    asked = rows(50, 2, thought)
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    run(
+        tmp_path / "run",
+        *("experiment=tiny", "policy=default", f"policy.path={start(tmp_path / 'start', template)}"),
+        *("policy.dtype=float32", "prompt.layout=native", "data=messages", f"data.path={tmp_path / 'rows.jsonl'}"),
+        *("data.max_prompt_tokens=1400", "data.prompts_per_step=16", "updates.prompts_per_minibatch=16"),
+        *("algorithm=sft", "updates.rollout_steps=140", "optimizer.learning_rate=4e-3", "data.limit_val=8"),
+        *("trainer.val_check_interval=140", "validate_at_start=false", f"sampling.max_new_tokens={NEW_TOKENS}"),
+        *("callbacks=hf_export", "callbacks.live_figures=null", "benchmark=[]"),
+    )
+    folder = tmp_path / "run/exported/final"
+    ours = our_calls(folder, tmp_path / "asked.jsonl")
+    (command,) = re.findall(r"^vllm serve FOLDER (.*)$", (folder / "README.md").read_text(), re.MULTILINE)
+    assert expected in command
+    server = VllmServer(folder, tmp_path / "server.txt", *shlex.split(command), "--max-model-len", "2048", engine=False)
+    try:
+        server.start()
+        client = OpenAI(base_url=f"{server.url}/v1", api_key="none")
+        theirs = [client_calls(client, row) for row in asked]
+    finally:
+        server.kill()
+    assert theirs == ours
+    assert sum(bool(calls) for calls in ours) >= 35
+
+
+def our_calls(folder: Path, asked: Path) -> list[list[tuple[str, Any]]]:
+    """What our parser reads from greedy completions of the exported policy, by the engine of this process."""
+    loaded = load_policy(PolicyConfig(path=folder, dtype="float32"))
+    renderer = PromptRenderer(loaded.tokenizer, "native")
+    prompts = renderer.render_all(MessagesSource(path=str(asked), val_share=0.0).load("train"))
+    params = SamplingParams(temperature=0.0, max_new_tokens=NEW_TOKENS, stop_token_ids=loaded.stop_token_ids)
+    engine = NativeEngine(loaded.policy.model.eval(), cache="padded")
+    sampled = engine.generate([prompt.prompt_ids for prompt in prompts], params, [0] * len(prompts))
+    table = TokenBytes.from_tokenizer(loaded.tokenizer)
+    read = [
+        read_completion(completion.token_ids, table, loaded.stop_token_ids, prompt.reading).parsed.calls or ()
+        for prompt, (completion,) in zip(prompts, sampled, strict=True)
+    ]
+    return [[(call.name, dict(call.parameters)) for call in calls] for calls in read]
+
+
+def client_calls(client: OpenAI, row: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What an OpenAI client gets."""
+    answer = client.chat.completions.create(
+        model="policy", messages=row["messages"][:1], tools=row["tools"], temperature=0.0, max_tokens=NEW_TOKENS
+    )
+    calls: Any = answer.choices[0].message.tool_calls or []
+    return [(call.function.name, json.loads(call.function.arguments)) for call in calls]
