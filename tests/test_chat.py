@@ -18,6 +18,7 @@ from src.environments.conversation import Answer
 from src.environments.synthetic import synthetic_world
 from src.errors import ConfigError
 from src.protocol.dialogue import ToolCall
+from src.protocol.formats.known import format_named
 from src.protocol.formats.rest import call_line
 from src.wings.chatting.conversation import Chat, Notice, Result
 from src.wings.chatting.run import chat
@@ -112,6 +113,14 @@ def test_what_is_written_is_data():
     assert shown.count("[bold red]x[/]") == 2 and r"\x1b]0;title\x07\x1b[2J \u202egpj.exe" in shown
     assert not any(c in shown for c in "\x1b\x07\u202e\r")
     assert blocks("no tags at all [red]")[0] == ("text", "no tags at all [red]")
+    answer = (
+        '<think>\nRain?\n</think>\n\nA moment.\n<tool_call>\n{"name": "sky", "arguments": {"at": "Oslo"}}\n</tool_call>'
+    )
+    assert blocks(answer, format_named("hermes")) == [
+        ("think", "Rain?"),
+        ("call", 'sky {"at": "Oslo"}'),
+        ("response", "A moment."),
+    ]
 
 
 def test_an_answer_grows_on_a_terminal():

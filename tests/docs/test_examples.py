@@ -91,3 +91,16 @@ def test_every_example_of_the_page_runs(page: str, tmp_path: Path, random_policy
         folder = tmp_path / "results" / str(number)
         evaluated = command.words[1] == "src/eval.py"
         assert (folder / ("report.json" if evaluated else "summary.json")).is_file(), command.where
+
+
+@pytest.mark.slow
+def test_the_format_of_the_page_holds_what_all_formats_do(tmp_path: Path) -> None:
+    copy_of_the_project(tmp_path)
+    for block in blocks(ROOT / "docs/extending.md"):
+        lay_over(block, tmp_path)
+    shutil.copytree(ROOT / "tests/protocol/formats", tmp_path / "tests/protocol/formats")
+    shutil.copy(ROOT / "tests/protocol/__init__.py", tmp_path / "tests/protocol")
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "mistral", "tests/protocol/formats/test_known.py"]
+    environment = {**os.environ, "PROJECT_ROOT": str(tmp_path), "PYTHONPATH": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, cwd=tmp_path, env=environment, text=True, capture_output=True)
+    assert found.returncode == 0 and " passed" in found.stdout, found.stdout[-4000:]

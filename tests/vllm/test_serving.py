@@ -99,7 +99,7 @@ def start(folder: Path, template: str) -> Path:
     ("template", "thought", "expected"),
     [
         ("qwen3", "I call it.", "--tool-call-parser hermes --reasoning-parser qwen3"),
-        ("qwen3_5_nothink", "", "--tool-call-parser qwen3_xml --reasoning-parser qwen3"),
+        ("qwen3_5_nothink", "", "--tool-call-parser qwen3_xml"),
     ],
 )
 def test_a_client_gets_the_calls_that_our_parser_reads(
@@ -120,7 +120,7 @@ def test_a_client_gets_the_calls_that_our_parser_reads(
     folder = tmp_path / "run/exported/final"
     ours = our_calls(folder, tmp_path / "asked.jsonl")
     (command,) = re.findall(r"^vllm serve FOLDER (.*)$", (folder / "README.md").read_text(), re.MULTILINE)
-    assert expected in command
+    assert command.endswith(expected)
     server = VllmServer(folder, tmp_path / "server.txt", *shlex.split(command), "--max-model-len", "2048", engine=False)
     try:
         server.start()

@@ -36,7 +36,7 @@ class NativeTemplate:
         format: in which the template writes calls.
         date: the day that the template writes, as YYYY-MM-DD; None if it writes none.
         prefix: the part of an answer that the template writes at the end of a prompt (`<think>`), empty for most.
-        thinks: whether the template writes the thought of an answer.
+        thinks: whether the template lets an answer think: it writes a thought, and closes none in the prompt.
         special: the tokenizer's special tokens.
         control: those of them that the template writes around messages.
     """
@@ -69,7 +69,7 @@ class NativeTemplate:
             start = header.find("<think>")
             self.prefix = header[start:] if start >= 0 else ""
             thinking = self._answer((_TOOL,), [_ASKED], replace(_CALL, thought=_THOUGHT), "prompt")
-            self.thinks = _THOUGHT in thinking
+            self.thinks = _THOUGHT in thinking and "</think>" not in self.prefix
             try:
                 written = self._answer((_TOOL,), [_ASKED], _CALL, "prompt")
             except DataError:  # behind an open <think> a template may have no way to write a step without a thought

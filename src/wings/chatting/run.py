@@ -38,7 +38,7 @@ def chat(config: DictConfig, lines: Iterable[str], console: Console, *, typed: b
     world: World = instantiate(config.tools)
     generate = start_engine(config, settings, device, source, instantiate(config.sampling))
     conversation = Chat(generate, generate.renderer, world, config.max_steps)
-    screen = Screen(console, generate.table, generate.renderer.response_prefix)
+    screen = Screen(console, generate.table, generate.renderer.response_prefix, generate.renderer.format)
     if isinstance(generate.engine, NativeEngine):
         generate.engine.watch = screen.watch  # other engines answer a step at a time
     screen.note(f"{source.name} with {len(world.tools)} tools. {_HELP}\nFor example: {world.hint}")

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from src.environments.conversation import Answer
 from src.protocol.dialogue import ToolSpec
-from src.protocol.formats.rest import parse
+from src.protocol.formats.known import REST
+from src.protocol.output_format import OutputFormat
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
 from src.wings.chatting.conversation import Event, Notice, Result
@@ -52,16 +53,16 @@ def visible(text: str) -> str:
     return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def blocks(text: str) -> list[Block]:
-    r"""What an answer holds by the output protocol, whole or as far as it is written.
+def blocks(text: str, format: OutputFormat = REST) -> list[Block]:
+    r"""What an answer holds by its format, whole or as far as it is written.
 
     >>> blocks('<think> Rain? </think>\n<tool_call>\n{"name": "sky", "parameters": {"at": "Oslo"}}\n</tool_call>')
     [Block(label='think', text='Rain?'), Block(label='call', text='sky {"at": "Oslo"}')]
     >>> blocks("<response> It is cle")
     [Block(label='response', text='It is cle')]
     """
-    parsed = parse(text)
     data = text.encode("utf-8", "surrogatepass")
+    parsed = format.parse(data)
     found: list[Block] = []
     if parsed.thought is not None:
         found.append(Block("think", parsed.thought.strip()))
@@ -91,12 +92,13 @@ class Screen:
         console: where to.
         table: the tokenizer's tokens as bytes.
         prefix: what the chat template writes of each answer.
+        format: of the answers.
     """
 
-    def __init__(self, console: Console, table: TokenBytes, prefix: str = "") -> None:
+    def __init__(self, console: Console, table: TokenBytes, prefix: str = "", format: OutputFormat = REST) -> None:
         self._console = console
         self._table = table
-        self._prefix = prefix
+        self._prefix, self._format = prefix, format
         self._tokens: list[int] = []
         self._live: Live | None = None
 
@@ -106,14 +108,14 @@ class Screen:
             event = self._drawing(events) if self._console.is_terminal else next(events, None)
             if event is None:
                 return
-            self._print(_blocks_of(event))
+            self._print(_blocks_of(event, self._format))
 
     def watch(self, tokens: Tensor) -> None:
         """Draw an answer, int64 [T], that has one token more; for `NativeEngine.watch`."""
         if self._live is not None:
             self._tokens += tokens.tolist()
             text = self._prefix + self._table.decode(torch.tensor(self._tokens)).decode("utf-8", "replace")
-            self._live.update(_drawn(blocks(text)), refresh=True)
+            self._live.update(_drawn(blocks(text, self._format)), refresh=True)
 
     def _drawing(self, events: Iterator[Event]) -> Event | None:
         """The next event; until it is there, what is written so far stands in its place."""
@@ -140,10 +142,10 @@ class Screen:
         self._console.print(_drawn(shown), soft_wrap=not self._console.is_terminal)
 
 
-def _blocks_of(event: Event) -> list[Block]:
+def _blocks_of(event: Event, format: OutputFormat) -> list[Block]:
     match event:
         case Answer():
-            return blocks(event.text)
+            return blocks(event.text, format)
         case Result(_, text):
             return [Block("result", text)]
         case Notice(text):

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import HfApi
 from omegaconf import DictConfig, OmegaConf
 
 from src.config.checks import check_keys
@@ -65,9 +66,30 @@ def export_model(config: DictConfig) -> Path:
         ),
     )
     log.info("%s is in '%s'.", source.name, folder)
+    if config.push_to_hub is not None:
+        push_to_hub(folder, str(config.push_to_hub))
     if settings := source.prompt.get("chat_template_kwargs"):
         log.info("Its prompts were rendered with chat_template_kwargs=%s: use them again.", json.dumps(settings))
     return folder
+
+
+def push_to_hub(folder: Path, name: str) -> None:
+    """Upload a folder to the hub as `OWNER/NAME`, private where it is new; the token is that of `hf auth login`.
+
+    Raises:
+        ExportError: the hub refuses it or cannot be reached; the folder stays.
+    """
+    hub = HfApi()
+    try:
+        hub.create_repo(name, private=True, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder)
+    except Exception as error:  # of the hub's client, and of the library under it
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ExportError(
+            f"push_to_hub={name}: {reason}. The folder '{folder}' is complete: push it after `hf auth login` with "
+            f"`hf upload {name} {folder}`."
+        ) from error
+    log.info("Pushed to the hub as %s.", name)
 
 
 def _facts(source: ModelSource, loaded: LoadedModel, trained: Mapping[str, Any]) -> CardFacts:

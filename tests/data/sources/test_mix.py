@@ -97,7 +97,7 @@ def test_counts_and_shares_are_not_mixed() -> None:
         MixSource(parts)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=rf"data\.train\.parts\.a: {both} count None, share None\."):
         MixSource({"a": {"source": Numbered("a", 9)}})
-    with pytest.raises(ValueError, match=r"data\.train\.parts\.shop\.share: expected above 0, found 0\."):
+    with pytest.raises(ValueError, match=r"data\.train\.parts\.shop: expected a share above 0, found 0\."):
         shared(shop=0)
 
 

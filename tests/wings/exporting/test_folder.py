@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Gene
 from src.models.loading.loading import PolicyConfig, load_model, load_tokenizer
 from src.protocol.formats.rest import parse
 from src.rollout.engine import SamplingParams
+from src.wings.exporting import run as exporting
 from src.wings.exporting.folder import (
     ExportError,
     gathered_weights,
@@ -138,6 +139,40 @@ def test_a_card_without_training_and_one_from_the_hub():
     assert "Do not pass `tools=`" in hub and "src.protocol.formats.rest.parse(answer).calls" in hub
     random = model_card(CardFacts("x", {"policy": {**policy, "weights": "random"}, "prompt": {}}))
     assert "base_model" not in yaml.safe_load(random.split("---\n")[1]) and "with random weights" in random
+
+
+def test_a_folder_is_pushed_to_the_hub(tmp_path, monkeypatch):
+    calls = []
+
+    class Hub:
+        def create_repo(self, name, **settings):
+            calls.append((name, settings))
+
+        def upload_folder(self, *, repo_id, folder_path):
+            calls.append((repo_id, folder_path))
+            if repo_id == "me/refused":
+                raise OSError("403 Forbidden\nmore")
+
+    monkeypatch.setattr(exporting, "HfApi", Hub)
+    exporting.push_to_hub(tmp_path, "me/policy")
+    assert calls == [("me/policy", {"private": True, "exist_ok": True}), ("me/policy", tmp_path)]
+    with pytest.raises(
+        ExportError, match=r"push_to_hub=me/refused: 403 Forbidden\. The folder .* is complete: push it"
+    ):
+        exporting.push_to_hub(tmp_path, "me/refused")
+
+
+def test_a_native_policys_card_serves_its_calls():
+    """A thought is read where the template lets the policy think; settings of the template are the server's."""
+    config = {"policy": {"path": "mine"}, "prompt": {"layout": "native"}}
+    card = model_card(CardFacts("x", config, format="hermes"))
+    options = "--served-model-name policy --enable-auto-tool-choice --tool-call-parser hermes"
+    assert f"vllm serve FOLDER {options} --reasoning-parser qwen3\n" in card and "tools=tools" in card
+    assert "Do not pass `tools=`" not in card and '"type": "string"' in card
+    assert f"vllm serve FOLDER {options}\n" in model_card(CardFacts("x", config, format="hermes", thinks=False))
+    config["prompt"]["chat_template_kwargs"] = {"enable_thinking": False}
+    card = model_card(CardFacts("x", config, format="hermes"))
+    assert f"{options} --default-chat-template-kwargs '{{\"enable_thinking\": false}}'\n" in card
 
 
 def test_the_cards_example_runs(tmp_path):
