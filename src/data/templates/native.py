@@ -95,10 +95,12 @@ class NativeTemplate:
     def prompt_text(self, example: TurnExample) -> str:
         """The text of a prompt, ready to be continued by an answer.
 
+        Args:
+            example: with tools and messages (`published.structured`).
+
         Raises:
-            DataError: the template refuses its messages, or the example has a rendered prompt.
+            DataError: the template refuses its messages.
         """
-        self._check_structured(example)
         return self._tried(example, partial(self._render, example.history, example.tools, opened=True))
 
     def target_text(self, example: TurnExample) -> str:
@@ -107,19 +109,8 @@ class NativeTemplate:
         Raises:
             DataError: see `prompt_text`; or the template writes it otherwise than behind the prompt.
         """
-        self._check_structured(example)
         write = partial(self._answer, example.tools, example.history, example.target, example.place)
         return self._tried(example, write)
-
-    def _check_structured(self, example: TurnExample) -> None:
-        if example.prompt is not None:
-            raise DataError(
-                example.place,
-                "prompt",
-                "structured tools and history for layout 'native'",
-                "a prompt that the corpus publishes verbatim",
-                "Set prompt.layout=published, or use a corpus of dialogues.",
-            )
 
     def _tried(self, example: TurnExample, write: Callable[[], str]) -> str:
         try:
@@ -174,6 +165,21 @@ class NativeTemplate:
     def _render(self, messages: Sequence[Message], tools: Sequence[ToolSpec], *, opened: bool = False) -> str:
         given = [openai_tool(tool) for tool in tools]
         return render(self._tokenizer, openai_messages(messages), opened, {**self._settings, "tools": given or None})
+
+
+def call_end(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any] | None = None) -> int | None:
+    """The token that ends a step with calls, which in some templates is not the one that ends an answer (gpt-oss).
+
+    None where the template takes no calls, or ends them with no special token.
+    """
+    special = special_tokens(tokenizer)
+    given = {**(settings or {}), "tools": [openai_tool(_TOOL)]}
+    try:
+        text = render(tokenizer, openai_messages([_ASKED, _CALL]), False, given)
+    except faults():
+        return None
+    ends = {text.rfind(token) + len(token): index for index, token in special.items() if token in text}
+    return ends[max(ends)] if ends and not text[max(ends) :].strip() else None
 
 
 def openai_tool(tool: ToolSpec) -> dict[str, JsonValue]:

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from src.data.templates.chat_template import turn_end
+from src.data.templates.native import call_end
 from src.errors import ConfigError
 from src.models.loading.architecture import check_causal, config_errors, dtype_of, empty_model, model_class
 from src.models.loading.files import check_tokenizer_files, check_weight_files, hub_errors, locate
@@ -207,7 +208,8 @@ def stop_token_ids(
         ConfigError: the chat template ends answers with what stops nothing, or the generation config gives no ids.
     """
     found = getattr(model.generation_config, "eos_token_id", None)
-    ids = [tokenizer.eos_token_id, *(found if isinstance(found, list) else [found]), turn_end(tokenizer, template)[1]]
+    ids = [tokenizer.eos_token_id, *(found if isinstance(found, list) else [found])]
+    ids += [turn_end(tokenizer, template)[1], call_end(tokenizer, template)]
     if wrong := [token for token in ids if token is not None and not isinstance(token, int)]:
         raise ConfigError(
             f"policy: eos_token_id in generation_config.json of '{tokenizer.name_or_path}': expected token ids, found "

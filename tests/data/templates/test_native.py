@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerBase
 
 from src.data.rendering import PromptRenderer
 from src.data.sources.checks import TargetCheck
-from src.data.templates.native import openai_messages, openai_tool
+from src.data.templates.native import call_end, openai_messages, openai_tool
+from src.errors import ConfigError
 from src.protocol.dialogue import Message, ToolCall, TurnExample
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import ToolCallReward
@@ -131,3 +132,33 @@ def test_ids_are_the_templates_own_and_targets_read_back(name: str, tokenizer: P
 def ids(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], **settings: Any) -> list[int]:
     made = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **settings)
     return list(made)
+
+
+def test_a_call_may_end_with_another_token_than_an_answer(tokenizer: PreTrainedTokenizerBase) -> None:
+    for name, end in (("gptoss", "<|call|>"), ("qwen3", "<|im_end|>"), ("llama3_2", "<|eot_id|>")):
+        tokenizer.chat_template = template(name)
+        assert call_end(tokenizer, {"strftime_now": datetime(2024, 7, 26).strftime}) == ids_of(tokenizer, end)
+    tokenizer.chat_template = "{{ raise_exception('no tools') }}"
+    assert call_end(tokenizer) is None
+
+
+def test_templates_that_have_no_tools_or_another_format_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    for name, message in (
+        ("gemma3", "leaves the tools out of its prompts"),
+        ("glm4moe", "which none of qwen3_xml, hermes, llama3_json, harmony reads"),
+        ("llava_next", "does not take tools and calls"),
+    ):
+        tokenizer.chat_template = template(name)
+        with pytest.raises(ConfigError, match=f"prompt.layout=native: the chat template of .* {message}"):
+            PromptRenderer(tokenizer, "native")
+    tokenizer.chat_template = template("qwen3")
+    with pytest.raises(ConfigError, match=r"prompt\.format=qwen3_xml: the chat template of .* writes calls in another"):
+        PromptRenderer(tokenizer, "native", format="qwen3_xml")
+    with pytest.raises(
+        ConfigError, match=r"prompt\.format=hermes with prompt\.layout=published: .* ask for the format rest"
+    ):
+        PromptRenderer(tokenizer, "published", format="hermes")
+
+
+def ids_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    return int(tokenizer.convert_tokens_to_ids(token))  # type: ignore[arg-type]
