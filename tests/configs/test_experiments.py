@@ -1,6 +1,7 @@
 """Every experiment composes, instantiates and takes one rollout step, on random weights."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,40 @@ def _overrides(name: str, corpus: Path, policy: Path) -> list[str]:
     return overrides
 
 
-LIKE_QWEN3_8B = ("qwen3_1_7b", "qwen3_14b", "qwen3_32b", "qwen3_4b_2507", "qwen3_4b_thinking_2507")
+NATIVE_TEMPLATE = """\
+{% if tools %}
+<|im_start|>system
+{% for tool in tools %}
+{{ tool | tojson }}
+{% endfor %}
+<|im_end|>
+{% endif %}
+{% for message in messages %}
+<|im_start|>{{ message.role }}
+{% if message.reasoning_content %}
+<think>
+{{ message.reasoning_content }}
+</think>
+
+{% endif %}
+{{ message.content }}
+{% for call in message.tool_calls or [] %}
+<tool_call>
+{{ call.function | tojson }}
+</tool_call>
+{% endfor %}
+<|im_end|>
+{% endfor %}
+{% if add_generation_prompt %}
+<|im_start|>assistant
+{% endif %}
+"""
+"""The least that the native layout asks of a template."""
+
+LIKE_QWEN3_8B = (
+    *("qwen3_1_7b", "qwen3_14b", "qwen3_32b", "qwen3_4b_2507", "qwen3_4b_thinking_2507"),
+    *("native", "qwen3_5_9b_native", "llama3_2_3b_native"),
+)
 """They differ from it in the policy's name, and here all train the same one."""
 
 
@@ -39,7 +73,11 @@ LIKE_QWEN3_8B = ("qwen3_1_7b", "qwen3_14b", "qwen3_32b", "qwen3_4b_2507", "qwen3
     "name", [pytest.param(name, marks=pytest.mark.slow) if name in LIKE_QWEN3_8B else name for name in EXPERIMENTS]
 )
 def test_experiment_takes_one_step(name, corpus, random_policy, tmp_path):
-    train(train_config(tmp_path, *_overrides(name, corpus, random_policy)))
+    policy = random_policy
+    if name.endswith("native"):  # a template that takes tools
+        policy = shutil.copytree(random_policy, tmp_path / "policy")
+        (policy / "chat_template.jinja").write_text(NATIVE_TEMPLATE)
+    train(train_config(tmp_path, *_overrides(name, corpus, policy)))
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["rollout_steps"] == 1 and summary["optimizer_steps"] == 2
     events = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]

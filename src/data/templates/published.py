@@ -132,10 +132,10 @@ def read_published(prompt: ChatPrompt) -> OpenPrompt:
     Raises:
         ValueError: it is another prompt.
     """
-    head, _, rest = prompt.system.strip().partition("**Available Tools**")
-    listing, steps, _ = rest.partition("\n\n**Steps for Each Turn**")
+    _, heading, rest = prompt.system.strip().partition("**Available Tools**")
+    listing, _, _ = rest.partition("\n\n**Steps for Each Turn**")
     start = listing.find("1. ")
-    if not head or not steps or start < 0:
+    if not heading or start < 0:
         raise ValueError(f"no list of tools in {prompt.system[:80]!r}")
     tools = tuple(
         ToolSpec(

@@ -120,7 +120,10 @@ def test_without_a_best_checkpoint_the_last_is_taken(run, caplog):
         (["policy=tiny", "model=x/y"], r"expected exactly one of them, found both \(model=x/y\)"),
         (["model=no_such_place"], r"model='no_such_place': expected a run folder, .* found no such file"),
         (["model=src/no_such_run"], r"model='src/no_such_run': .* found no such file"),  # src exists: no hub id
-        ([f"model={ROOT}/configs/data"], r"expected a run folder .* found a folder with hammer.yaml, mix.yaml"),
+        (
+            [f"model={ROOT}/configs/data"],
+            r"expected a run folder .* found a folder with hammer.yaml, messages.yaml",
+        ),
         (["model=x/y", "dtype=float16"], r"policy_options: .*policy.dtype: expected one of .* found 'float16'"),
     ],
 )
