@@ -19,7 +19,7 @@ from collections.abc import Collection, Sequence
 
 from src.protocol.dialogue import Message, ToolCall, ToolSpec
 from src.protocol.formats.marks import FORMAT, JSON, decode, fill_json_calls
-from src.protocol.formats.native import Answer, find_thought, joined
+from src.protocol.formats.native import behind_thought, joined
 from src.protocol.types import ParsedResponse
 
 _OPENING, _CLOSING = b"<tool_call>", b"</tool_call>"
@@ -34,11 +34,7 @@ class Hermes:
 
     def parse(self, data: bytes, tools: Sequence[ToolSpec] = (), prefix: bytes = b"") -> ParsedResponse:
         """See `OutputFormat.parse`."""
-        answer = Answer(prefix + data, len(prefix))
-        at = 0
-        if thought := find_thought(answer.data):
-            answer.think(thought)
-            at = thought.end
+        answer, at = behind_thought(data, prefix)
         while (opening := answer.data.find(_OPENING, at)) >= 0:
             answer.say(at, opening)
             start = opening + len(_OPENING)

@@ -116,6 +116,16 @@ class Answer:
         )
 
 
+def behind_thought(data: bytes, prefix: bytes) -> tuple[Answer, int]:
+    """An answer whose thought is taken, if it opens with one, and where what follows begins."""
+    answer = Answer(prefix + data, len(prefix))
+    thought = find_thought(answer.data)
+    if thought is None:
+        return answer, 0
+    answer.think(thought)
+    return answer, thought.end
+
+
 def joined(parts: Sequence[str]) -> str:
     """The parts of a step that are there, a blank line between them."""
     return "\n\n".join(part for part in parts if part)

@@ -24,7 +24,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
 from src.protocol.formats.marks import FORMAT, TOOL_NAME, TOOL_PARAMETERS, decode, fill_text
-from src.protocol.formats.native import Answer, find_thought, joined
+from src.protocol.formats.native import Answer, behind_thought, joined
 from src.protocol.types import ParsedResponse
 
 _BLOCK, _BLOCK_END, _FUNCTION, _FUNCTION_END = b"<tool_call>", b"</tool_call>", b"<function=", b"</function>"
@@ -53,11 +53,7 @@ class Qwen3Xml:
 
     def parse(self, data: bytes, tools: Sequence[ToolSpec] = (), prefix: bytes = b"") -> ParsedResponse:
         """See `OutputFormat.parse`."""
-        answer = Answer(prefix + data, len(prefix))
-        at = 0
-        if thought := find_thought(answer.data):
-            answer.think(thought)
-            at = thought.end
+        answer, at = behind_thought(data, prefix)
         _Reader(answer, {tool.name: tool for tool in tools}).read(at)
         return answer.read()
 
