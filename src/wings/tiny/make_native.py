@@ -157,12 +157,12 @@ class Muon(torch.optim.Optimizer):
                 mean.lerp_(param.grad, 1 - group["momentum"])
                 shapes.setdefault(param.shape, []).append((param, param.grad.lerp(mean, group["momentum"])))
             for shape, pairs in shapes.items():
-                steps = _orthogonal(torch.stack([step for _, step in pairs]))
+                steps = orthogonal(torch.stack([step for _, step in pairs]))
                 for (param, _), step in zip(pairs, steps, strict=True):
                     param.add_(step, alpha=-group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5)
 
 
-def _orthogonal(steps: Tensor) -> Tensor:
+def orthogonal(steps: Tensor) -> Tensor:
     """Five Newton-Schulz iterations on a stack of matrices: singular values near 1."""
     tall = steps.shape[1] > steps.shape[2]
     x = steps.mT if tall else steps
