@@ -27,7 +27,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from src.data.rendering import PromptRenderer
-from src.data.sources.composed.source import PHRASINGS, ComposedSource, Habits
+from src.data.sources.composed.source import TRAINING_GLUE, ComposedSource, Habits
 from src.data.templates.native import NativeTemplate
 from src.models.policy import Policy
 from src.protocol.dialogue import TurnExample
@@ -59,9 +59,7 @@ def _pieces() -> str:
     A word is the same tokens everywhere, in a name, a sentence and JSON: the space around it belongs to the words of
     training's phrasings, or to nothing. Capitals and digits stand alone.
     """
-    texts = [text for group in PHRASINGS["train"].values() for text in group]
-    glue = sorted({word for text in texts for word in re.findall(r"(?<![{\w])[A-Za-z]+(?![}\w])", text)}, reverse=True)
-    one = rf"(?<![A-Za-z0-9_])(?:{'|'.join(glue)})(?![A-Za-z0-9_])"
+    one = rf"(?<![A-Za-z0-9_])(?:{'|'.join(sorted(TRAINING_GLUE, reverse=True))})(?![A-Za-z0-9_])"
     return rf" ?{one}(?: (?!{one}))?|[a-z]+|[A-Z]|[0-9]|_|\n+|[^\sA-Za-z0-9_]+(?: [^\sA-Za-z0-9_<]+)* ?|\s"
 
 

@@ -11,8 +11,10 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from src.errors import ConfigError
@@ -29,6 +31,14 @@ KINDS: dict[str, float] = {
 
 WORDS = json.loads((Path(__file__).parent / "words.json").read_text())
 PHRASINGS: Mapping[str, Mapping[str, Sequence[str]]] = WORDS["phrasings"]
+
+_TEXTS = {world: " ".join(chain(*phrasings.values())) for world, phrasings in PHRASINGS.items()}
+_WORD = re.compile(r"(?<![{\w])[A-Za-z]+(?![}\w])")
+GLUE = frozenset(_WORD.findall(" ".join(_TEXTS.values())))
+"""Words of the phrasings: no tool and no value is called so."""
+
+TRAINING_GLUE = frozenset(_WORD.findall(_TEXTS["train"]))
+"""Those of training's."""
 
 _VOWELS = (*"aaaaeeeeeiiiooooouu", "ea", "oo", "ou", "ai", "ee")
 _STARTS = (*"bbbcccddffgghhhjkllllmmmnnpppprrrsssstttvwwyz", "st", "sh", "ch", "tr", "gr", "br", "pl", "cl", "sp", "th")
@@ -223,8 +233,8 @@ class _Writer:
         return Dialogue(tuple(offered), messages, ComposedSource.name, id)
 
     def _say(self, clause: str) -> Message:
-        text = self._phrase("leads") + clause
-        return Message("user", f"{text}.")
+        noise = self._rng.choice(("{}, ", "{} ", "{} to ")).format(self._invent()) if self._noisy() else ""
+        return Message("user", f"{self._phrase('openings')}{noise}{self._phrase('leads')}{clause}.")
 
     def _request(self, tool: _Tool, *, again: bool = False, without: str = "") -> tuple[str, ToolCall]:
         """A clause that asks for a call, and the call; `again` says it of the tool of the clause before."""
@@ -233,13 +243,30 @@ class _Writer:
             for key, about in tool.spec.parameters.items()
             if key != without and (key in tool.spec.required or self._rng.random() < 0.4)
         }
-        clause = self._phrase("objects").format(verb=tool.verb, noun="one" if again else tool.noun)
+        clause = self._purpose(tool.verb, "one" if again else tool.noun)
         for index, (key, value) in enumerate(values.items()):
             main = index == 0 and key == next(iter(tool.spec.parameters)) and isinstance(value, str)
             unlabelled = main and "enum" not in tool.spec.parameters[key] and self._rng.random() < 0.5
-            phrase = self._phrase("mains" if unlabelled else "values")
-            clause += phrase.format(label=tool.labels[key], value=_spoken(value))
+            if unlabelled:
+                clause += self._phrase("mains") + _spoken(value)
+            else:
+                clause += self._stated(tool.labels[key], _spoken(value))
         return clause, ToolCall(tool.spec.name, values)
+
+    def _stated(self, label: str, value: str) -> str:
+        separator = f", {self._invent()} " if self._noisy() else self._phrase("separators")
+        if self._rng.random() < 0.35:
+            return separator + value + self._phrase("roles") + label
+        plain = value.isalpha() and value.islower()  # behind a word that means nothing it would be one more word
+        link = f" {self._invent()} " if not plain and self._noisy() else self._phrase("links")
+        return separator + self._phrase("owners") + label + link + value
+
+    def _purpose(self, verb: str, noun: str) -> str:
+        return f"{verb} {self._invent() if self._noisy() else self._phrase('articles')} {noun}"
+
+    def _noisy(self) -> bool:
+        """Whether a training prompt has a word that means nothing, so that phrasings are not learnt by heart."""
+        return self._world == "train" and self._rng.random() < 0.15
 
     def _toolbox(self, *, with_required: bool) -> list[_Tool]:
         """Tools of one prompt: the first is the right one, the next ones like it share its verb or its noun."""
@@ -275,7 +302,8 @@ class _Writer:
                 about["default"] = self.value(about)
         needed_keys = [key for key, needed in zip(keys, required, strict=True) if needed]
         schema = {"type": "object", "properties": parameters, "required": needed_keys}
-        description = self._phrase("descriptions").format(verb=verb, noun=noun)
+        end = f" {self._invent()}" if self._noisy() else self._phrase("ends")
+        description = self._phrase("purposes") + self._purpose(verb, noun) + end
         return _Tool(ToolSpec({"name": name, "description": description, "parameters": schema}), verb, noun, labels)
 
     def _schema(self) -> dict[str, JsonValue]:
@@ -323,7 +351,7 @@ class _Writer:
                 start, vowel, end = (self._rng.choice(letters) for letters in (_STARTS, _VOWELS, _ENDS))
                 parts.append(self._rng.choice((start + vowel, start + vowel, start + vowel + end, vowel + end)))
             word = "".join(parts)
-            if len(word) > 2 and is_held_out_word(word) == (self._world == "unseen"):
+            if len(word) > 2 and word not in GLUE and is_held_out_word(word) == (self._world == "unseen"):
                 return word
 
 
@@ -342,7 +370,9 @@ def _spoken(value: JsonValue) -> str:
 
 
 _WORDS = {
-    (world, role): [word for word in WORDS[role].split() if is_held_out_word(word) == (world == "unseen")]
+    (world, role): [
+        word for word in WORDS[role].split() if word not in GLUE and is_held_out_word(word) == (world == "unseen")
+    ]
     for world in ("train", "unseen")
     for role in ("verbs", "nouns", "attributes", "choices")
 }
