@@ -5,7 +5,9 @@ Trained in two stages on the corpus `composed`: on an expert's demonstrations un
 has never seen, then shortly on an imperfect demonstrator's. Says during training how much of both validation splits it
 gets right:
 
-    python -m src.wings.tiny.make_native --minutes 60
+    OMP_NUM_THREADS=1 python -m src.wings.tiny.make_native
+
+`--start` goes on from a folder that it wrote, `--expert-steps 0` from there to the second stage at once.
 """
 
 from __future__ import annotations
@@ -136,7 +138,7 @@ def loss_of(model: Qwen3ForCausalLM, batch: _Batch) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrices are made nearly orthogonal before each step: learns to copy in half of AdamW's steps.
+    """Momentum whose matrices are made nearly orthogonal before each step: learns to copy in fewer steps than AdamW's.
 
     torch.optim.Muon does the same in bfloat16, which takes a CPU longer than the rest of the step.
     """
@@ -266,8 +268,8 @@ def main() -> None:
     parser.add_argument("--expert-folder", type=Path, default=_EXPERT, help="where to keep the first stage")
     parser.add_argument("--start", type=Path, help="start from this folder's weights and tokenizer")
     parser.add_argument("--short-steps", type=int, default=1200, help="the first steps, on two or three tools a prompt")
-    parser.add_argument("--expert-steps", type=int, default=3600, help="steps on an expert's demonstrations in all")
-    parser.add_argument("--habit-steps", type=int, default=200, help="steps on an imperfect demonstrator's")
+    parser.add_argument("--expert-steps", type=int, default=6000, help="steps on an expert's demonstrations in all")
+    parser.add_argument("--habit-steps", type=int, default=60, help="steps on an imperfect demonstrator's")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--habit-rate", type=float, default=0.004)
