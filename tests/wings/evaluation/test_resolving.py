@@ -122,7 +122,7 @@ def test_without_a_best_checkpoint_the_last_is_taken(run, caplog):
         (["model=src/no_such_run"], r"model='src/no_such_run': .* found no such file"),  # src exists: no hub id
         (
             [f"model={ROOT}/configs/data"],
-            r"expected a run folder .* found a folder with hammer.yaml, messages.yaml",
+            r"expected a run folder .* found a folder with .*hammer.yaml",
         ),
         (["model=x/y", "dtype=float16"], r"policy_options: .*policy.dtype: expected one of .* found 'float16'"),
     ],
