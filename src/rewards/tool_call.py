@@ -112,7 +112,8 @@ class RewardFunction(Protocol):
     """What `reward` in a config instantiates.
 
     One that gives every target's own text format 1 and correctness 1 says so with the attribute `full_marks = True`:
-    targets that do not get them are then bad records.
+    targets that do not get them are then bad records. One that reads the tags of one format names it in
+    `output_format`.
     """
 
     def __call__(

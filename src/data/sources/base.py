@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
 from typing import Literal, Protocol
@@ -84,6 +84,29 @@ def validation_splits(train: Source, val: Source | None, chosen: Sequence[str] |
     if not chosen or not set(chosen) <= set(found):
         raise ConfigError(f"data.val_splits: expected some of {sorted(found)} or null for all, found {list(chosen)}.")
     return {name: split for name, split in found.items() if name in chosen}
+
+
+def generator_splits(num_train: int, num_val: int) -> dict[str, int]:
+    """Examples of each split of a generated corpus, `train` first.
+
+    Raises:
+        ConfigError: a count below 1.
+    """
+    for key, count in (("num_train", num_train), ("num_val", num_val)):
+        if count < 1:
+            raise ConfigError(f"data.train.{key}: expected at least 1, found {count}.")
+    return {"train": num_train, "val": num_val, "val_unseen": num_val}
+
+
+def kind_shares(kinds: Mapping[str, float] | None, known: Mapping[str, float]) -> dict[str, float]:
+    """The share of each kind of dialogue in a generated corpus; None: the known ones.
+
+    Raises:
+        ConfigError: a kind that is not known.
+    """
+    if unknown := set(kinds or ()) - set(known):
+        raise ConfigError(f"data.train.kinds: expected some of {sorted(known)}, found {sorted(unknown)}.")
+    return dict(kinds or known)
 
 
 def target_tags(target: Message) -> tuple[str, ...]:

@@ -114,11 +114,16 @@ def _suffix(file: Path) -> str:
     return next((end for end in SUFFIXES if file.name.endswith(end)), "")
 
 
-def _read_file(file: Path, name: str) -> Iterator[Record | DataError]:
+def is_lfs_pointer(file: Path) -> bool:
+    """Whether a file only points at what Git LFS would fetch."""
     with file.open("rb") as stream:
-        if (head := stream.read(len(_POINTER))) == _POINTER:
-            advice = "It is a Git LFS pointer: run `git lfs pull` in its repository."
-            raise DataError(str(file), "file", "the data itself", head.decode(), advice)
+        return stream.read(len(_POINTER)) == _POINTER
+
+
+def _read_file(file: Path, name: str) -> Iterator[Record | DataError]:
+    if is_lfs_pointer(file):
+        advice = "It is a Git LFS pointer: run `git lfs pull` in its repository."
+        raise DataError(str(file), "file", "the data itself", _POINTER.decode(), advice)
     if file.suffix in (".parquet", ".arrow"):
         yield from _arrow_records(file, name)
         return

@@ -23,6 +23,7 @@ from huggingface_hub.constants import HF_HOME
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from src.data.sources.reading import is_lfs_pointer
 from src.errors import ConfigError, FileError, Refusal
 from src.models.loading.policy_config import PolicyConfig
 
@@ -34,7 +35,6 @@ _WEIGHT_FILES = ("model*.safetensors", "pytorch_model*.bin")
 _ADAPTER = "adapter_config.json"
 _INDEX = "model.safetensors.index.json"
 _MAGIC = b"GGUF"
-_POINTER = b"version https://git-lfs"
 
 
 def model_folder(config: PolicyConfig) -> Path | None:
@@ -173,8 +173,7 @@ def check_weight_files(folder: Path) -> None:
             with safe_open(file, framework="pt"):
                 pass
         except SafetensorError as error:
-            with file.open("rb") as opened:
-                pointer = opened.read(len(_POINTER)) == _POINTER
+            pointer = is_lfs_pointer(file)
             advice = "It is a Git LFS pointer: run `git lfs pull` there." if pointer else "Download it again."
             raise ConfigError(
                 f"policy.path: '{file}' is not whole ({error}; {file.stat().st_size} bytes). {advice}"

@@ -54,6 +54,7 @@ class PublishedReward:
     turn_start: str = "<|im_start|>assistant"
     turn_end: str = "<|im_end|>"
     full_marks: ClassVar[bool] = True
+    output_format: ClassVar[str] = "rest"
 
     def __post_init__(self) -> None:
         if self.format_rule not in get_args(FormatRule):

@@ -7,10 +7,15 @@ import re
 
 import pytest
 
+from src.config.policy_checks import check_template
+from src.errors import ConfigError
+from src.models.loading.loading import PolicyConfig, load_tokenizer
 from src.protocol.dialogue import Message, ToolCall
 from src.protocol.formats.rest import parse, step_text
 from src.rewards.tool_call import Reward, RewardFunction, ToolCallReward
 from src.wings.published.reward import PublishedReward, rest_format, toolrl_format
+from tests.configs.test_experiments import NATIVE_TEMPLATE
+from tests.conftest import ROOT, train_config
 from tests.fuzzing import base_texts, mutated_texts
 from tests.wings.published.scoring import published_total
 
@@ -260,3 +265,12 @@ def test_bounds_and_settings() -> None:
     assert [PublishedReward().bounds(step) for step in (0, 75, 150)] == [(-4.0, 4.0), (-3.5, 4.0), (-4.0, 4.0)]
     with pytest.raises(ValueError, match=r"reward\.format_rule: expected one of .* found 'loose'"):
         PublishedReward(format_rule="loose")  # type: ignore[arg-type]
+
+
+def test_it_is_refused_where_the_policy_writes_another_format(tmp_path):
+    tokenizer = load_tokenizer(PolicyConfig(path=ROOT / "src/models/tiny"))
+    check_template(train_config(tmp_path, "reward=published"), tokenizer)
+    tokenizer.chat_template = NATIVE_TEMPLATE
+    check_template(train_config(tmp_path, "prompt.layout=native"), tokenizer)
+    with pytest.raises(ConfigError, match=r"PublishedReward reads the format rest, prompt\.layout=native has hermes"):
+        check_template(train_config(tmp_path, "prompt.layout=native", "reward=published"), tokenizer)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from src.errors import ConfigError
+from src.data.sources.base import generator_splits, kind_shares
 from src.protocol.dialogue import Dialogue, JsonValue, Message, ToolCall, ToolSpec, TurnExample, split_turns
 
 KINDS: dict[str, float] = {
@@ -102,13 +102,7 @@ class ComposedSource:
         Raises:
             ConfigError: a count below 1, or an unknown kind.
         """
-        for key, count in (("num_train", num_train), ("num_val", num_val)):
-            if count < 1:
-                raise ConfigError(f"data.train.{key}: expected at least 1, found {count}.")
-        self._kinds = dict(kinds or KINDS)
-        if unknown := set(self._kinds) - set(KINDS):
-            raise ConfigError(f"data.train.kinds: expected some of {sorted(KINDS)}, found {sorted(unknown)}.")
-        self._counts = {"train": num_train, "val": num_val, "val_unseen": num_val}
+        self._counts, self._kinds = generator_splits(num_train, num_val), kind_shares(kinds, KINDS)
         self._seed, self._habits, self._tools, self._invented = seed, habits, tools, invented
 
     def splits(self) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
+from src.data.sources.base import generator_splits, kind_shares
 from src.data.sources.synthetic.domains import TRAINING_DOMAINS, UNSEEN_DOMAINS, WORDS, SyntheticTool
 from src.data.sources.synthetic.thoughts import (
     Reasoning,
@@ -88,19 +89,12 @@ class SyntheticSource:
         Raises:
             ValueError: a count below 1, an unknown kind or an unknown reasoning.
         """
-        for key, count in (("num_train", num_train), ("num_val", num_val)):
-            if count < 1:
-                raise ConfigError(f"data.train.{key}: expected at least 1, found {count}.")
-        kinds = dict(kinds or KINDS)
-        if unknown := set(kinds) - set(KINDS):
-            raise ConfigError(f"data.train.kinds: expected some of {sorted(KINDS)}, found {sorted(unknown)}.")
+        self._counts, self._kinds = generator_splits(num_train, num_val), kind_shares(kinds, KINDS)
         if reasoning not in get_args(Reasoning):
             raise ConfigError(
                 f"data.train.reasoning: expected one of {list(get_args(Reasoning))}, found {reasoning!r}."
             )
-        self._counts = {"train": num_train, "val": num_val, "val_unseen": num_val}
         self._seed = seed
-        self._kinds = kinds
         self._habits = habits
         self._reasoning = reasoning
 
