@@ -18,8 +18,10 @@ from src.models.loading.files import hub_errors
 from src.models.loading.policy_config import PolicyConfig
 from src.models.loading.quantization import check_quantization
 from src.models.structure import positions_of
+from src.protocol.dialogue import Message, ToolCall
 from src.protocol.formats.known import REST
 from src.protocol.formats.rest import parse
+from src.protocol.types import Region
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -136,7 +138,8 @@ def check_template(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> No
     """Check that the chat template leaves thinking to the policy: what a prompt has closed has no region to weigh.
 
     Raises:
-        ConfigError: it opens and closes `<think>` itself, or prompts cannot be written with it.
+        ConfigError: it opens and closes `<think>` itself, prompts cannot be written with it, or the reward or the
+            regions are of another format than the policy writes.
     """
     renderer: PromptRenderer = made(config.prompt, "prompt", tokenizer)
     prefix = renderer.response_prefix
@@ -146,6 +149,7 @@ def check_template(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> No
             f"reward: {config.reward._target_} reads the format {needed}, prompt.layout={config.prompt.layout} has "
             f"{renderer.format.name}. Set reward=default, or prompt.layout=published."
         )
+    check_regions(config, renderer)
     if renderer.format.name != REST.name:
         return  # a model's own format leaves thinking to the template
     if samples(config) and "think" in (read := parse(prefix)).fields and all(read.closed):
@@ -153,4 +157,23 @@ def check_template(config: DictConfig, tokenizer: PreTrainedTokenizerBase) -> No
             f"prompt.chat_template_kwargs={dict(config.prompt.chat_template_kwargs or {})}: with it the chat template "
             f"ends prompts with {prefix!r}, so no completion has the region reasoning, and none gets the format "
             "right. Leave enable_thinking out, or set it to true."
+        )
+
+
+def check_regions(config: DictConfig, renderer: PromptRenderer) -> None:
+    """Check that a function of `algorithm.regions` finds something in a call of the policy's format.
+
+    Raises:
+        ConfigError: it gives all tokens between the marks the region `OTHER`.
+    """
+    path = config.algorithm.get("regions", "sampled")
+    if path == "sampled":
+        return
+    text = renderer.format.step_text(Message("assistant", calls=(ToolCall("get_weather", {"city": "Oslo"}),)))
+    ids = torch.tensor(renderer.tokenizer(text, add_special_tokens=False)["input_ids"])
+    found = set(made(config.algorithm, "algorithm").tagger(renderer.tokenizer)(ids).tolist())
+    if found <= {int(Region.FORMAT), int(Region.OTHER)}:
+        raise ConfigError(
+            f"algorithm.regions: expected a function that knows calls of the format {renderer.format.name}; {path} "
+            f"finds neither name nor parameters in {text!r}. Set algorithm.regions=sampled, which knows every format."
         )

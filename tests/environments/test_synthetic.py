@@ -4,9 +4,10 @@ import json
 
 import pytest
 
+from src.data.sources.composed.source import ComposedSource
 from src.data.sources.synthetic.domains import TRAINING_DOMAINS
 from src.data.sources.synthetic.source import SyntheticSource, execute
-from src.environments.synthetic import SyntheticWorld, synthetic_world
+from src.environments.synthetic import SyntheticWorld, composed_world, synthetic_world
 from src.errors import ConfigError
 from src.protocol.dialogue import ToolCall
 
@@ -36,3 +37,16 @@ def test_a_call_of_what_is_not_on_offer_is_an_error():
 def test_unknown_domains_are_refused(domains, message):
     with pytest.raises(ConfigError, match=message):
         synthetic_world(domains)
+
+
+def test_the_composed_world_answers_its_own_request():
+    """The tools are those of an unseen prompt; the same call always gets the same answer, another one another."""
+    world = composed_world(seed=0)
+    (example,) = ComposedSource(num_val=1, kinds={"single": 1.0}).load("val_unseen")
+    assert (world.tools, world.hint) == (example.tools, example.history[0].text)
+    (call,) = example.target.calls
+    other = ToolCall(call.name, {key: "else" for key in call.parameters})
+    first, again, third, unknown = world.run([call, call, other, ToolCall("get_whether", {})])
+    assert first == again != third and unknown == '{"error": "no tool get_whether"}'
+    ((key, value),) = json.loads(first).items()
+    assert isinstance(value, str) and key != value

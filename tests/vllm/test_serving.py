@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ from tokenizers import AddedToken
 from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3Config
 
 from src.data.rendering import PromptRenderer
+from src.data.sources.composed.source import ComposedSource
 from src.data.sources.messages import MessagesSource
+from src.data.templates.native import openai_messages, openai_tool
 from src.models.loading.loading import load_policy
 from src.models.loading.policy_config import PolicyConfig
 from src.protocol.regions import read_completion
@@ -28,7 +31,14 @@ from tests.protocol.conftest import package_folder
 from tests.vllm.server import VllmServer
 
 pytestmark = pytest.mark.vllm
-NEW_TOKENS = 96
+NEW_TOKENS = 144
+XML_CALL = (
+    "{{- '<tool_call>\\n<function=' + call.name + '>\\n' }}"
+    "{%- for key, value in call.arguments.items() %}"
+    "{{- '<parameter=' + key + '>\\n' + (value if value is string else value | tojson) + '\\n</parameter>\\n' }}"
+    "{%- endfor %}"
+    "{{- '</function>\\n</tool_call>' }}"
+)
 MARKERS = ("<think>", "</think>", "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 _CITIES = ("Oslo", "Rome", "Lima", "Bonn", "Kiev", "Cairo", "Delhi", "Quito")
 _TOOLS: dict[str, tuple[str, dict[str, str], str]] = {
@@ -57,12 +67,12 @@ def rows(count: int, seed: int, thought: str) -> list[dict[str, Any]]:
         if thought:
             answer["reasoning_content"] = thought
         asked = {"role": "user", "content": question.format(city=city, number=number)}
-        tools = [openai_tool(name) for name in rng.sample(list(_TOOLS), len(_TOOLS))]
+        tools = [tool_of(name) for name in rng.sample(list(_TOOLS), len(_TOOLS))]
         made.append({"messages": [asked, answer], "tools": tools})
     return made
 
 
-def openai_tool(name: str) -> dict[str, Any]:
+def tool_of(name: str) -> dict[str, Any]:
     about, parameters, _ = _TOOLS[name]
     schema = {"type": "object", "properties": {key: {"type": kind} for key, kind in parameters.items()}}
     schema["required"] = list(parameters)  # type: ignore[assignment]
@@ -116,11 +126,65 @@ def test_a_client_gets_the_calls_that_our_parser_reads(
         *("trainer.val_check_interval=140", "validate_at_start=false", f"sampling.max_new_tokens={NEW_TOKENS}"),
         *("callbacks=hf_export", "callbacks.live_figures=null", "benchmark=[]"),
     )
-    folder = tmp_path / "run/exported/final"
-    ours = our_calls(folder, tmp_path / "asked.jsonl")
+    a_client_gets_our_calls(tmp_path / "run/exported/final", tmp_path / "asked.jsonl", asked, expected)
+
+
+@pytest.mark.parametrize("form", ["hermes", "qwen3_xml"])
+def test_a_client_gets_the_calls_of_the_tiny_policy(form: str, tmp_path: Path) -> None:
+    """Three rollout steps as it is, or SFT in the other format first; tools of the prompts asked were never seen."""
+    given = composed_rows(400, "train")
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, given)))
+    asked = composed_rows(50, "val_unseen")
+    (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
+    overrides = ["updates.rollout_steps=3"]
+    if form == "qwen3_xml":
+        overrides = [
+            f"policy.path={with_xml_calls(tmp_path / 'start')}",
+            "algorithm=sft",
+            "optimizer.learning_rate=1e-3",
+        ]
+        overrides += ["updates.rollout_steps=50", "updates.prompts_per_minibatch=8"]
+    run(
+        tmp_path / "run",
+        *("experiment=tiny_native", "data=messages", f"data.path={tmp_path / 'rows.jsonl'}", "data.limit_val=8"),
+        *("data.prompts_per_step=16", "trainer.val_check_interval=50", "validate_at_start=false"),
+        *("callbacks=hf_export", "callbacks.live_figures=null", "benchmark=[]", *overrides),
+    )
+    expected = f"--tool-call-parser {form} --reasoning-parser qwen3"
+    a_client_gets_our_calls(tmp_path / "run/exported/final", tmp_path / "asked.jsonl", asked, expected)
+
+
+def composed_rows(count: int, split: str) -> list[dict[str, Any]]:
+    """Requests of the generated corpus that a call answers."""
+    kinds = {"single": 0.7, "parallel_different": 0.3}
+    examples = ComposedSource(2 * count, 2 * count, kinds=kinds).load(split)
+    asked = [example for example in examples if len(example.history) == 1][:count]
+    return [
+        {
+            "messages": openai_messages((*example.history, example.target)),
+            "tools": [openai_tool(tool) for tool in example.tools],
+        }
+        for example in asked
+    ]
+
+
+def with_xml_calls(folder: Path) -> Path:
+    """The tiny policy, with a template that writes calls in `qwen3_xml`."""
+    shutil.copytree(ROOT / "src/models/tiny_native", folder)
+    template = folder / "chat_template.jinja"
+    written = template.read_text()
+    first, last = "{{- '<tool_call>", "</tool_call>' }}"
+    start, end = written.index(first), written.index(last) + len(last)
+    template.write_text(written[:start] + XML_CALL + written[end:])
+    return folder
+
+
+def a_client_gets_our_calls(folder: Path, rows: Path, asked: list[dict[str, Any]], expected: str) -> None:
+    """Of the exported policy, served by the card's command, which ends in `expected`."""
+    ours = our_calls(folder, rows)
     (command,) = re.findall(r"^vllm serve FOLDER (.*)$", (folder / "README.md").read_text(), re.MULTILINE)
     assert command.endswith(expected)
-    server = VllmServer(folder, tmp_path / "server.txt", *shlex.split(command), "--max-model-len", "2048", engine=False)
+    server = VllmServer(folder, folder.parent / "server.txt", *shlex.split(command), engine=False)
     try:
         server.start()
         from openai import OpenAI  # which vLLM brings

@@ -7,17 +7,23 @@ and - for OTHER, which has weight 0 there.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 import torch
 from transformers import AddedToken, AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerBase
 
 from src.algorithm.region_weights import RegionFactors, RegionWeighting, token_weights
+from src.config.policy_checks import check_template
+from src.errors import ConfigError
+from src.models.loading.loading import PolicyConfig, load_tokenizer
 from src.protocol.regions import TokenBytes, read_completion
 from src.protocol.types import Region
 from src.wings.published.regions import published_regions
 from src.wings.tiny.make import FOLDERS
+from tests.conftest import train_config
 from tests.fuzzing import mutated_texts
+from tests.protocol.conftest import package_folder
 
 LETTERS = "FNPRA-"
 
@@ -176,3 +182,18 @@ def test_never_raises_on_what_was_sampled(name: str, request: pytest.FixtureRequ
 def test_a_slow_tokenizer_is_refused() -> None:
     with pytest.raises(ValueError, match=r"algorithm\.regions: published needs a fast tokenizer.*ByT5Tokenizer"):
         published_regions(torch.tensor([3, 4]), ByT5Tokenizer())
+
+
+def test_a_format_whose_calls_they_do_not_find_is_refused(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(PolicyConfig(path=FOLDERS["brief"]))
+    check_template(train_config(tmp_path, "algorithm=rest_published"), tokenizer)
+    templates = package_folder("trl") / "chat_templates"
+    native = train_config(tmp_path, "algorithm=rest_published", "prompt.layout=native")
+    tokenizer.chat_template = (templates / "qwen3.jinja").read_text(encoding="utf-8")
+    check_template(native, tokenizer)  # hermes: its calls are as the paper's, but for a key that they know too
+    tokenizer.chat_template = (templates / "qwen3_5_think.jinja").read_text(encoding="utf-8")
+    expected = (
+        r"algorithm\.regions: expected .* format qwen3_xml; \S+published_regions finds neither .*function=get_weather"
+    )
+    with pytest.raises(ConfigError, match=expected):
+        check_template(native, tokenizer)

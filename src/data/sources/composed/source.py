@@ -172,6 +172,12 @@ def _filled(call: ToolCall, tools: Sequence[ToolSpec], rng: random.Random) -> To
     return replace(call, parameters={**call.parameters, key: about.get("default", _Writer(rng).value(about))})
 
 
+def invented_result(call: ToolCall) -> dict[str, JsonValue]:
+    """What a tool of the corpus answers: a word and a value, always the same for the same call."""
+    writer = _Writer(random.Random(f"{call.name} {json.dumps(call.parameters, sort_keys=True)}"))
+    return {writer.word("attributes"): writer.value({"type": "string"})}
+
+
 class _Writer:
     """Writes one dialogue with one random generator; `world` chooses its words and phrasings."""
 
@@ -203,7 +209,7 @@ class _Writer:
         step = Message("assistant", thought=plan + (" twice." if kind == "parallel_same" else "."), calls=calls)
         if kind != "single" or self._rng.random() > 0.15:
             return self._dialogue(tools, (question, step), id), [kind]
-        label, value = self._word("attributes"), self.value({"type": "string"})
+        label, value = self.word("attributes"), self.value({"type": "string"})
         answer = Message("assistant", self._phrase("answers").format(label=label, value=value), "that answers it.")
         seen = Message("observation", json.dumps({label: value}))
         return self._dialogue(tools, (question, step, seen, answer), id), [kind, "answer"]
@@ -264,24 +270,24 @@ class _Writer:
 
     def _toolbox(self, *, with_required: bool) -> list[_Tool]:
         """Tools of one prompt: the first is the right one, the next ones like it share its verb or its noun."""
-        verb, noun = self._word("verbs"), self._word("nouns")
+        verb, noun = self.word("verbs"), self.word("nouns")
         tools = [self._tool(verb, noun, with_required)]
         for _ in range(self._rng.randint(*self._range) - 1):
             like = self._rng.random()
             tools.append(
                 self._tool(
-                    verb if like < 0.2 else self._word("verbs"), noun if 0.2 <= like < 0.4 else self._word("nouns")
+                    verb if like < 0.2 else self.word("verbs"), noun if 0.2 <= like < 0.4 else self.word("nouns")
                 )
             )
         return tools
 
     def _tool(self, verb: str, noun: str, with_required: bool = False) -> _Tool:
         style = self._rng.random()
-        name = f"{verb}_{noun}" if style < 0.3 else f"{noun}_{verb}" if style < 0.4 else self._word("nouns")
+        name = f"{verb}_{noun}" if style < 0.3 else f"{noun}_{verb}" if style < 0.4 else self.word("nouns")
         if style > 0.6:
-            name += f"_{self._word('nouns')}"
+            name += f"_{self.word('nouns')}"
         count = self._rng.choice((1, 2, 2, 3))
-        keys = [self._word("attributes") for _ in range(count)]
+        keys = [self.word("attributes") for _ in range(count)]
         required = [index == 0 or self._rng.random() < 0.5 for index in range(count)]
         if not with_required and count > 1 and self._rng.random() < 0.1:
             required[0] = False
@@ -291,7 +297,7 @@ class _Writer:
             parameters[key] = about = self._schema()
             labels[key] = key
             if self._rng.random() < 0.25:
-                labels[key] = about["description"] = self._word("attributes")
+                labels[key] = about["description"] = self.word("attributes")
             if not needed and self._rng.random() < 0.5:
                 about["default"] = self.value(about)
         needed_keys = [key for key, needed in zip(keys, required, strict=True) if needed]
@@ -304,7 +310,7 @@ class _Writer:
         kinds = ("string", "integer", "number", "boolean", "enum")
         (kind,) = self._rng.choices(kinds, weights=(45, 20, 8, 10, 17))
         if kind == "enum":
-            return {"type": "string", "enum": [self._word("choices") for _ in range(self._rng.choice((2, 3)))]}
+            return {"type": "string", "enum": [self.word("choices") for _ in range(self._rng.choice((2, 3)))]}
         return {"type": kind}
 
     def value(self, about: Mapping[str, JsonValue]) -> JsonValue:
@@ -327,7 +333,7 @@ class _Writer:
     def _phrase(self, key: str) -> str:
         return self._rng.choice(PHRASINGS[self._world][key])
 
-    def _word(self, role: str) -> str:
+    def word(self, role: str) -> str:
         """A word that this dialogue has not had: one of its role, or an invented one."""
         while True:
             word = (
