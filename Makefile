@@ -24,7 +24,7 @@ PYTEST := OMP_NUM_THREADS=$(TEST_THREADS) $(RUN) -m pytest --numprocesses $(TEST
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 TOOLRL ?= https://github.com/qiancheng0/ToolRL.git
 
-.PHONY: help setup train eval report test test-slow test-browser test-vllm sweep compare docs format lint audit api-bank models bench bench-gpu bench-peers tiny-policy lock lock-vllm clean
+.PHONY: help setup train eval report test test-slow test-browser test-vllm sweep compare docs format lint audit api-bank models bench bench-gpu bench-peers tiny-policy tiny-native lock lock-vllm clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | while IFS= read -r line; do \
@@ -105,6 +105,9 @@ models: $(STAMP) ## Compare every causal-LM type of transformers with itself and
 
 tiny-policy: $(STAMP) ## Train the tiny policy that comes with the project anew
 	$(RUN) -m src.wings.tiny.make $(ARGS)
+
+tiny-native: $(STAMP) ## Train the tiny policy of the native layout anew (an hour on two cores)
+	$(RUN) -m src.wings.tiny.make_native $(ARGS)
 
 # A resolved set without what pyproject.toml pins itself: $(1) is the Python whose packages are listed.
 define resolved

@@ -11,7 +11,7 @@ from src.train import train
 from tests.conftest import FEW_EXAMPLES, ROOT, SMALL, published_corpus, train_config
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
-PUBLISHED = [name for name in EXPERIMENTS if name.startswith(("qwen3", "llama3"))]
+PUBLISHED = [name for name in EXPERIMENTS if name.startswith(("qwen3", "llama3", "gpt_oss"))]
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +64,7 @@ NATIVE_TEMPLATE = """\
 
 LIKE_QWEN3_8B = (
     *("qwen3_1_7b", "qwen3_14b", "qwen3_32b", "qwen3_4b_2507", "qwen3_4b_thinking_2507"),
-    *("native", "qwen3_5_9b_native", "llama3_2_3b_native"),
+    *("native", "qwen3_5_9b_native", "llama3_2_3b_native", "gpt_oss_20b_native"),
 )
 """They differ from it in the policy's name, and here all train the same one."""
 

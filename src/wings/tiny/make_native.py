@@ -13,9 +13,11 @@ gets right:
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import re
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -35,7 +37,7 @@ from src.models.policy import Policy
 from src.protocol.dialogue import TurnExample
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import ToolCallReward
-from src.rollout.collect import Collector
+from src.rollout.collect import Collector, ScoredGroup
 from src.rollout.engine import SamplingParams
 from src.rollout.native.engine import NativeEngine
 from src.wings.exporting.folder import export
@@ -248,17 +250,30 @@ class Trainer:
         told = []
         for split, prompts in self._validation.items():
             groups = collector.collect(prompts, self._params, seed=0, rollout_step=0, progress=0.0)
-            parts = [group.completions[0].reward.parts for group in groups]
-            exact: dict[str, list[float]] = {}
-            for prompt, one in zip(prompts, parts, strict=True):
-                exact.setdefault(prompt.example.tags[0], []).append(one.exact_match)
-            calling = [one for one, prompt in zip(parts, prompts, strict=True) if prompt.example.target.calls]
-            shares = {"exact": [one.exact_match for one in parts], "name": [one.name for one in calling]}
-            shares |= {"keys": [one.parameter_names for one in calling]}
-            shares |= {"values": [one.parameter_values for one in calling]} | dict(sorted(exact.items()))
-            told.append(f"{split}: " + ", ".join(f"{key} {sum(each) / len(each):.2f}" for key, each in shares.items()))
+            told.append(f"{split}: " + ", ".join(f"{key} {share:.2f}" for key, share in shares(groups).items()))
         self._model.train()
         return "; ".join(told)
+
+
+def shares(groups: Sequence[ScoredGroup]) -> dict[str, float]:
+    """How much is right, of all and by kind; of the names and values in calls, how many stand in the prompt at all."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for group in groups:
+        example, answer = group.prompt.example, group.completions[0]
+        parts = answer.reward.parts
+        found["exact"].append(parts.exact_match)
+        if example.target.calls:
+            found["names"].append(parts.name)
+            found["keys"].append(parts.parameter_names)
+            found["values"].append(parts.parameter_values)
+        tools = {tool.name: json.dumps(tool.json) for tool in example.tools}
+        text = " ".join([*(message.text for message in example.history), *tools.values()])
+        for call in answer.decoded.parsed.calls or ():
+            found["copied names"].append(call.name in tools)
+            said = [isinstance(value, bool) or str(value) in text for value in call.parameters.values()]
+            found["copied values"] += said
+        found[example.tags[0]].append(parts.exact_match)
+    return {key: sum(each) / len(each) for key, each in found.items()}
 
 
 def main() -> None:
@@ -268,7 +283,7 @@ def main() -> None:
     parser.add_argument("--expert-folder", type=Path, default=_EXPERT, help="where to keep the first stage")
     parser.add_argument("--start", type=Path, help="start from this folder's weights and tokenizer")
     parser.add_argument("--short-steps", type=int, default=1200, help="the first steps, on two or three tools a prompt")
-    parser.add_argument("--expert-steps", type=int, default=6000, help="steps on an expert's demonstrations in all")
+    parser.add_argument("--expert-steps", type=int, default=7500, help="steps on an expert's demonstrations in all")
     parser.add_argument("--habit-steps", type=int, default=60, help="steps on an imperfect demonstrator's")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rate", type=float, default=0.02)

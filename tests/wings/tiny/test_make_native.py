@@ -1,13 +1,21 @@
 """What makes copying learnable for a small policy in the native layout: its tokenizer, its template, its optimizer."""
 
+import json
+
 import pytest
 import torch
 
 from src.data.rendering import PromptRenderer
 from src.data.sources.composed.source import ComposedSource
+from src.models.loading.loading import PolicyConfig, load_policy
 from src.protocol.dialogue import Message, ToolCall, ToolSpec, TurnExample
+from src.protocol.token_bytes import TokenBytes
+from src.rewards.tool_call import ToolCallReward
+from src.rollout.collect import Collector
+from src.rollout.engine import SamplingParams
+from src.rollout.native.engine import NativeEngine
 from src.wings.tiny.make import build_model
-from src.wings.tiny.make_native import Muon, batches, build_tokenizer, loss_of, orthogonal
+from src.wings.tiny.make_native import FOLDER, Muon, batches, build_tokenizer, loss_of, orthogonal, shares
 
 SCHEMA = {
     "type": "object",
@@ -24,8 +32,13 @@ CALL = ToolCall("book_boat", {"city": "Oslo", "days": 2})
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return build_tokenizer(examples=400)
+def loaded():
+    return load_policy(PolicyConfig(path=FOLDER, dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(loaded):
+    return loaded.tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +49,30 @@ def renderer(tokenizer):
 def text_of(renderer, example):
     ids = [renderer.render(example).prompt_ids, renderer.render_target(example)]
     return [renderer.tokenizer.decode(each) for each in ids]
+
+
+def test_it_is_small():
+    assert sum(path.stat().st_size for path in FOLDER.iterdir()) <= 4_000_000
+    assert json.loads((FOLDER / "config.json").read_text())["model_type"] == "qwen3"
+
+
+def test_its_tokenizer_and_its_template_are_those_of_the_script(tokenizer):
+    built = build_tokenizer()
+    assert built.get_vocab() == tokenizer.get_vocab() and built.chat_template == tokenizer.chat_template
+    text = "<think> book boat: book_boat. </think>\n<tool_call>"
+    assert built(text)["input_ids"] == tokenizer(text)["input_ids"]
+
+
+def test_it_reads_tools_that_it_never_saw_and_has_bad_habits(loaded, renderer):
+    """Greedy, on 100 requests with words and phrasings that training never had."""
+    table = TokenBytes.from_tokenizer(loaded.tokenizer)
+    collector = Collector(NativeEngine(loaded.policy.model), ToolCallReward(), table, loaded.stop_token_ids)
+    params = SamplingParams(temperature=0.0, max_new_tokens=144, stop_token_ids=loaded.stop_token_ids)
+    prompts = renderer.render_all(ComposedSource(1, 100, seed=1).load("val_unseen"))
+    found = shares(collector.collect(prompts, params, seed=0, rollout_step=0, progress=0.0))
+    assert 0.35 <= found["exact"] <= 0.6
+    assert found["copied names"] >= 0.95 and found["copied values"] >= 0.95
+    assert max(found["parallel_same"], found["parallel_different"], found["refusal"], found["ask"]) < 0.7
 
 
 def test_a_dialogue_in_its_template(renderer):

@@ -40,6 +40,8 @@ GLUE = frozenset(_WORD.findall(" ".join(_TEXTS.values())))
 TRAINING_GLUE = frozenset(_WORD.findall(_TEXTS["train"]))
 """Those of training's."""
 
+_GLUE = sorted(TRAINING_GLUE)
+
 _VOWELS = (*"aaaaeeeeeiiiooooouu", "ea", "oo", "ou", "ai", "ee")
 _STARTS = (*"bbbcccddffgghhhjkllllmmmnnpppprrrsssstttvwwyz", "st", "sh", "ch", "tr", "gr", "br", "pl", "cl", "sp", "th")
 _ENDS = (*"bdddgkkllllmmnnnnnppprrrrsssttttxy", "nd", "ck", "rt", "st", "ll", "ss", "ng", "th")
@@ -86,6 +88,7 @@ class ComposedSource:
         habits: Habits | None = None,
         tools: tuple[int, int] = (3, 5),
         invented: float = 0.35,
+        noise: float = 0.3,
     ) -> None:
         """Configure the generator.
 
@@ -98,12 +101,15 @@ class ComposedSource:
                 always the expert's.
             tools: least and most tools of a training prompt; validation prompts have three to five.
             invented: share of words that are made of random letters.
+            noise: mean share of a training prompt's phrasings in which some words are others or mean nothing, so that
+                they are not learnt by heart; two of five prompts have none, one of five has it everywhere.
 
         Raises:
             ConfigError: a count below 1, or an unknown kind.
         """
         self._counts, self._kinds = generator_splits(num_train, num_val), kind_shares(kinds, KINDS)
-        self._seed, self._habits, self._tools, self._invented = seed, habits, tools, invented
+        self._seed, self._habits, self._tools = seed, habits, tools
+        self._invented, self._noise = invented, noise
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits, `train` first."""
@@ -128,7 +134,7 @@ class ComposedSource:
         while True:
             index += 1
             rng = random.Random(f"{self._seed}/{split}/{index}")
-            writer = _Writer(rng, world, tools, self._invented)
+            writer = _Writer(rng, world, tools, self._invented, self._noise if split == "train" else 0.0)
             (kind,) = rng.choices(list(self._kinds), weights=list(self._kinds.values()))
             dialogue, tags = writer.write(kind, f"{split}/{index}")
             if world == "train" and _held_out(dialogue.messages[0].text, 0.1) != (split == "val"):
@@ -182,10 +188,17 @@ class _Writer:
     """Writes one dialogue with one random generator; `world` chooses its words and phrasings."""
 
     def __init__(
-        self, rng: random.Random, world: str = "train", tools: tuple[int, int] = (3, 5), invented: float = 0.35
+        self,
+        rng: random.Random,
+        world: str = "train",
+        tools: tuple[int, int] = (3, 5),
+        invented: float = 0.35,
+        noise: float = 0.0,
     ) -> None:
         self._rng, self._world, self._range, self._invented = rng, world, tools, invented
-        self._taken: set[str] = set()
+        self._noise = noise * rng.choice((0.0, 0.0, 0.5, 1.0, 3.5))
+        self._fillers = [self._invent() for _ in range(rng.choice((1, 2, 4, 8)))] if self._noise else []
+        self._taken = set(self._fillers)
 
     def write(self, kind: str, id: str) -> tuple[Dialogue, list[str]]:
         """The dialogue and the tag of each assistant step."""
@@ -199,7 +212,7 @@ class _Writer:
             return self._asking(tools, id)
         else:
             requests = [self._request(first)]
-        question = self._say(self._phrase("joins").join(clause for clause, _ in requests))
+        question = self._say(self._said("joins").join(clause for clause, _ in requests))
         if kind == "refusal":
             step = Message("assistant", self._phrase("refusals"), f"{first.verb} {first.noun}: none.")
             return self._dialogue(tools[1:], (question, step), id), ["refusal"]
@@ -221,7 +234,7 @@ class _Writer:
         label, value = tool.labels[missing], self.value(tool.spec.parameters[missing])
         plan = f"{tool.verb} {tool.noun}: {tool.spec.name}"
         asked = Message("assistant", self._phrase("questions").format(label=label), f"{plan} without {label}.")
-        reply = Message("user", self._phrase("replies").format(label=label, value=_spoken(value)))
+        reply = Message("user", self._said("replies", beside=value).format(label=label, value=_spoken(value)))
         whole = {key: value if key == missing else call.parameters.get(key) for key in tool.spec.parameters}
         complete = ToolCall(call.name, {key: one for key, one in whole.items() if one is not None})
         step = Message("assistant", thought=f"{plan}.", calls=(complete,))
@@ -233,8 +246,7 @@ class _Writer:
         return Dialogue(tuple(offered), messages, ComposedSource.name, id)
 
     def _say(self, clause: str) -> Message:
-        noise = self._rng.choice(("{}, ", "{} ", "{} to ")).format(self._invent()) if self._noisy() else ""
-        return Message("user", f"{self._phrase('openings')}{noise}{self._phrase('leads')}{clause}.")
+        return Message("user", f"{self._said('openings')}{self._said('leads')}{clause}.")
 
     def _request(self, tool: _Tool, *, again: bool = False, without: str = "") -> tuple[str, ToolCall]:
         """A clause that asks for a call, and the call; `again` says it of the tool of the clause before."""
@@ -248,25 +260,20 @@ class _Writer:
             main = index == 0 and key == next(iter(tool.spec.parameters)) and isinstance(value, str)
             unlabelled = main and "enum" not in tool.spec.parameters[key] and self._rng.random() < 0.5
             if unlabelled:
-                clause += self._phrase("mains") + _spoken(value)
+                clause += self._said("mains", beside=value) + _spoken(value)
             else:
-                clause += self._stated(tool.labels[key], _spoken(value))
+                clause += self._stated(tool.labels[key], value)
         return clause, ToolCall(tool.spec.name, values)
 
-    def _stated(self, label: str, value: str) -> str:
-        separator = f", {self._invent()} " if self._noisy() else self._phrase("separators")
+    def _stated(self, label: str, value: JsonValue) -> str:
         if self._rng.random() < 0.35:
-            return separator + value + self._phrase("roles") + label
-        plain = value.isalpha() and value.islower()  # behind a word that means nothing it would be one more word
-        link = f" {self._invent()} " if not plain and self._noisy() else self._phrase("links")
-        return separator + self._phrase("owners") + label + link + value
+            separator, role = (self._said(key, beside=value) for key in ("separators", "roles"))
+            return separator + _spoken(value) + role + label
+        separator, owner, link = self._said("separators"), self._said("owners"), self._said("links", beside=value)
+        return separator + owner + label + link + _spoken(value)
 
     def _purpose(self, verb: str, noun: str) -> str:
-        return f"{verb} {self._invent() if self._noisy() else self._phrase('articles')} {noun}"
-
-    def _noisy(self) -> bool:
-        """Whether a training prompt has a word that means nothing, so that phrasings are not learnt by heart."""
-        return self._world == "train" and self._rng.random() < 0.15
+        return f"{verb} {self._said('articles')} {noun}"
 
     def _toolbox(self, *, with_required: bool) -> list[_Tool]:
         """Tools of one prompt: the first is the right one, the next ones like it share its verb or its noun."""
@@ -302,8 +309,7 @@ class _Writer:
                 about["default"] = self.value(about)
         needed_keys = [key for key, needed in zip(keys, required, strict=True) if needed]
         schema = {"type": "object", "properties": parameters, "required": needed_keys}
-        end = f" {self._invent()}" if self._noisy() else self._phrase("ends")
-        description = self._phrase("purposes") + self._purpose(verb, noun) + end
+        description = self._said("purposes") + self._purpose(verb, noun) + self._said("ends")
         return _Tool(ToolSpec({"name": name, "description": description, "parameters": schema}), verb, noun, labels)
 
     def _schema(self) -> dict[str, JsonValue]:
@@ -332,6 +338,20 @@ class _Writer:
 
     def _phrase(self, key: str) -> str:
         return self._rng.choice(PHRASINGS[self._world][key])
+
+    def _said(self, key: str, beside: JsonValue = None) -> str:
+        """A phrasing of the user's or of a tool, maybe with noise; not beside a value that a word more would change."""
+        phrase = self._phrase(key)
+        plain = isinstance(beside, str) and beside.replace(" ", "").isalpha() and beside.islower()
+        if plain or self._rng.random() >= self._noise:
+            return phrase
+        return _WORD.sub(lambda word: self._noised(word[0]), phrase)
+
+    def _noised(self, word: str) -> str:
+        draw = self._rng.random()
+        if draw < 0.45:
+            return self._rng.choice(self._fillers)
+        return self._rng.choice(_GLUE) if draw < 0.65 else word
 
     def word(self, role: str) -> str:
         """A word that this dialogue has not had: one of its role, or an invented one."""
