@@ -6,7 +6,7 @@ byte strings.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -63,3 +63,7 @@ class ParsedResponse:
     size: int
     stray: bool = False
     native: bool = False
+
+    def cut(self) -> ParsedResponse:
+        """The same of a response that ends without its stop token: its last field has no end."""
+        return replace(self, closed=(*self.closed[:-1], False)) if self.closed else self

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from src.protocol.formats.known import REST
+from src.protocol.dialogue import Message
+from src.protocol.formats.known import REST, format_named
 from src.protocol.output_format import Reading
 from src.protocol.regions import read_completion
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
+from src.rewards.tool_call import format_score
 
 F, N, P = Region.FORMAT, Region.TOOL_NAME, Region.TOOL_PARAMETERS
 R, A, X = Region.REASONING, Region.RESPONSE, Region.OTHER
@@ -60,6 +62,19 @@ def test_the_stop_token_and_what_follows_are_format_and_not_text() -> None:
     assert read_completion(torch.tensor([2]), table, {2, 9}).regions.tolist() == [F]
     # Without a stop id it is text like any other.
     assert read_completion(torch.tensor([0, 1, 2]), table, ()).regions.tolist() == [F, A, A]
+
+
+def test_a_native_answer_is_closed_by_its_stop_token() -> None:
+    table = TokenBytes((b"hi", b'<tool_call>{"name": "f", "arguments": {}}</tool_call>', b"<eos>"))
+    hermes = Reading(format_named("hermes"))
+    for ids in ([0], [1], [0, 1]):
+        ended, cut = (read_completion(torch.tensor(one), table, {2}, hermes).parsed for one in ([*ids, 2], ids))
+        assert all(ended.closed) and cut.closed == (*ended.closed[:-1], False)
+        assert (cut.fields, cut.calls, cut.response) == (ended.fields, ended.calls, ended.response)
+    assert read_completion(torch.tensor([2]), table, {2}, hermes).parsed.closed == ()
+    target = Message("assistant", "hi")
+    read = [read_completion(torch.tensor(ids), table, {2}, hermes).parsed for ids in ([0, 2], [0])]
+    assert [format_score(one, target) for one in read] == [1.0, 0.0]
 
 
 def test_tokens_without_bytes_are_format() -> None:

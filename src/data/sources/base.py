@@ -127,8 +127,8 @@ def json_calls(
 ) -> tuple[ToolCall, ...]:
     """Calls from a list of `{"name": …, "arguments": {…}}`, or from one such object.
 
-    `parameters` is read where there are no `arguments`. Either may be JSON text, as OpenAI has it, or null, for none; a
-    call may be wrapped as `{"type": "function", "function": {…}}`. An `id` of a call is kept.
+    `parameters` is read where there are no `arguments`. Either may be JSON text, as OpenAI has it; null and empty text
+    are none. A call may be wrapped as `{"type": "function", "function": {…}}`. An `id` of a call is kept.
 
     Args:
         calls: the list or object.
@@ -158,8 +158,8 @@ def _json_call(call: JsonValue, where: str, path: str) -> ToolCall:
         call, path = call["function"], f"{path}.function"
     name = require(call, "name", str, where, f"{path}.")
     key = "parameters" if "parameters" in call and call.get("arguments") is None else "arguments"
-    if isinstance(call.get(key), str):
-        call = {**call, key: parse_json(call[key], where, f"{path}.{key}")}
+    if isinstance(text := call.get(key), str):
+        call = {**call, key: parse_json(text, where, f"{path}.{key}") if text.strip() else None}
     if key in call and call[key] is None:
         call = {**call, key: {}}
     return ToolCall(name, require(call, key, dict, where, f"{path}."), "" if id is None else str(id))

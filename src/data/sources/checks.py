@@ -178,6 +178,9 @@ class TargetCheck:
             if written.strip() != back.strip():
                 shown, advice = self._around_mark(written)
                 expected = "what can be written in the output protocol and read back the same"
+                if parsed.native:
+                    expected = f"{expected} ({back or 'nothing'!r} is read from what the chat template writes)"
+                    shown = decoded.text
                 return DataError(example.place, f"target.{field}", expected, shown, advice)
         if not getattr(self._reward, "full_marks", False):
             return None

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 from typing import Any, Literal
 
 from src.data.sources.base import CorpusSource, dialogue_examples, json_calls
@@ -31,6 +32,7 @@ _PARTS = {"text": "text", "refusal": "text", "reasoning": "thought", "thinking":
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _MARKS = ("train", "loss", "weight")
 _THINK = re.compile(r"\s*<think>(.*?)</think>", re.DOTALL)
+_REST_OF_THOUGHT = re.compile(r"((?:(?!<think>).)*?)</think>(?=\s*\S)", re.DOTALL)
 TrainOn = Literal["all", "last", "marked"]
 
 
@@ -42,7 +44,7 @@ class MessagesSource(CorpusSource):
 
     Args:
         train_on: which assistant messages are targets: `all`, the `last`, or those `marked` by a true `train` or
-            `loss`, or by a `weight` other than 0. In a row with weights, a message without one weighs 1.
+            `loss`, or by a `weight` of 1. In a row with weights, a message without one weighs 1.
         **corpus: see `CorpusSource`.
     """
 
@@ -181,9 +183,10 @@ class _Reader:
             else:
                 messages.append(message)
                 fields.append(field)
+        messages = _in_order(messages)
         for message, field in zip(messages, fields, strict=True):
             if message.role == "assistant" and not message.calls and not message.text:
-                raise DataError(self.where, field, "text or calls", message, "Complete the message, or drop it.")
+                raise DataError(self.where, field, "text or calls", "neither", "Complete the message, or drop it.")
         return messages, fields
 
     def message(self, turn: JsonValue, field: str) -> tuple[str, Message]:
@@ -199,7 +202,8 @@ class _Reader:
         if role != "assistant" and key not in turn:
             require(turn, key, str, self.where, f"{field}.")
         if role == "observation":
-            tool, id = (self.text_of(turn, k, field) for k in ("name", "tool_call_id"))
+            id = str(turn["tool_call_id"]) if isinstance(turn.get("tool_call_id"), int) else None
+            tool, id = self.text_of(turn, "name", field), id or self.text_of(turn, "tool_call_id", field)
             return role, Message(role, self.result(content, place), name=tool, call_id=id)
         if role == "calls":
             thought, content = _split(content) if isinstance(content, str) else ("", content)
@@ -207,8 +211,11 @@ class _Reader:
         text, thoughts, calls = self.parts(content, place, role == "assistant")
         if role != "assistant":
             return role, Message(role, text)
+        text = text or self.text_of(turn, "refusal", field)
         given = [self.text_of(turn, k, field) for k in _THOUGHTS]
-        thought, text = _split(text)
+        thought, text = _split(text, whole=any((*given, *thoughts)))
+        if text.lstrip().startswith("<think>"):
+            raise DataError(self.where, place, "a thought with its end, </think>", text, "Complete it, or drop this.")
         for k in ("tool_calls", "function_call"):
             calls += self.calls(turn[k], f"{field}.{k}") if turn.get(k) not in (None, "") else ()
         once = dict.fromkeys(part.strip() for part in (*given, *thoughts, thought) if part.strip())
@@ -232,8 +239,9 @@ class _Reader:
         """Whether a message is to be learnt by its own marks; `otherwise` where it has none."""
         for key in _MARKS:
             if (value := turn.get(key)) is not None:
-                if not isinstance(value, bool | int | float):
-                    raise DataError(self.where, f"{field}.{key}", "true, false or a number", value)
+                if value not in (0, 1):
+                    advice = "A share of a message's loss is not supported."
+                    raise DataError(self.where, f"{field}.{key}", "true or false, 1 or 0", value, advice)
                 return bool(value)
         return otherwise
 
@@ -273,13 +281,27 @@ class _Reader:
         return text, thoughts, calls
 
 
-def _split(text: str) -> tuple[str, str]:
-    """The thought that a text opens with, and the rest.
+def _in_order(messages: list[Message]) -> list[Message]:
+    """The same with the results of each step in the order of its calls, where all have the id of one."""
+    found: list[Message] = []
+    ids: dict[str, int] = {}
+    for observed, group in groupby(messages, lambda message: message.role == "observation"):
+        several = list(group)
+        if observed and all(message.call_id in ids for message in several):
+            several.sort(key=lambda message: ids[message.call_id])
+        elif not observed:
+            ids = {call.id: index for index, call in enumerate(several[-1].calls) if call.id}
+        found += several
+    return found
 
-    >>> _split("<think> Easy. </think> Four."), _split("Four.")
-    (('Easy.', ' Four.'), ('', 'Four.'))
+
+def _split(text: str, *, whole: bool = False) -> tuple[str, str]:
+    """The thought that a text opens with, and the rest. Unless `whole`, its `<think>` may have stood in the prompt.
+
+    >>> _split("<think> Easy. </think> Four."), _split("Easy.</think> Four."), _split("Four.</think>")
+    (('Easy.', ' Four.'), ('Easy.', ' Four.'), ('', 'Four.</think>'))
     """
-    opened = _THINK.match(text)
+    opened = _THINK.match(text) or (None if whole else _REST_OF_THOUGHT.match(text))
     return (opened[1].strip(), text[opened.end() :]) if opened else ("", text)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Mapping
 from dataclasses import replace
@@ -11,6 +12,8 @@ from typing import NotRequired, TypedDict
 from src.data.sources.base import Source
 from src.errors import ConfigError
 from src.protocol.dialogue import TurnExample
+
+log = logging.getLogger(__name__)
 
 
 class Part(TypedDict):
@@ -72,6 +75,7 @@ class MixSource:
         if split == "train":
             counts = self._counts({key: len(examples) for key, examples in found.items()})
             found = {key: self._sample(key, examples, counts[key]) for key, examples in found.items()}
+            log.info("The mix takes %s.", ", ".join(f"{count} of {key}" for key, count in counts.items()))
         mixed = [replace(example, id=f"{key}/{example.id}") for key, examples in found.items() for example in examples]
         if split != "train":
             random.Random(f"{self.seed}:{split}").shuffle(mixed)
@@ -83,7 +87,14 @@ class MixSource:
             return {key: part["count"] or 0 for key, part in self.parts.items()}
         shares = {key: Fraction(str(part["share"])) for key, part in self.parts.items()}
         whole = min(sizes[key] / share for key, share in shares.items())
-        return {key: int(whole * share) for key, share in shares.items()}
+        counts = {key: int(whole * share) for key, share in shares.items()}
+        for key, count in counts.items():
+            if count == 0:
+                raise ConfigError(
+                    f"data.train.parts.{key}.share: expected at least one example of each part; of a mix of "
+                    f"{int(whole * sum(shares.values()))} it is none. Raise the share, or give every part a count."
+                )
+        return counts
 
     def _sample(self, key: str, examples: list[TurnExample], count: int) -> list[TurnExample]:
         if len(examples) < count:

@@ -128,6 +128,24 @@ def wrong_type(value: JsonValue, schema: JsonValue) -> tuple[str, JsonValue] | N
     return next((fault for item, about in inner if (fault := wrong_type(item, about))), None)
 
 
+def with_json_types(schema: JsonValue) -> JsonValue:
+    """A parameter's schema with JSON's names for its types, where they are others that are known.
+
+    >>> with_json_types({"type": "List[int]", "items": {"type": "int"}}), with_json_types({"type": "date"})
+    ({'type': 'array', 'items': {'type': 'integer'}}, {'type': 'date'})
+    """
+    if not isinstance(schema, Mapping):
+        return schema
+    changed = dict(schema)
+    if kinds := _kinds(schema.get("type")):
+        changed["type"] = kinds[0] if len(kinds) == 1 else list(dict.fromkeys(kinds))
+    if "items" in schema:
+        changed["items"] = with_json_types(schema["items"])
+    if isinstance(properties := schema.get("properties"), Mapping):
+        changed["properties"] = {key: with_json_types(about) for key, about in properties.items()}
+    return changed
+
+
 def _kinds(written: JsonValue) -> list[str]:
     """The JSON types that a schema's `type` names; none where it names another, which is not looked at.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from datetime import date, datetime
 from functools import cache
@@ -136,8 +137,14 @@ def dated(
     """The arguments of a template that writes today's date, with `day` for it (None: today), and that day.
 
     Raises:
-        ConfigError: `day` is no date.
+        ConfigError: `day` is no date, or the template knows nothing of a setting.
     """
+    for name in settings or {}:
+        if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
+            raise ConfigError(
+                f"prompt.chat_template_kwargs.{name}: expected a name that the chat template of "
+                f"'{tokenizer.name_or_path}' reads, found none in it. Correct the name, or leave it out."
+            )
     if "strftime_now" not in str(tokenizer.chat_template):
         return dict(settings or {}), None
     found = date.today().isoformat() if day is None else str(day)

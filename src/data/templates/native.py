@@ -6,12 +6,14 @@ the same messages. Neither holds a word of this project's.
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from src.data.sources.tools import with_json_types
 from src.data.templates.chat_template import dated, faults, render, special_tokens
 from src.errors import ConfigError
 from src.protocol.dialogue import DataError, JsonValue, Message, ToolCall, ToolSpec, TurnExample
@@ -79,6 +81,7 @@ class NativeTemplate:
                 f"prompt.layout=native: the chat template of '{tokenizer.name_or_path}' does not take tools and calls "
                 f"({error}). Choose a model whose template does, or set prompt.layout=published."
             ) from error
+        self._several = self._writes_several_calls()
         self.control = tuple(token for token in self.special if token in opened + written)
         if _TOOL.name not in opened:
             raise ConfigError(
@@ -99,9 +102,14 @@ class NativeTemplate:
             example: with tools and messages (`published.structured`).
 
         Raises:
-            DataError: the template refuses its messages.
+            DataError: the template refuses its messages or tools, or leaves something of them out.
         """
-        return self._tried(example, partial(self._render, example.history, example.tools, opened=True))
+        try:
+            text = self._render(example.history, example.tools, opened=True)
+        except faults() as error:
+            raise self._refused(example, error) from error
+        self._check_history(example, text)
+        return text
 
     def target_text(self, example: TurnExample) -> str:
         """The text of the target, as it follows the prompt, up to the token that ends it.
@@ -109,18 +117,52 @@ class NativeTemplate:
         Raises:
             DataError: see `prompt_text`; or the template writes it otherwise than behind the prompt.
         """
-        write = partial(self._answer, example.tools, example.history, example.target, example.place)
-        return self._tried(example, write)
-
-    def _tried(self, example: TurnExample, write: Callable[[], str]) -> str:
         try:
-            return write()
+            return self._answer(example.tools, example.history, example.target, example.place)
         except DataError:
             raise
         except faults() as error:
-            raise DataError(
-                example.place, "messages", "what the model's chat template can write", str(error), "Mend the record."
-            ) from error
+            raise self._refused(example, error) from error
+
+    def _refused(self, example: TurnExample, error: Exception) -> DataError:
+        """What a template raises, with the tools named where it takes the messages without them."""
+        field, advice = "messages", "Mend the record."
+        with suppress(*faults()):
+            self._render([*example.history, example.target], ())
+            self._render(example.history, ())
+            field, advice = "tools", "Add the keys that the template asks of a tool, though OpenAI does not."
+        return DataError(example.place, field, "what the model's chat template can write", str(error), advice)
+
+    def _check_history(self, example: TurnExample, written: str) -> None:
+        """Refuse messages before the target that the template leaves out in part."""
+        for index, message in enumerate(example.history):
+            text, role = message.text.strip(), message.role
+            shapes = (text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1])
+            if not any(shape in written for shape in shapes):
+                raise DataError(
+                    example.place,
+                    "messages",
+                    f"what the chat template writes whole; it leaves out the text of message {index} ({role})",
+                    text,
+                    "Mend the record, or take another model.",
+                )
+            if len(message.calls) > 1 and not self._several:
+                raise DataError(
+                    example.place,
+                    "messages",
+                    f"one call in a step, as the chat template writes; message {index} has more",
+                    [call.name for call in message.calls],
+                    "Give each call a message of its own with its result, or take another model.",
+                )
+
+    def _writes_several_calls(self) -> bool:
+        """Whether the template writes all calls of an earlier step."""
+        calls = (*_CALL.calls, replace(_CALL.calls[0], parameters={"city": "Quito"}))
+        results = [Message("observation", "1"), Message("observation", "2")]
+        try:
+            return "Quito" in self._render([_ASKED, replace(_CALL, calls=calls), *results, _ASKED], (_TOOL,))
+        except faults():
+            return False
 
     def _found(self, written: str) -> OutputFormat:
         for known in NATIVE:
@@ -183,10 +225,10 @@ def call_end(tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any] | N
 
 
 def openai_tool(tool: ToolSpec) -> dict[str, JsonValue]:
-    """A tool as OpenAI has it; one that came so stays as it came."""
+    """A tool as OpenAI has it: one that came so stays as it came, others get JSON's names of their types."""
     if isinstance(tool.json.get("function"), Mapping):
         return dict(tool.json)
-    properties = {name: dict(about) for name, about in tool.parameters.items()}
+    properties = {name: with_json_types(about) for name, about in tool.parameters.items()}
     schema: dict[str, JsonValue] = {"type": "object", "properties": properties}
     if tool.required:
         schema["required"] = list(tool.required)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import re
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +20,8 @@ from src.protocol.regions import DecodedCompletion
 from src.protocol.types import ParsedResponse
 from src.rewards.functions.user_function import RewardError, UserFunction, assistant, conversation, is_finite_number
 from src.rewards.tool_call import Reward, RewardFunction, RewardParts, score_parts
+
+log = logging.getLogger(__name__)
 
 _TAKEN = {
     *(part.name for part in fields(RewardParts)),
@@ -163,18 +167,26 @@ async def _together(functions: Sequence[UserFunction], known: Mapping[str, Any])
 def arguments(batch: Batch) -> dict[str, Any]:
     """All that functions can ask for, by name: lists with an entry for each completion, and two numbers.
 
-    Columns of the records come first, None where a record has it not, and replace `tools` and `target`.
+    Columns of the records, None where a record has it not, replace `tools` and `target`, but no other argument.
     """
     own = [
         {"tools": [dict(tool.json) for tool in one.tools], "target": [assistant(one.target.text, one.target.calls)]}
         for one in batch.examples
     ]
     rows = [{**first, **example.columns} for first, example in zip(own, batch.examples, strict=True)]
-    return {
-        **{key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)},
+    columns = {key: [row.get(key) for row in rows] for key in dict.fromkeys(key for row in rows for key in row)}
+    given = {
         "prompts": [conversation(example) for example in batch.examples],
         "completions": [[assistant(one.text, one.parsed.calls or ())] for one in batch.responses],
         "completion_ids": [ids.tolist() for ids in batch.token_ids],
         "rollout_step": batch.rollout_step,
         "progress": batch.progress,
     }
+    for key in sorted(columns.keys() & given.keys()):
+        _say_hidden(key)
+    return columns | given
+
+
+@cache
+def _say_hidden(column: str) -> None:
+    log.warning("reward.functions: the records' column '%s' is hidden by the argument of that name. Rename it.", column)

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
 from numbers import Real
@@ -22,6 +23,7 @@ from src.protocol.dialogue import ToolCall, TurnExample
 
 log = logging.getLogger(__name__)
 
+_TRLS = ("trainer_state", "log_extra", "log_metric", "environments")
 _HOW = "FILE.py:NAME, package.module.NAME, or {path: one of these, weight: 1.0}"
 
 
@@ -52,7 +54,14 @@ class UserFunction:
         path, weight = str(given["path"]), given.get("weight", 1.0)
         if not is_finite_number(weight):
             raise ConfigError(f"reward.functions.{name}: expected a finite number as weight, found {weight!r}.")
-        return cls(name, path, float(weight), find(name, path))
+        function = find(name, path)
+        for one in inspect.signature(function).parameters.values():
+            if one.name in _TRLS and one.default is one.empty:
+                raise ConfigError(
+                    f"reward.functions.{name}: {path} takes '{one.name}', which TRL's trainer gives and nothing stands "
+                    "for here. Take rollout_step or progress in its place, or give it a default."
+                )
+        return cls(name, path, float(weight), function)
 
     @property
     def is_async(self) -> bool:
@@ -92,7 +101,7 @@ class UserFunction:
                 "reward.functions.%s: no example of this batch has the column '%s': it is None. Known here: %s.",
                 *(self.name, key, ", ".join(sorted(known))),
             )
-        taken = {key: value for key, value in known.items() if every or key in named}
+        taken = {key: _copied(key, value) for key, value in known.items() if every or key in named}
         return taken | {key: [None] * len(known["completions"]) for key in missing}
 
     def checked(self, returned: Any, examples: Sequence[TurnExample]) -> list[float | None]:
@@ -110,6 +119,7 @@ class UserFunction:
                 "return them in the order of completions, and None for one that it does not score."
             )
         scores = [value.item() if hasattr(value, "item") else value for value in values]
+        scores = [float(value) if isinstance(value, bool) else value for value in scores]
         for index, (value, example) in enumerate(zip(scores, examples, strict=True)):
             if value is not None and not is_finite_number(value):
                 raise RewardError(
@@ -117,6 +127,11 @@ class UserFunction:
                     f"{index}, of example '{example.source}/{example.id}'. Mend {self.path}."
                 )
         return [None if value is None else float(value) for value in scores]
+
+
+def _copied(key: str, value: Any) -> Any:
+    """An argument that a function may change, and none after it sees the change."""
+    return [list(ids) for ids in value] if key == "completion_ids" else deepcopy(value)
 
 
 def is_finite_number(value: object) -> bool:
@@ -138,6 +153,8 @@ def find(name: str, path: str) -> Callable[..., Any]:
     where, _, attribute = path.rpartition(":" if ":" in path else ".")
     if not where or not attribute:
         raise ConfigError(f"{key}: expected {_HOW}, found '{path}'.")
+    if ":" not in path and attribute == "py":
+        raise ConfigError(f"{key}: expected {_HOW}, found '{path}': which function of the file?")
     is_file = where.endswith(".py")
     if is_file and not Path(where).is_file():
         raise ConfigError(f"{key}: no file '{where}' in {Path.cwd()}. Give {_HOW}.")

@@ -1,11 +1,13 @@
 """What an evaluation's `model=…` or `policy=…` stands for, and its weights: reads run folders, changes nothing.
 
 A run folder brings its policy and its prompt in `config.yaml`; the weights come from a checkpoint in it and replace all
-of the base model's. A model folder or a hub id is taken as it is.
+of the base model's. A folder that was exported here brings its prompt in `prompt.json`. Another model folder, or a hub
+id, is taken as it is.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Mapping
@@ -31,6 +33,14 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 _PROMPT = ("layout", "format", "chat_template_kwargs")
 """What a run's prompt config says of how its policy is to be asked."""
+
+PROMPT_FILE = "prompt.json"
+"""The same, in an exported folder."""
+
+
+def asked(prompt: Mapping[str, Any]) -> dict[str, Any]:
+    """Those settings of a prompt config that a model must be asked with."""
+    return {key: value for key, value in prompt.items() if key in _PROMPT}
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +93,9 @@ def resolve_model(config: DictConfig) -> ModelSource:
     path = Path(config.model).expanduser()
     if path.is_dir() and _is_model_folder(path, config.policy_options.gguf_file):
         policy = _policy(config.policy_options, "policy_options", path=str(path), **_overrides(config))
-        return ModelSource(path.resolve().name, "folder", policy)
+        written = path / PROMPT_FILE
+        prompt = json.loads(written.read_text(encoding="utf-8")) if written.is_file() else {}
+        return ModelSource(path.resolve().name, "folder", policy, prompt)
     if path.is_dir() and (path / "config.yaml").is_file() and (path / "checkpoints").is_dir():
         return _from_run(path, find_checkpoint(path, str(config.checkpoint)), config)
     sharded = is_sharded(path)
@@ -172,7 +184,7 @@ def _from_run(run: Path, checkpoint: Path, config: DictConfig) -> ModelSource:
     elif saved.policy.get("path") is not None:
         overrides["path"] = str(_relocated(saved, file, Path(config.paths.root_dir)))
     policy = _policy(saved.policy, f"policy in '{file}'", **overrides)
-    prompt = {key: value for key, value in _plain(saved.prompt).items() if key in _PROMPT}
+    prompt = asked(_plain(saved.prompt))
     return ModelSource(f"{run.resolve().name} ({checkpoint.stem})", "run", policy, prompt, checkpoint)
 
 

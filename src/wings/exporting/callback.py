@@ -19,6 +19,7 @@ from src.errors import ConfigError
 from src.protocol.types import Region
 from src.runs.summary import command_line, versions
 from src.training.step import RolloutCallback, Training
+from src.wings.evaluation.resolving import asked
 from src.wings.exporting.folder import ExportError, check_free, gathered_weights, generation_config, write_export
 from src.wings.exporting.model_card import CardFacts, Scores, base_model, model_card
 
@@ -121,12 +122,14 @@ class HFExport(RolloutCallback):
 
         def write() -> None:
             tokenizer = trainer.datamodule.renderer.tokenizer  # type: ignore[attr-defined]
+            facts = self._facts(trainer, module, dtype)
             write_export(
                 model,
                 tokenizer,
                 weights,
                 folder,
-                card=model_card(self._facts(trainer, module, dtype)),
+                card=model_card(facts),
+                prompt=asked(facts.config["prompt"]),
                 generation=generation_config(
                     model, tokenizer, module.sampler.params.stop_token_ids, module.sampler.params
                 ),

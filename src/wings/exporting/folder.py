@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +23,7 @@ from src.models.loading.quantization import as_plain
 from src.models.loading.weight_source import WeightSource, some
 from src.models.structure import head_of
 from src.rollout.engine import SamplingParams
+from src.wings.evaluation.resolving import PROMPT_FILE
 
 CARD = "README.md"
 _BESIDE_WEIGHTS = 64 * 2**20  # tokenizer, configs, card
@@ -127,6 +130,7 @@ def write_export(
     *,
     card: str,
     generation: GenerationConfig,
+    prompt: Mapping[str, Any],
     replace: bool = False,
 ) -> None:
     """Write a folder with a model card, in one process. It appears under its name when it is complete.
@@ -138,6 +142,7 @@ def write_export(
         folder: must not exist, unless `replace`.
         card: content of README.md.
         generation: how to sample from it.
+        prompt: how it is to be asked, as far as it is known (`resolving.PROMPT_FILE`).
         replace: exchange a folder that exists.
 
     Raises:
@@ -155,6 +160,8 @@ def write_export(
             save_folder(model, tokenizer, weights, partial)
             generation.save_pretrained(partial)
             (partial / CARD).write_text(card, encoding="utf-8")
+            if prompt:
+                (partial / PROMPT_FILE).write_text(json.dumps(dict(prompt)), encoding="utf-8")
     except ExportError:
         raise
     except (OSError, SafetensorError) as error:

@@ -64,6 +64,7 @@ def export_model(config: DictConfig) -> Path:
             loaded.stop_token_ids,
             None if sampling is None else SamplingParams(**sampling),
         ),
+        prompt=source.prompt,
     )
     log.info("%s is in '%s'.", source.name, folder)
     if config.push_to_hub is not None:

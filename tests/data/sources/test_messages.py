@@ -98,6 +98,7 @@ PARTS = [{"type": "text", "text": "Where is "}, {"type": "text", "text": "order 
             TOOLS,
         ),
         ([USER, calls(call()), {**RESULT, "content": {"status": "sent"}, "name": "find_order"}, ANSWER], TOOLS),
+        ([*DIALOGUE[:3], {"role": "assistant", "content": None, "refusal": "It was sent."}], TOOLS),
     ],
 )  # fmt: skip
 def test_every_legal_way_to_write_a_dialogue_loads_the_same(tmp_path: Path, messages: Any, tools: Any) -> None:
@@ -166,15 +167,24 @@ def test_a_greeting_is_history_only(tmp_path: Path) -> None:
     assert faults_of([example], None) == [None]
 
 
-def test_several_results_each_have_their_call(tmp_path: Path) -> None:
+def test_several_results_stand_in_the_order_of_their_calls(tmp_path: Path) -> None:
     both = calls(call(1, "a"), call(2, "b", "cancel"))
     second, first = ({"role": "tool", "tool_call_id": id, "content": [{"type": "order", "n": id}]} for id in "ba")
     example = load(tmp_path, [USER, both, second, first, ANSWER])[1]
 
     assert [(one.name, one.call_id, one.text) for one in example.history[2:]] == [
-        ("cancel", "b", '[{"type": "order", "n": "b"}]'),
         ("find_order", "a", '[{"type": "order", "n": "a"}]'),
+        ("cancel", "b", '[{"type": "order", "n": "b"}]'),
     ]
+
+
+def test_ids_may_be_numbers_and_arguments_empty(tmp_path: Path) -> None:
+    asked = {"id": 7, "type": "function", "function": {"name": "list_orders", "arguments": ""}}
+    tools = [*TOOLS, {"type": "function", "function": {"name": "list_orders"}}]
+    first, second = load(tmp_path, [USER, calls(asked), {**RESULT, "tool_call_id": 7}, ANSWER], tools)
+
+    assert first.target.calls == (ToolCall("list_orders", {}),)
+    assert (second.history[2].name, second.history[2].call_id) == ("list_orders", "7")
 
 
 def test_other_columns_are_kept(tmp_path: Path) -> None:
@@ -274,8 +284,7 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "empty": (
         {"messages": [USER, {"role": "assistant", "content": " "}]},
-        "field 'messages[1]': expected text or calls, found Message(role='assistant', text='', thought='', calls=(), "
-        "name='', call_id=''). Complete the message, or drop it.",
+        "field 'messages[1]': expected text or calls, found 'neither'. Complete the message, or drop it.",
     ),
     "no user": (
         {"messages": [ANSWER]},
@@ -297,7 +306,18 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "mark": (
         {"messages": [USER, {**ANSWER, "weight": "0"}], "train_on": "marked"},
-        "field 'messages[1].weight': expected true, false or a number, found '0'.",
+        "field 'messages[1].weight': expected true or false, 1 or 0, found '0'. A share of a message's loss is not "
+        "supported.",
+    ),
+    "share of a loss": (
+        {"messages": [USER, {**ANSWER, "weight": 0.5}]},
+        "field 'messages[1].weight': expected true or false, 1 or 0, found 0.5. A share of a message's loss is not "
+        "supported.",
+    ),
+    "thought without end": (
+        {"messages": [USER, {"role": "assistant", "content": "<think>Well, it"}]},
+        "field 'messages[1].content': expected a thought with its end, </think>, found '<think>Well, it'. Complete it, "
+        "or drop this.",
     ),
     "none": (
         {"tool_choice": "none"},

@@ -16,7 +16,7 @@ from src.data.rendering import PromptRenderer
 from src.data.sources.checks import TargetCheck
 from src.data.templates.native import call_end, openai_messages, openai_tool
 from src.errors import ConfigError
-from src.protocol.dialogue import Message, ToolCall, TurnExample
+from src.protocol.dialogue import DataError, Message, ToolCall, ToolSpec, TurnExample
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import ToolCallReward
 from tests.protocol.conftest import package_folder, smollm2  # noqa: F401  # a fixture
@@ -158,6 +158,71 @@ def test_templates_that_have_no_tools_or_another_format_are_refused(tokenizer: P
         ConfigError, match=r"prompt\.format=hermes with prompt\.layout=published: .* ask for the format rest"
     ):
         PromptRenderer(tokenizer, "published", format="hermes")
+
+
+SKY = ToolSpec.of("sky", "The sky.", {"city": {"type": "str"}, "days": {"type": "List[int]"}})
+CALL = ToolCall("sky", {"city": "Oslo"}, "call00001")
+ASKED = Message("user", "Weather?")
+SEEN = Message("observation", "clear", name="sky", call_id="call00001")
+
+
+@pytest.mark.parametrize(
+    ("name", "history", "said"),
+    [
+        (
+            "gptoss",
+            (ASKED, Message("system", "Be brief.")),
+            r"leaves out the text of message 1 \(system\), found 'Be brief",
+        ),
+        (
+            "gptoss",
+            (ASKED, Message("assistant", calls=(CALL, CALL)), SEEN, SEEN),
+            "one call in a step, .* message 1 has",
+        ),
+        (
+            "llama3_1",
+            (ASKED, Message("assistant", "I look.", calls=(CALL,)), SEEN),
+            r"message 1 \(assistant\), found 'I look",
+        ),
+        ("qwen3", (ASKED, Message("assistant", "I look.", calls=(CALL, CALL)), SEEN, SEEN), None),
+        ("llama3_1", (ASKED, Message("assistant", calls=(CALL,)), Message("observation", 'say "é"\nso')), None),
+        ("gptoss", (ASKED, Message("assistant", calls=(CALL,)), Message("observation", 'say "é"\nso')), None),
+    ],
+)
+def test_a_history_that_the_template_leaves_out_in_part_is_refused(
+    name: str, history: tuple[Message, ...], said: str | None, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    tokenizer.chat_template = template(name)
+    renderer = PromptRenderer(tokenizer, "native", date="2024-07-26")
+    example = TurnExample((SKY,), history, Message("assistant", "It is clear."), "rows.jsonl:3", "0")
+    if said is None:
+        assert "Weather?" in tokenizer.decode(renderer.render(example).prompt_ids)
+    else:
+        with pytest.raises(DataError, match=rf"^rows\.jsonl:3: field 'messages': expected .*{said}"):
+            renderer.render(example)
+
+
+def test_tools_that_the_template_does_not_take_are_named(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = template("gptoss")
+    tool = ToolSpec({"type": "function", "function": {"name": "sky", "parameters": {"type": "object"}}})
+    example = TurnExample((tool,), (ASKED,), Message("assistant", "It is clear."), "rows.jsonl:3", "0")
+    with pytest.raises(DataError, match=r"^rows\.jsonl:3: field 'tools': .* no attribute 'description'"):
+        PromptRenderer(tokenizer, "native").render(example)
+
+
+def test_bare_tools_get_the_names_of_json_for_their_types() -> None:
+    properties = {"city": {"type": "string"}, "days": {"type": "array"}}
+    assert openai_tool(SKY)["function"]["parameters"]["properties"] == properties  # type: ignore[index, call-overload]
+
+
+def test_a_setting_that_the_template_does_not_know_is_refused(tokenizer: PreTrainedTokenizerBase) -> None:
+    tokenizer.chat_template = template("qwen3")
+    PromptRenderer(tokenizer, "native", {"enable_thinking": False})
+    for layout in ("native", "published"):
+        with pytest.raises(
+            ConfigError, match=r"prompt\.chat_template_kwargs\.enable_thinkng: expected a name that the"
+        ):
+            PromptRenderer(tokenizer, layout, {"enable_thinkng": False})  # type: ignore[arg-type]
 
 
 def ids_of(tokenizer: PreTrainedTokenizerBase, token: str) -> int:

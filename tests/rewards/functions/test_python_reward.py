@@ -165,6 +165,28 @@ def test_a_column_that_no_example_has_is_none_and_told_once(tmp_path: Path, capl
     assert "level" in record.getMessage()
 
 
+def test_what_a_function_changes_the_next_one_does_not_see(tmp_path: Path) -> None:
+    def breaking(prompts: Any, completions: Any, completion_ids: Any, level: Any) -> list[float]:
+        for given_to_me in (prompts, completions, completion_ids, level):
+            (given_to_me[0] if isinstance(given_to_me[0], list) else given_to_me).clear()
+        return [0.0] * 3
+
+    def counting(prompts: Any, completions: Any, completion_ids: Any, level: Any) -> list[float]:
+        return [float(len(prompts[0]) + len(completions[0]) + len(completion_ids[0]) + len(level))] * 3
+
+    rewards = score_all(PythonReward(in_file(tmp_path, one=breaking, two=counting)), BATCH)
+    assert [found.total for found in rewards] == [1.0 + 1 + 2 + 3] * 3
+
+
+def test_a_column_that_an_argument_hides_is_told_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    hidden = TurnExample((SKY,), (ASKED,), Message("assistant", "Hm."), "doc", "three", columns={"progress": "late"})
+    reward = PythonReward(in_file(tmp_path, one=lambda completions, progress: [progress] * len(completions)))
+    for _ in range(2):
+        assert [found.total for found in score_all(reward, batch((hidden, SAID)))] == [0.25]
+    said = "the records' column 'progress' is hidden by the argument of that name"
+    assert [said in record.message for record in caplog.records] == [True]
+
+
 def test_async_functions_wait_for_each_other_in_one_loop(tmp_path: Path) -> None:
     """Each waits for what the other says: one after the other they would wait forever."""
     first, second, loops = asyncio.Event(), asyncio.Event(), []
@@ -194,7 +216,7 @@ def test_async_functions_wait_for_each_other_in_one_loop(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "values", [np.array([1, 2, 3], np.float32), torch.tensor([1.0, 2.0, 3.0]), (1, np.float32(2), 3.0)]
+    "values", [np.array([1, 2, 3], np.float32), torch.tensor([1.0, 2.0, 3.0]), (1, np.float32(2), 3.0), [True, 2, 3]]
 )
 def test_numbers_of_numpy_and_pytorch_are_fine(tmp_path: Path, values: object) -> None:
     rewards = score_all(PythonReward(in_file(tmp_path, one=given(values))), BATCH)
@@ -208,10 +230,9 @@ def test_numbers_of_numpy_and_pytorch_are_fine(tmp_path: Path, values: object) -
         (1.0, "expected a list of 3 rewards, one for each completion, found 1.0."),
         (None, "found None."),
         (
-            [1.0, True, 0.0],
-            "expected a finite number or None for each completion, found True for completion 1, of exam",
+            ["1", 0, 0],
+            "expected a finite number or None for each completion, found '1' for completion 0, of example 'doc/one'",
         ),
-        (["1", 0, 0], "found '1' for completion 0, of example 'doc/one'"),
         ([0, 0, float("nan")], "found nan for completion 2, of example 'doc/two'"),
         (np.array([0, 0, np.inf]), "found inf for completion 2"),
     ],
@@ -268,6 +289,11 @@ def test_a_file_runs_once_and_finds_its_neighbours(tmp_path: Path, monkeypatch: 
             "reward.functions.one: expected a finite number as weight, found '2'",
         ),
         ({"one": "brevity"}, "reward.functions.one: expected FILE.py:NAME, package.module.NAME, or"),
+        ({"one": "own.py"}, "FILE.py:NAME, package.module.NAME, or {path: one of these, weight: 1.0}, found 'own.py'"),
+        (
+            {"one": "own.py:steps"},
+            "reward.functions.one: own.py:steps takes 'trainer_state', which TRL's trainer gives",
+        ),
         ({"one": "away.py:f"}, "reward.functions.one: no file 'away.py' in "),
         (
             {"one": "no_such.module.f"},
@@ -275,13 +301,16 @@ def test_a_file_runs_once_and_finds_its_neighbours(tmp_path: Path, monkeypatch: 
         ),
         ({"one": "broken.py:f"}, "'broken.py' cannot be imported (NameError: name 'oops' is not defined)"),
         ({"one": "own.py:brevty"}, "'own.py' has no function 'brevty'. Did you mean brevity?"),
-        ({"one": "own.py:number"}, "'own.py' has no function 'number'. Known here: brevity."),
+        ({"one": "own.py:number"}, "'own.py' has no function 'number'. Known here: brevity, steps."),
     ],
 )
 def test_entries_that_are_none_are_refused(
     functions: dict[str, Any], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "own.py").write_text("number = 3\ndef brevity(completions):\n    return [1.0] * len(completions)\n")
+    own = (
+        "number = 3\ndef brevity(completions):\n    return [1.0] * len(completions)\nsteps = lambda trainer_state: 0\n"
+    )
+    (tmp_path / "own.py").write_text(own)
     (tmp_path / "broken.py").write_text("oops\n")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ConfigError) as caught:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from src.errors import ConfigError
 from src.models.loading.loading import PolicyConfig, load_model
 from src.models.loading.lora import LoraSettings
-from src.wings.evaluation.resolving import find_checkpoint, load_source, resolve_model
+from src.wings.evaluation.answering import find_model
+from src.wings.evaluation.resolving import PROMPT_FILE, find_checkpoint, load_source, resolve_model
 from src.wings.exporting.folder import export
 from tests.conftest import ROOT, eval_config
 
@@ -72,9 +73,18 @@ def test_run_folder_checkpoint_and_export_are_the_same_weights(trained_run, tmp_
     assert not loaded.model.training and loaded.stop_token_ids == (2,)
 
 
+def test_an_exported_folder_brings_its_prompt(tmp_path):
+    folder = shutil.copytree(TINY, tmp_path / "exported")
+    (folder / PROMPT_FILE).write_text('{"layout": "compact", "format": null}')
+    config = eval_config(tmp_path, f"model={folder}", "prompt.format=rest")
+    _, source = find_model(config)
+    assert source.prompt == {"layout": "compact", "format": None}
+    assert (config.prompt.layout, config.prompt.format) == ("compact", "rest")
+
+
 def test_a_run_brings_its_prompt_and_policy(trained_run):
     source = resolved(f"model={trained_run}")
-    assert source.prompt == {"layout": "compact", "format": None, "chat_template_kwargs": {}}
+    assert source.prompt == {"layout": "compact", "format": None, "chat_template_kwargs": None}
     assert (source.kind, source.name) == ("run", "trained (best)")
     assert source.policy.dtype == "float32" and source.policy.path == str(TINY)
     assert resolved(f"model={trained_run}", "dtype=bfloat16").policy.dtype == "bfloat16"

@@ -85,6 +85,7 @@ class Bfcl(Benchmark):
         memory_limit_mb: int = 1024,
         max_concurrent: int = 200,
         on_missing: Literal["error", "skip"] = "error",
+        layout: str | None = None,
     ) -> None:
         """Nothing is read before `samples`, and no process started before `run`.
 
@@ -96,6 +97,7 @@ class Bfcl(Benchmark):
             memory_limit_mb: MiB for them.
             max_concurrent: multi-turn cases under way at once, which are lost if the run is interrupted.
             on_missing: what a run does where bfcl-eval is not installed: stop before it starts, or leave this out.
+            layout: of the run's prompts, which must be `native` where the wording is; None: not looked at.
 
         Raises:
             ValueError: an unknown category, wording or `on_missing`, or a limit that leaves no room.
@@ -106,6 +108,11 @@ class Bfcl(Benchmark):
         ):
             if value not in choices:
                 raise ConfigError(f"benchmark.bfcl.{key}: expected {' or '.join(map(repr, choices))}, found {value!r}.")
+        if turn_wording == "native" and layout not in (None, "native"):
+            raise ConfigError(
+                f"benchmark.bfcl.turn_wording=native: expected prompt.layout=native, found {layout}. Set it, or take "
+                "benchmark=[bfcl]."
+            )
         if max_concurrent < 1:
             raise ConfigError(f"benchmark.bfcl.max_concurrent: expected at least 1, found {max_concurrent}.")
         check_limits("benchmark.bfcl", time_limit, memory_limit_mb)
