@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from src.algorithm.experience import PromptGroup
 from src.algorithm.policy_loss import LossCounts
 from src.callbacks.line_file import LineFileCallback
 from src.errors import ConfigError
+from src.protocol.formats.known import REST
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
 from src.rollout.collect import ScoredGroup
@@ -89,7 +90,8 @@ def group_records(
 ) -> list[dict[str, Any]]:
     """One JSON-able record a completion. Per-token lists are aligned; token bytes that are not UTF-8 read as U+FFFD.
 
-    What the completions share, the rendered prompt and the gold calls, is in the first record alone.
+    What the completions share is in the first record alone: the rendered prompt, the gold calls, and of a model's own
+    format its name and the tools that its answers are read with.
 
     Args:
         rollout_step: from 0.
@@ -108,10 +110,13 @@ def group_records(
     }
     split = {key: column.split(sizes) for key, column in columns.items() if column is not None}
     example = scored.prompt.example
-    shared: Mapping[str, Any] = {
+    shared: dict[str, Any] = {
         "prompt": table.decode(scored.prompt.prompt_ids).decode("utf-8", "replace"),
         "gold_calls": [{"name": call.name, "parameters": call.parameters} for call in example.target.calls],
     }
+    reading = scored.prompt.reading
+    if reading.format is not REST:
+        shared |= {"output_format": reading.format.name, "tools": [dict(tool.json) for tool in reading.tools]}
     records = []
     for index, item in enumerate(scored.completions):
         ids = item.completion.token_ids.tolist()

@@ -41,9 +41,8 @@ def chat(config: DictConfig, lines: Iterable[str], console: Console, *, typed: b
     screen = Screen(console, generate.table, generate.renderer.response_prefix, generate.renderer.format)
     if isinstance(generate.engine, NativeEngine):
         generate.engine.watch = screen.watch  # other engines answer a step at a time
-    screen.note(
-        f"{source.name}, asked in the layout {config.prompt.layout}, with {len(world.tools)} tools. {_HELP}\nFor example: {world.hint}"
-    )
+    about = f"{source.name} in the layout {config.prompt.layout} with {len(world.tools)} tools."
+    screen.note(f"{about} {_HELP}\nFor example: {world.hint}")
     try:
         for line in lines:
             text = line.strip()

@@ -292,7 +292,7 @@ def test_a_file_runs_once_and_finds_its_neighbours(tmp_path: Path, monkeypatch: 
         ({"one": "own.py"}, "FILE.py:NAME, package.module.NAME, or {path: one of these, weight: 1.0}, found 'own.py'"),
         (
             {"one": "own.py:steps"},
-            "reward.functions.one: own.py:steps takes 'trainer_state', which TRL's trainer gives",
+            "own.py:steps takes 'trainer_state', which TRL's trainer gives",
         ),
         ({"one": "away.py:f"}, "reward.functions.one: no file 'away.py' in "),
         (

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from src.errors import Refusal
-from src.protocol.dialogue import ToolCall
+from src.protocol.dialogue import ToolCall, ToolSpec
+from src.protocol.formats.known import REST, format_named
 from src.protocol.formats.rest import parse
 from src.protocol.types import ParsedResponse, Region
 from src.runs.line_file import LineError, parse_line
@@ -65,6 +66,8 @@ class LoggedCompletion:
         tokens: [T], text of each token.
         regions: [T], labels of `Region`.
         columns: each of `COLUMNS`, [T]; None where not logged.
+        output_format: name of the format that it is written in.
+        tools: on offer, as far as the format needs them to be read.
     """
 
     index: int
@@ -76,11 +79,16 @@ class LoggedCompletion:
     tokens: list[str]
     regions: list[str]
     columns: dict[str, list[float] | None]
+    output_format: str = REST.name
+    tools: tuple[ToolSpec, ...] = ()
 
     @cached_property
     def parsed(self) -> ParsedResponse:
-        """The response by the output protocol."""
-        return _parse(self.text)
+        """The response by its format."""
+        if self.output_format == REST.name:
+            return _parse(self.text)
+        read = format_named(self.output_format).parse(self.text.encode("utf-8", "surrogatepass"), self.tools)
+        return read.cut() if self.finish_reason == "length" else read
 
 
 @dataclass(frozen=True)
@@ -227,6 +235,10 @@ def _check(record: dict[str, Any]) -> None:
         raise TypeError(f"{record['prompt']!r} as prompt")
     for call in record.get("gold_calls") or ():
         call["name"], call["parameters"].items()
+    for tool in record.get("tools") or ():
+        ToolSpec(tool)
+    if "output_format" in record:
+        format_named(record["output_format"])
 
 
 def logged_group(records: Sequence[dict[str, Any]]) -> LoggedGroup:
@@ -237,17 +249,18 @@ def logged_group(records: Sequence[dict[str, Any]]) -> LoggedGroup:
         calls = parse(first["target"]).calls or ()
     else:
         calls = tuple(ToolCall(call["name"], call["parameters"]) for call in gold)
+    form, tools = str(first.get("output_format", REST.name)), tuple(map(ToolSpec, first.get("tools") or ()))
     return LoggedGroup(
         rollout_step=int(first["rollout_step"]),
         example=str(first["example"]),
         prompt=first.get("prompt"),
         target=first["target"],
         gold=calls,
-        completions=tuple(map(_completion, records)),
+        completions=tuple(_completion(record, form, tools) for record in records),
     )
 
 
-def _completion(record: dict[str, Any]) -> LoggedCompletion:
+def _completion(record: dict[str, Any], output_format: str, tools: tuple[ToolSpec, ...]) -> LoggedCompletion:
     return LoggedCompletion(
         index=int(record["completion"]),
         text=record["text"],
@@ -258,4 +271,6 @@ def _completion(record: dict[str, Any]) -> LoggedCompletion:
         tokens=record["tokens"],
         regions=record["regions"],
         columns={name: record.get(name) for name in COLUMNS},
+        output_format=output_format,
+        tools=tools,
     )

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from src.protocol.dialogue import ToolCall
+from src.protocol.dialogue import Message, ToolCall
+from src.protocol.formats.known import format_named
+from src.wings.reporting.inspector.comparing import Failure
 from src.wings.reporting.inspector.rollout_records import InspectorError, NoSamplesError, RolloutFile
 from tests.wings.reporting.inspector.samples import CALL, GOLD, HOSTILE, group, old_record, record, run_folder
 
@@ -23,6 +25,20 @@ def test_groups_are_what_was_written(tmp_path):
     for name, column in shown.columns.items():
         assert column == records[1][name]
     assert (shown.tokens, shown.regions, shown.reward) == (records[1]["tokens"], records[1]["regions"], 0.5)
+
+
+def test_a_model_s_own_format_is_read_with_its_tools(tmp_path):
+    """Typed values, which the text does not tell; and a completion that was cut has no end."""
+    target = Message("assistant", calls=(ToolCall("sky", {"days": 3, "name": "3"}),))
+    tool = {"name": "sky", "parameters": {"days": {"type": "integer"}, "name": {"type": "string"}}}
+    of_format = {"text": format_named("qwen3_xml").step_text(target), "output_format": "qwen3_xml", "tools": [tool]}
+    gold = [{"name": "sky", "parameters": {"days": 3, "name": "3"}}]
+    first = record(**of_format, gold_calls=gold, format=1.0, exact_match=1.0)
+    second = record(completion=1, text=of_format["text"], format=0.0, exact_match=0.0, finish_reason="length")
+    (found,) = RolloutFile(run_folder(tmp_path, [first, second])).read([RolloutFile(tmp_path).places[0]])
+    assert [one.parsed.calls for one in found.completions] == [target.calls] * 2
+    assert [all(one.parsed.closed) for one in found.completions] == [True, False]
+    assert [found.failure(one) for one in found.completions] == [Failure.CORRECT, Failure.TRUNCATED]
 
 
 def test_runs_of_older_versions(tmp_path):
@@ -55,6 +71,8 @@ def test_a_line_that_is_being_written_is_left_out(tmp_path, caplog):
         ({"regions": ["format"] * 3 + ["tool"]}, "found region 'tool'; known are"),
         ({"text": 3}, "found 3 as text"),
         ({"gold_calls": [{"name": "x"}]}, "found no 'parameters'"),
+        ({"output_format": "xml"}, "found prompt.format: expected one of rest"),
+        ({"tools": [{"parameters": {}}]}, "line 2: expected a logged completion"),
         ({"reward": None}, "line 2: expected a logged completion"),
     ],
 )
