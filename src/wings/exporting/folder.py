@@ -130,7 +130,7 @@ def write_export(
     *,
     card: str,
     generation: GenerationConfig,
-    prompt: Mapping[str, Any],
+    prompt: Mapping[str, Any] | None = None,
     replace: bool = False,
 ) -> None:
     """Write a folder with a model card, in one process. It appears under its name when it is complete.
@@ -142,7 +142,7 @@ def write_export(
         folder: must not exist, unless `replace`.
         card: content of README.md.
         generation: how to sample from it.
-        prompt: how it is to be asked, as far as it is known (`resolving.PROMPT_FILE`).
+        prompt: how it is to be asked, for `resolving.PROMPT_FILE`; None: not known.
         replace: exchange a folder that exists.
 
     Raises:

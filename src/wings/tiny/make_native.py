@@ -5,9 +5,10 @@ Trained in two stages on the corpus `composed`: on an expert's demonstrations un
 has never seen, then shortly on an imperfect demonstrator's. Says during training how much of both validation splits it
 gets right:
 
-    OMP_NUM_THREADS=1 python -m src.wings.tiny.make_native
+    python -m src.wings.tiny.make_native
 
-`--start` goes on from a folder that it wrote, `--expert-steps 0` from there to the second stage at once.
+It takes an hour on two cores. `--start` goes on from a folder that it wrote, `--expert-steps 0` from there to the
+second stage at once.
 """
 
 from __future__ import annotations
@@ -52,6 +53,7 @@ _EXPERT = Path(__file__).parents[3] / "logs" / "tiny_policy" / "expert_native"
 """Where the result of the first stage goes."""
 
 _TAGS = [f"<{slash}{tag}>" for tag in ("think", "tool_call", "tool_response", "tools") for slash in ("", "/")]
+_HARD = {"single": 0.34, "parallel_same": 0.2, "parallel_different": 0.22, "refusal": 0.1, "ask": 0.14}
 _SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 TEMPLATE = (Path(__file__).parent / "native_template.jinja").read_text()
 """As Qwen3's, but a tool is one line: what it is for, its name, its parameters and their types."""
@@ -283,8 +285,9 @@ def main() -> None:
     parser.add_argument("--expert-folder", type=Path, default=_EXPERT, help="where to keep the first stage")
     parser.add_argument("--start", type=Path, help="start from this folder's weights and tokenizer")
     parser.add_argument("--short-steps", type=int, default=1200, help="the first steps, on two or three tools a prompt")
-    parser.add_argument("--expert-steps", type=int, default=7500, help="steps on an expert's demonstrations in all")
-    parser.add_argument("--habit-steps", type=int, default=60, help="steps on an imperfect demonstrator's")
+    parser.add_argument("--full-steps", type=int, default=4800, help="the next ones, before the hard prompts")
+    parser.add_argument("--expert-steps", type=int, default=9000, help="steps on an expert's demonstrations in all")
+    parser.add_argument("--habit-steps", type=int, default=100, help="steps on an imperfect demonstrator's")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--habit-rate", type=float, default=0.004)
@@ -306,7 +309,9 @@ def main() -> None:
     if args.expert_steps:
         short = ComposedSource(seed=1000 + args.seed, tools=(2, 3)).stream("train")
         full = ComposedSource(seed=1100 + args.seed).stream("train")
-        examples = chain(islice(short, args.short_steps * args.batch_size), full)
+        hard = ComposedSource(seed=1200 + args.seed, kinds=_HARD, noise=0.5).stream("train")
+        parts = ((short, args.short_steps), (full, args.full_steps))
+        examples = chain(*(islice(part, steps * args.batch_size) for part, steps in parts), hard)
         stage = Stage(args.expert_steps, args.batch_size, args.rate, every=args.every)
         trainer.run(stage, examples, args.expert_folder)
     if args.habit_steps:

@@ -198,7 +198,7 @@ def test_a_history_that_the_template_leaves_out_in_part_is_refused(
     if said is None:
         assert "Weather?" in tokenizer.decode(renderer.render(example).prompt_ids)
     else:
-        with pytest.raises(DataError, match=rf"^rows\.jsonl:3: field 'messages': expected .*{said}"):
+        with pytest.raises(DataError, match=rf"^rows\.jsonl:3\[0\]: field 'messages': expected .*{said}"):
             renderer.render(example)
 
 
@@ -206,7 +206,7 @@ def test_tools_that_the_template_does_not_take_are_named(tokenizer: PreTrainedTo
     tokenizer.chat_template = template("gptoss")
     tool = ToolSpec({"type": "function", "function": {"name": "sky", "parameters": {"type": "object"}}})
     example = TurnExample((tool,), (ASKED,), Message("assistant", "It is clear."), "rows.jsonl:3", "0")
-    with pytest.raises(DataError, match=r"^rows\.jsonl:3: field 'tools': .* no attribute 'description'"):
+    with pytest.raises(DataError, match=r"^rows\.jsonl:3\[0\]: field 'tools': .* no attribute 'description'"):
         PromptRenderer(tokenizer, "native").render(example)
 
 

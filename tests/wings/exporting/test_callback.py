@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from src.models.loading.lora import merged_named_tensors
 from src.train import train
-from src.wings.evaluation.resolving import load_source, resolve_model
+from src.wings.evaluation.resolving import PROMPT_FILE, load_source, resolve_model
 from src.wings.exporting.folder import ExportError
 from tests.conftest import ROOT, SMALL, eval_config, train_config
 from tests.distributed.runs import SCRIPTED
@@ -73,6 +73,8 @@ def test_it_samples_as_training_did(run):
 
 
 def test_the_card_tells_how_it_came_about(run):
+    prompt = json.loads((run / "exported/final" / PROMPT_FILE).read_text())
+    assert prompt == {"layout": "compact", "format": None, "chat_template_kwargs": None}
     _, head, text = (run / "exported/final/README.md").read_text().split("---\n", 2)
     assert yaml.safe_load(head)["tags"] == ["tool-use", "function-calling", "reinforcement-learning", "rest"]
     assert "# tiny, rest, 2 rollout steps" in text and "2 rollout steps (4 optimizer steps)" in text

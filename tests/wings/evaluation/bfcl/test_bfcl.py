@@ -98,6 +98,7 @@ def test_the_config_holds_the_defaults():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"turn_wording": "native", "layout": "compact"}, "expected prompt.layout=native, found compact"),
         (
             {"turn_wording": "ToolRL"},
             "turn_wording: expected 'official' or 'toolrl' or 'native', found 'ToolRL'",
