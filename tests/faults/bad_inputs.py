@@ -459,6 +459,7 @@ BAD_INPUTS: Mapping[str, Builder] = {
     "chat template that closes `<think>` itself": policy(
         "+prompt.chat_template_kwargs.enable_thinking=false", change=_closed_thought
     ),
+    "setting that the chat template does not know": policy("prompt.chat_template_kwargs={enable_thinkng: false}"),
     "chat template that drops the system message": policy(
         change=_template(lambda text: text.replace("in messages", "in messages if message['role'] != 'system'"))
     ),

@@ -138,12 +138,8 @@ def test_a_client_gets_the_calls_of_the_tiny_policy(form: str, tmp_path: Path) -
     (tmp_path / "asked.jsonl").write_text("\n".join(map(json.dumps, asked)))
     overrides = ["updates.rollout_steps=3"]
     if form == "qwen3_xml":
-        overrides = [
-            f"policy.path={with_xml_calls(tmp_path / 'start')}",
-            "algorithm=sft",
-            "optimizer.learning_rate=1e-3",
-        ]
-        overrides += ["updates.rollout_steps=50", "updates.prompts_per_minibatch=8"]
+        overrides = [f"policy.path={with_xml_calls(tmp_path / 'start')}", "algorithm=sft"]
+        overrides += ["updates.rollout_steps=60", "trainer.val_check_interval=60", "optimizer.learning_rate=1e-3"]
     run(
         tmp_path / "run",
         *("experiment=tiny_native", "data=messages", f"data.path={tmp_path / 'rows.jsonl'}", "data.limit_val=8"),

@@ -88,6 +88,6 @@ def _complaints(answer: Answer) -> Iterator[Notice]:
     if answer.finish == "length":
         yield Notice("The answer was cut at generation.max_new_tokens.")
     elif "tool_call" in parsed.fields and parsed.calls is None:
-        yield Notice("The calls are not valid JSON, one a line: none was run.")
+        yield Notice("The calls are not well-formed: none was run.")
     elif parsed.response is None:
         yield Notice("The answer has neither a call nor a response.")

@@ -290,7 +290,7 @@ def main() -> None:
     parser.add_argument("--habit-steps", type=int, default=100, help="steps on an imperfect demonstrator's")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rate", type=float, default=0.02)
-    parser.add_argument("--habit-rate", type=float, default=0.004)
+    parser.add_argument("--habit-rate", type=float, default=0.01)
     parser.add_argument("--prompts", type=int, default=100, help="of each validation split")
     parser.add_argument("--every", type=int, default=300, help="steps between two looks at them")
     parser.add_argument("--seed", type=int, default=0)
