@@ -97,7 +97,7 @@ def test_errors_are_results_and_notices():
     assert list(conversation(CALL, CALL, max_steps=2).say("Go."))[-1] == Notice(
         "Stopped after 2 answers with calls (max_steps)."
     )
-    assert "not valid JSON" in list(conversation(CALL.replace("}}", "}")).say("Go."))[-1].text
+    assert "not well-formed" in list(conversation(CALL.replace("}}", "}")).say("Go."))[-1].text
     assert "neither a call" in list(conversation("Sure.").say("Go."))[-1].text
     with pytest.raises(ValueError, match="max_steps: expected at least 1, found 0"):
         conversation(max_steps=0)

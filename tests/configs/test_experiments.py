@@ -27,6 +27,8 @@ def _overrides(name: str, corpus: Path, policy: Path) -> list[str]:
         overrides += ["trainer=default", "trainer.precision=bf16-mixed", "rollout=native"]
     if "num_train" not in config.data.train:
         overrides = [override for override in overrides if override not in FEW_EXAMPLES]
+    if "composed" in config.data.train.get("_target_", ""):  # a tokenizer that was not made for it
+        overrides += ["data.max_prompt_tokens=1500"]
     if "rlla" in config.data.train.get("_target_", ""):
         overrides += [f"data.path={corpus}", "data.train.val_share=0.25"]
     return overrides

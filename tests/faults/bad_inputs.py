@@ -556,7 +556,7 @@ BAD_INPUTS: Mapping[str, Builder] = {
     ),
     "reward function that returns too few rewards": rewards(BREVITY, lambda own: corpus(_first(), *own("brevity"))),
     "reward function that returns something other than numbers": rewards(
-        BREVITY.replace("[1.0]", "[True] * len(completions)"), lambda own: corpus(_first(), *own("brevity"))
+        BREVITY.replace("[1.0]", "['high'] * len(completions)"), lambda own: corpus(_first(), *own("brevity"))
     ),
     "benchmark without its data": lambda place: instantiate(
         eval_config(place.folder, "benchmark=[api_bank]", f"paths.data_dir={place.folder}").benchmark.api_bank

@@ -91,8 +91,8 @@ class MixSource:
         for key, count in counts.items():
             if count == 0:
                 raise ConfigError(
-                    f"data.train.parts.{key}.share: expected at least one example of each part; of a mix of "
-                    f"{int(whole * sum(shares.values()))} it is none. Raise the share, or give every part a count."
+                    f"data.train.parts.{key}: expected a share of at least one example; of a mix of "
+                    f"{int(whole * sum(shares.values()))} it is none. Raise it, or give every part a count."
                 )
         return counts
 

@@ -142,8 +142,8 @@ def dated(
     for name in settings or {}:
         if not re.search(rf"\b{re.escape(name)}\b", str(tokenizer.chat_template)):
             raise ConfigError(
-                f"prompt.chat_template_kwargs.{name}: expected a name that the chat template of "
-                f"'{tokenizer.name_or_path}' reads, found none in it. Correct the name, or leave it out."
+                f"prompt.chat_template_kwargs: expected names that the chat template of '{tokenizer.name_or_path}' "
+                f"reads, found '{name}'. Correct it, or leave it out."
             )
     if "strftime_now" not in str(tokenizer.chat_template):
         return dict(settings or {}), None

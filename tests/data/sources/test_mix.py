@@ -99,7 +99,7 @@ def test_counts_and_shares_are_not_mixed() -> None:
         MixSource({"a": {"source": Numbered("a", 9)}})
     with pytest.raises(ValueError, match=r"data\.train\.parts\.shop: expected a share above 0, found 0\."):
         shared(shop=0)
-    with pytest.raises(ValueError, match=r"data\.train\.parts\.shop\.share: .* a mix of 100 it is none"):
+    with pytest.raises(ValueError, match=r"data\.train\.parts\.shop: .* a mix of 100 it is none"):
         shared(shop=0.005, chats=0.995).load("train")
 
 
