@@ -106,7 +106,7 @@ models: $(STAMP) ## Compare every causal-LM type of transformers with itself and
 tiny-policy: $(STAMP) ## Train the tiny policy that comes with the project anew
 	$(RUN) -m src.wings.tiny.make $(ARGS)
 
-tiny-native: $(STAMP) ## Train the tiny policy of the native layout anew (an hour on two cores)
+tiny-native: $(STAMP) ## Train the tiny policy of the native layout anew (9,100 steps)
 	$(RUN) -m src.wings.tiny.make_native $(ARGS)
 
 # A resolved set without what pyproject.toml pins itself: $(1) is the Python whose packages are listed.

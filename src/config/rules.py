@@ -227,6 +227,7 @@ def _data(config: DictConfig) -> None:
     watched = {"optimized_metric": config.get("optimized_metric")}
     if config.callbacks.get("checkpoint") is not None:
         watched["callbacks.checkpoint.monitor"] = config.callbacks.checkpoint.get("monitor")
+    own = getattr(made(config.reward, "reward"), "names", ())
     for key, metric in watched.items():
         if metric is not None and config.trainer.get("limit_val_batches") == 0 and str(metric).startswith(splits):
             raise ConfigError(
@@ -234,7 +235,6 @@ def _data(config: DictConfig) -> None:
                 f"{key}=null."
             )
         if metric is not None:
-            own = getattr(made(config.reward, "reward"), "names", ())
             _check_metric(key, str(metric), splits, [str(name) for name in config.get("benchmark") or {}], own)
 
 

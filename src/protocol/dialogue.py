@@ -129,6 +129,15 @@ class ToolCall:
     parameters: Mapping[str, JsonValue]
     id: str = field(default="", compare=False, repr=False)
 
+    def openai(self) -> dict[str, Any]:
+        """The call as OpenAI's messages have it, but with its arguments as an object, which chat templates read.
+
+        >>> ToolCall("sky", {"city": "Oslo"}, "c1").openai()
+        {'id': 'c1', 'type': 'function', 'function': {'name': 'sky', 'arguments': {'city': 'Oslo'}}}
+        """
+        about = {"type": "function", "function": {"name": self.name, "arguments": dict(self.parameters)}}
+        return {"id": self.id, **about} if self.id else about
+
 
 @dataclass(frozen=True, slots=True)
 class Message:

@@ -58,14 +58,10 @@ def read_completions(
         return []
     lengths = list(map(len, token_ids))
     batch = table.decode_batch(torch.cat(list(token_ids)).cpu().numpy(), lengths, stop_ids)
-    parsed = [
-        reading.format.parse(text, reading.tools, reading.prefix.encode("utf-8", "surrogatepass"))
-        for text, reading in zip(batch.texts, readings, strict=True)
-    ]
-    stops = torch.tensor(sorted(stop_ids))
-    for index, (read, ids) in enumerate(zip(parsed, token_ids, strict=True)):
-        if read.native and not torch.isin(ids.cpu(), stops).any():
-            parsed[index] = read.cut()
+    parsed = []
+    for text, ended, reading in zip(batch.texts, batch.ended, readings, strict=True):
+        read = reading.format.parse(text, reading.tools, reading.prefix.encode("utf-8", "surrogatepass"))
+        parsed.append(read.cut() if read.native and not ended else read)
     regions = torch.from_numpy(tag_tokens(batch.sizes, parsed)).to(token_ids[0].device).split(lengths)
     texts = [r.prefix + text.decode("utf-8", "replace") for text, r in zip(batch.texts, readings, strict=True)]
     return list(map(DecodedCompletion, texts, parsed, regions))

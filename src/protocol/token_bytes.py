@@ -33,10 +33,12 @@ class DecodedBatch(NamedTuple):
     Attributes:
         texts: of each completion, up to its first stop token.
         sizes: int32 [N], bytes that each token adds to its text; 0 for stop tokens and what follows them.
+        ended: whether each completion has a stop token.
     """
 
     texts: list[bytes]
     sizes: NDArray[np.int32]
+    ended: list[bool]
 
 
 class _Arrays(NamedTuple):
@@ -149,7 +151,7 @@ class TokenBytes:
             dropped = arrays.dropped[known[first]]
             sizes[first] -= dropped
             begins[first] += dropped
-        _blank_after_stops(sizes, token_ids, starts, stops, stop_ids)
+        ended = _blank_after_stops(sizes, token_ids, starts, stops, stop_ids)
         total = int(sizes.sum(dtype=np.int64))
         width: type[np.int32 | np.int64] = np.int32 if total < 2**31 else np.int64  # the narrow one takes less time
         ends: NDArray[np.int32 | np.int64] = np.cumsum(sizes, dtype=width)
@@ -157,7 +159,7 @@ class TokenBytes:
         index += np.arange(total, dtype=index.dtype)
         data = arrays.data.take(index).tobytes()
         borders = np.concatenate([[0], ends])[stops].tolist()
-        return DecodedBatch([data[a:b] for a, b in zip([0, *borders], borders, strict=False)], sizes)
+        return DecodedBatch([data[a:b] for a, b in zip([0, *borders], borders, strict=False)], sizes, ended)
 
     def _check(self, tokenizer: PreTrainedTokenizerBase) -> None:
         ids = tokenizer.encode(_PROBE, add_special_tokens=False)
@@ -184,17 +186,22 @@ def _blank_after_stops(
     starts: NDArray[np.int64],
     stops: NDArray[np.int64],
     stop_ids: Collection[int],
-) -> None:
-    """Set to 0 the sizes of the first stop token of each completion `[start, stop)` and of the tokens after it."""
+) -> list[bool]:
+    """Set to 0 the sizes of the first stop token of each completion `[start, stop)` and of the tokens after it.
+
+    Returns:
+        Whether each completion has a stop token.
+    """
     is_stop = np.zeros(len(token_ids), dtype=bool)
     for stop in stop_ids:
         is_stop |= token_ids == stop
     found = np.flatnonzero(is_stop)
     if not len(found):
-        return
-    first = np.append(found, len(token_ids))[np.searchsorted(found, starts)]
-    for begin, end in zip(np.minimum(first, stops).tolist(), stops.tolist(), strict=True):
+        return [False] * len(stops)
+    first = np.minimum(np.append(found, len(token_ids))[np.searchsorted(found, starts)], stops)
+    for begin, end in zip(first.tolist(), stops.tolist(), strict=True):
         sizes[begin:end] = 0
+    return (first < stops).tolist()
 
 
 def _decoder_steps(decoder: Mapping[str, Any]) -> list[Mapping[str, Any]]:

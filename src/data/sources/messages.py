@@ -202,8 +202,8 @@ class _Reader:
         if role != "assistant" and key not in turn:
             require(turn, key, str, self.where, f"{field}.")
         if role == "observation":
-            id = str(turn["tool_call_id"]) if isinstance(turn.get("tool_call_id"), int) else None
-            tool, id = self.text_of(turn, "name", field), id or self.text_of(turn, "tool_call_id", field)
+            tool, id = self.text_of(turn, "name", field), turn.get("tool_call_id")
+            id = str(id) if isinstance(id, int) else self.text_of(turn, "tool_call_id", field)
             return role, Message(role, self.result(content, place), name=tool, call_id=id)
         if role == "calls":
             thought, content = _split(content) if isinstance(content, str) else ("", content)

@@ -65,7 +65,7 @@ class ChatTemplate:
             ConfigError: the template drops or changes a text, or ends answers with text that stops nothing.
         """
         self._tokenizer = tokenizer
-        self._settings, self.date = dated(tokenizer, settings, day)
+        self._settings, self.date = template_settings(tokenizer, settings, day)
         self.folds_system = bool(fold_system)
         opened = self._tried(fold_system)
         start = opened.find("<think>", opened.rfind(_USER) + len(_USER))
@@ -131,10 +131,10 @@ def faults() -> tuple[type[Exception], ...]:
     return (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
 
 
-def dated(
+def template_settings(
     tokenizer: PreTrainedTokenizerBase, settings: Mapping[str, Any] | None, day: str | None
 ) -> tuple[dict[str, Any], str | None]:
-    """The arguments of a template that writes today's date, with `day` for it (None: today), and that day.
+    """What a template is rendered with: the user's settings, and where it writes a date, `day` (None: today).
 
     Raises:
         ConfigError: `day` is no date, or the template knows nothing of a setting.

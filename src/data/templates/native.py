@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from src.data.sources.tools import with_json_types
-from src.data.templates.chat_template import dated, faults, render, special_tokens
+from src.data.templates.chat_template import faults, render, special_tokens, template_settings
 from src.errors import ConfigError
 from src.protocol.dialogue import DataError, JsonValue, Message, ToolCall, ToolSpec, TurnExample
 from src.protocol.formats.known import NATIVE, format_named
@@ -62,7 +62,7 @@ class NativeTemplate:
             ConfigError: the template takes no tools or calls, or writes them in no known format; or no such format.
         """
         self._tokenizer = tokenizer
-        self._settings, self.date = dated(tokenizer, settings, day)
+        self._settings, self.date = template_settings(tokenizer, settings, day)
         self.special = tuple(special_tokens(tokenizer).values())
         self._eos = str(tokenizer.eos_token)
         try:
@@ -136,24 +136,18 @@ class NativeTemplate:
     def _check_history(self, example: TurnExample, written: str) -> None:
         """Refuse messages before the target that the template leaves out in part."""
         for index, message in enumerate(example.history):
-            text, role = message.text.strip(), message.role
-            shapes = (text, json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1])
-            if not any(shape in written for shape in shapes):
-                raise DataError(
-                    example.place,
-                    "messages",
-                    f"what the chat template writes whole; it leaves out the text of message {index} ({role})",
-                    text,
-                    "Mend the record, or take another model.",
-                )
+            text = message.text.strip()
+            if text not in written and not any(
+                json.dumps(text, ensure_ascii=ascii_only)[1:-1] in written for ascii_only in (False, True)
+            ):
+                left_out = f"it leaves out the text of message {index} ({message.role})"
+                expected = f"what the chat template writes whole; {left_out}"
+                advice = "Mend the record, or take another model."
+                raise DataError(example.place, "messages", expected, text, advice)
             if len(message.calls) > 1 and not self._several:
-                raise DataError(
-                    example.place,
-                    "messages",
-                    f"one call in a step, as the chat template writes; message {index} has more",
-                    [call.name for call in message.calls],
-                    "Give each call a message of its own with its result, or take another model.",
-                )
+                expected = f"one call in a step, as the chat template writes; message {index} has more"
+                advice = "Give each call a message of its own with its result, or take another model."
+                raise DataError(example.place, "messages", expected, [call.name for call in message.calls], advice)
 
     def _writes_several_calls(self) -> bool:
         """Whether the template writes all calls of an earlier step."""
@@ -266,9 +260,5 @@ def _assistant(message: Message) -> dict[str, JsonValue]:
     if message.thought:
         written |= {"reasoning_content": message.thought, "thinking": message.thought}
     if message.calls:
-        written["tool_calls"] = [
-            ({"id": call.id} if call.id else {})
-            | {"type": "function", "function": {"name": call.name, "arguments": dict(call.parameters)}}
-            for call in message.calls
-        ]
+        written["tool_calls"] = [call.openai() for call in message.calls]
     return written

@@ -119,9 +119,8 @@ class UserFunction:
                 "return them in the order of completions, and None for one that it does not score."
             )
         scores = [value.item() if hasattr(value, "item") else value for value in values]
-        scores = [float(value) if isinstance(value, bool) else value for value in scores]
         for index, (value, example) in enumerate(zip(scores, examples, strict=True)):
-            if value is not None and not is_finite_number(value):
+            if value is not None and not isinstance(value, bool) and not is_finite_number(value):
                 raise RewardError(
                     f"{key}: expected a finite number or None for each completion, found {value!r:.200} for completion "
                     f"{index}, of example '{example.source}/{example.id}'. Mend {self.path}."
@@ -201,14 +200,6 @@ def conversation(example: TurnExample) -> list[dict[str, Any]]:
 
 
 def assistant(text: str, calls: Sequence[ToolCall]) -> dict[str, Any]:
-    """An assistant's message; `tool_calls` where there are any.
-
-    >>> assistant("", [ToolCall("sky", {"city": "Oslo"}, "c1")])["tool_calls"]
-    [{'type': 'function', 'function': {'name': 'sky', 'arguments': {'city': 'Oslo'}}, 'id': 'c1'}]
-    """
-    tool_calls = [
-        {"type": "function", "function": {"name": call.name, "arguments": dict(call.parameters)}}
-        | ({"id": call.id} if call.id else {})
-        for call in calls
-    ]
+    """An assistant's message; `tool_calls` where there are any."""
+    tool_calls = [call.openai() for call in calls]
     return {"role": "assistant", "content": text, **({"tool_calls": tool_calls} if tool_calls else {})}

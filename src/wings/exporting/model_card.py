@@ -104,7 +104,7 @@ def model_card(facts: CardFacts) -> str:
         layout=layout,
         chat=(compact_prompt if layout == "compact" else published_prompt)([_TOOL], [_QUESTION]),
         question=_QUESTION.text,
-        tool_json=json.dumps(openai_tool(_TOOL), indent=4).replace('"str"', '"string"'),
+        tool_json=json.dumps(openai_tool(_TOOL), indent=4),
         serve=_serve(facts, template),
         template_json=json.dumps(template),
         template_arguments="".join(f", {key}={value!r}" for key, value in template.items()),

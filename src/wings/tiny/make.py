@@ -16,6 +16,7 @@ import argparse
 import logging
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -48,7 +49,7 @@ _EXPERT_FOLDERS: dict[Reasoning, Path] = {"brief": _EXPERTS / "expert", "long": 
 """Where the results of the first stage go, to try other second stages from."""
 
 _TAGS = [f"<{slash}{tag}>" for tag in ("think", "tool_call", "response", "user", "obs") for slash in ("", "/")]
-_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 _CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -60,30 +61,45 @@ tokens in a sentence as after a quote in JSON, which is what makes copying learn
 
 def build_tokenizer(vocab_size: int = 1024, examples: int = 6000, seed: int = 7) -> PreTrainedTokenizerFast:
     """Train the byte-level BPE tokenizer on synthetic training dialogues. The protocol's tags are added tokens."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
     tags = re.compile("|".join(map(re.escape, _TAGS)))
     texts = []
     for example in SyntheticSource(num_train=examples, seed=seed).load("train"):
         prompt = compact_prompt(example.tools, example.history)
         texts += [tags.sub("\n", text) for text in (prompt.system, prompt.user, step_text(example.target))]
     texts += ["system", "user", "assistant"] * examples  # each becomes one token
+    return trained_tokenizer(texts, _WORDS, _TAGS, _CHAT_TEMPLATE, vocab_size)
+
+
+def trained_tokenizer(
+    texts: Sequence[str], pieces: str, tags: Sequence[str], chat_template: str, vocab_size: int
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer trained on texts.
+
+    Args:
+        texts: without tags and special tokens.
+        pieces: pattern of what a text is split into before tokens are looked for.
+        tags: added tokens.
+        chat_template: of the tokenizer.
+        vocab_size: tokens in all.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(pieces), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(_TAGS),
-        special_tokens=_SPECIAL,
+        vocab_size=vocab_size - len(tags),
+        special_tokens=SPECIAL,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in _TAGS])
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in tags])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    fast.chat_template = _CHAT_TEMPLATE
+    fast.chat_template = chat_template
     fast.model_max_length = 1024
     return fast
 

@@ -7,8 +7,8 @@ gets right:
 
     python -m src.wings.tiny.make_native
 
-It takes an hour on two cores. `--start` goes on from a folder that it wrote, `--expert-steps 0` from there to the
-second stage at once.
+That is 9,100 steps of about 0.42 s on two cores. `--start` goes on from a folder that it wrote, `--expert-steps 0`
+from there to the second stage at once.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 import lightning as L
 import torch
 import torch.nn.functional as F
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, models
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
@@ -42,7 +42,7 @@ from src.rollout.collect import Collector, ScoredGroup
 from src.rollout.engine import SamplingParams
 from src.rollout.native.engine import NativeEngine
 from src.wings.exporting.folder import export
-from src.wings.tiny.make import build_model
+from src.wings.tiny.make import SPECIAL, build_model, trained_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,8 @@ _EXPERT = Path(__file__).parents[3] / "logs" / "tiny_policy" / "expert_native"
 
 _TAGS = [f"<{slash}{tag}>" for tag in ("think", "tool_call", "tool_response", "tools") for slash in ("", "/")]
 _HARD = {"single": 0.34, "parallel_same": 0.2, "parallel_different": 0.22, "refusal": 0.1, "ask": 0.14}
-_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+"""Kinds of dialogues of the last demonstrations, with more of several calls than the corpus has."""
+
 TEMPLATE = (Path(__file__).parent / "native_template.jinja").read_text()
 """As Qwen3's, but a tool is one line: what it is for, its name, its parameters and their types."""
 
@@ -71,35 +72,16 @@ def _pieces() -> str:
 
 def build_tokenizer(vocab_size: int = 1024, examples: int = 4000, seed: int = 7) -> PreTrainedTokenizerFast:
     """Train the byte-level BPE tokenizer on dialogues with invented words only, so that no token is rare in them."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_pieces()), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
+    bare = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.BPE()), eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
-    tokenizer.decoder = decoders.ByteLevel()
-    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
     bare.chat_template = TEMPLATE
     template = NativeTemplate(bare)
-    marks = re.compile("|".join(map(re.escape, _TAGS + _SPECIAL)))
+    marks = re.compile("|".join(map(re.escape, _TAGS + SPECIAL)))
     texts = []
     for example in ComposedSource(examples, seed=seed, invented=1.0).load("train"):
         texts += marks.split(template.prompt_text(example) + template.target_text(example))
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=vocab_size - len(_TAGS),
-            special_tokens=_SPECIAL,
-            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-            show_progress=False,
-        ),
-    )
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in _TAGS])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>")
-    fast.chat_template = TEMPLATE
-    fast.model_max_length = 1024
-    return fast
+    return trained_tokenizer(texts, _pieces(), _TAGS, TEMPLATE, vocab_size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,8 +254,8 @@ def shares(groups: Sequence[ScoredGroup]) -> dict[str, float]:
         text = " ".join([*(message.text for message in example.history), *tools.values()])
         for call in answer.decoded.parsed.calls or ():
             found["copied names"].append(call.name in tools)
-            said = [isinstance(value, bool) or str(value) in text for value in call.parameters.values()]
-            found["copied values"] += said
+            values = call.parameters.values()
+            found["copied values"] += [isinstance(one, bool) or str(one) in text for one in values]
         found[example.tags[0]].append(parts.exact_match)
     return {key: sum(each) / len(each) for key, each in found.items()}
 

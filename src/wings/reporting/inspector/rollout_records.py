@@ -10,7 +10,7 @@ import logging
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from src.errors import Refusal
 from src.protocol.dialogue import ToolCall, ToolSpec
 from src.protocol.formats.known import REST, format_named
 from src.protocol.formats.rest import parse
+from src.protocol.output_format import Reading
 from src.protocol.types import ParsedResponse, Region
 from src.runs.line_file import LineError, parse_line
 from src.wings.reporting.inspector.comparing import Failure, failure_kind
@@ -30,7 +31,6 @@ COLUMNS = ("weights", "entropies", "rollout_logprobs", "old_logprobs", "loss_ter
 
 _OPTIONAL = ("old_logprobs", "loss_terms")
 _LABELS = frozenset(region.label for region in Region)
-_parse = lru_cache(maxsize=64)(parse)  # completions of a group are often alike
 _HEAD = re.compile(rb'\{"rollout_step": (\d+), "example": ("(?:[^"\\]|\\.)*"), "completion": (\d+),')
 
 
@@ -66,8 +66,7 @@ class LoggedCompletion:
         tokens: [T], text of each token.
         regions: [T], labels of `Region`.
         columns: each of `COLUMNS`, [T]; None where not logged.
-        output_format: name of the format that it is written in.
-        tools: on offer, as far as the format needs them to be read.
+        reading: how the text is read; the prefix is a part of it.
     """
 
     index: int
@@ -79,16 +78,13 @@ class LoggedCompletion:
     tokens: list[str]
     regions: list[str]
     columns: dict[str, list[float] | None]
-    output_format: str = REST.name
-    tools: tuple[ToolSpec, ...] = ()
+    reading: Reading
 
     @cached_property
     def parsed(self) -> ParsedResponse:
         """The response by its format."""
-        if self.output_format == REST.name:
-            return _parse(self.text)
-        read = format_named(self.output_format).parse(self.text.encode("utf-8", "surrogatepass"), self.tools)
-        return read.cut() if self.finish_reason == "length" else read
+        read = self.reading.format.parse(self.text.encode("utf-8", "surrogatepass"), self.reading.tools)
+        return read.cut() if read.native and self.finish_reason == "length" else read
 
 
 @dataclass(frozen=True)
@@ -235,10 +231,7 @@ def _check(record: dict[str, Any]) -> None:
         raise TypeError(f"{record['prompt']!r} as prompt")
     for call in record.get("gold_calls") or ():
         call["name"], call["parameters"].items()
-    for tool in record.get("tools") or ():
-        ToolSpec(tool)
-    if "output_format" in record:
-        format_named(record["output_format"])
+    _reading(record)
 
 
 def logged_group(records: Sequence[dict[str, Any]]) -> LoggedGroup:
@@ -249,18 +242,24 @@ def logged_group(records: Sequence[dict[str, Any]]) -> LoggedGroup:
         calls = parse(first["target"]).calls or ()
     else:
         calls = tuple(ToolCall(call["name"], call["parameters"]) for call in gold)
-    form, tools = str(first.get("output_format", REST.name)), tuple(map(ToolSpec, first.get("tools") or ()))
+    reading = _reading(first)
     return LoggedGroup(
         rollout_step=int(first["rollout_step"]),
         example=str(first["example"]),
         prompt=first.get("prompt"),
         target=first["target"],
         gold=calls,
-        completions=tuple(_completion(record, form, tools) for record in records),
+        completions=tuple(_completion(record, reading) for record in records),
     )
 
 
-def _completion(record: dict[str, Any], output_format: str, tools: tuple[ToolSpec, ...]) -> LoggedCompletion:
+def _reading(record: dict[str, Any]) -> Reading:
+    """How the texts of a group are read, from its first record; one that names no format has the paper's."""
+    tools = tuple(map(ToolSpec, record.get("tools") or ()))
+    return Reading(format_named(record.get("output_format", REST.name)), tools=tools)
+
+
+def _completion(record: dict[str, Any], reading: Reading) -> LoggedCompletion:
     return LoggedCompletion(
         index=int(record["completion"]),
         text=record["text"],
@@ -271,6 +270,5 @@ def _completion(record: dict[str, Any], output_format: str, tools: tuple[ToolSpe
         tokens=record["tokens"],
         regions=record["regions"],
         columns={name: record.get(name) for name in COLUMNS},
-        output_format=output_format,
-        tools=tools,
+        reading=reading,
     )

@@ -153,7 +153,9 @@ def by_region(completion: LoggedCompletion) -> str:
     r"""A completion's tokens, a line for each stretch of one region; line breaks in it are written as ↵.
 
     >>> tokens, regions = ["<think>", " hm", "\n", "</think>"], ["format", "reasoning", "reasoning", "format"]
-    >>> print(by_region(LoggedCompletion(0, "", 0.0, 0.0, {}, "stop", tokens, regions, {})))
+    >>> from src.protocol.formats.known import REST
+    >>> from src.protocol.output_format import Reading
+    >>> print(by_region(LoggedCompletion(0, "", 0.0, 0.0, {}, "stop", tokens, regions, {}, Reading(REST))))
     format: <think>
     reasoning:  hm↵
     format: </think>
