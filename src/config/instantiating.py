@@ -5,33 +5,51 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from src.errors import ConfigError, Refusal
+
 log = logging.getLogger(__name__)
+
+
+def made(config: DictConfig, key: str, *arguments: Any, **overrides: Any) -> Any:
+    """The object of a config at `key`, from further arguments and with keys overridden.
+
+    Raises:
+        ConfigError: it refuses its settings; says what it says.
+    """
+    try:
+        return instantiate(config, *arguments, **overrides)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        said = str(cause) if isinstance(cause, Refusal) or key in str(cause) else f"{key}: {cause}"
+        raise ConfigError(said) from error
 
 
 def instantiate_all(config: DictConfig | None, key: str, kind: type) -> dict[str, Any]:
     """Instantiate every entry of a group, in order; an entry that is null is left out.
 
     Raises:
+        ConfigError: an entry refuses its settings.
         ValueError: an entry without `_target_`, or one that makes something other than `kind`.
     """
-    made = {}
+    found = {}
     for name, entry in (config or {}).items():
         key_path = f"{key}.{name!s}"
         if entry is None:
             continue
         if "_target_" not in entry:
             raise ValueError(f"{key_path}: expected a config with _target_, found the keys {sorted(entry)}.")
-        value = instantiate(entry)
+        value = made(entry, key_path)
         if not isinstance(value, kind):
             raise ValueError(f"{key_path}: expected a {kind.__name__}, found {type(value).__name__}.")
-        made[str(name)] = value
-    return made
+        found[str(name)] = value
+    return found
 
 
 def instantiate_callbacks(config: DictConfig | None) -> list[Callback]:

