@@ -6,10 +6,12 @@ wrong with it becomes its result, which the model reads.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
-from src.protocol.dialogue import ToolCall, ToolSpec
+from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
+from src.protocol.types import ParsedResponse
 
 
 class LimitError(RuntimeError):
@@ -54,3 +56,111 @@ class World(Protocol):
     def close(self) -> None:
         """Give back processes."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """What an episode is about.
+
+    Attributes:
+        id: unique within its environment.
+        row: what the environment starts it from, plain JSON.
+        tags: what kind of task it is, for metrics by kind.
+    """
+
+    id: str
+    row: Mapping[str, JsonValue] = field(default_factory=dict)
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeScore:
+    """What an episode earned.
+
+    Attributes:
+        total: the reward of the whole episode.
+        parts: what it is made of, by name (`state`, `calls`, `answer`), for metrics.
+        turns: what each answer of the policy earned, in order. They sum to `total`: progress where the environment can
+            tell it, else all of it at the last.
+        success: whether the task is done.
+    """
+
+    total: float
+    parts: Mapping[str, float]
+    turns: tuple[float, ...]
+    success: bool
+
+
+class Episode(Protocol):
+    """One play of a task, in a world of its own.
+
+    The order is `observe`, then `act` and `observe` until `done`, then `score`, then `close`.
+
+    Attributes:
+        tools: on offer, the same to the end.
+        done: whether no further answer is wanted.
+        counts: how often something went wrong that was answered in words, by name: `malformed`, `unknown_tool`,
+            `wrong_arguments`, `tool_error`, `timeout`, `cut_result`, `tool_died`.
+    """
+
+    tools: tuple[ToolSpec, ...]
+    done: bool
+    counts: Mapping[str, int]
+
+    def observe(self) -> tuple[Message, ...]:
+        """What is new since the last answer, oldest first.
+
+        At first a user's words, and a system message if there is one; then results of calls (`observation`, one for
+        each call, with its name and id), or what the user says next.
+        """
+        ...
+
+    def act(self, answer: ParsedResponse) -> None:
+        """Take an answer of the policy: run its calls, which may be broken in any way, or hear its words."""
+        ...
+
+    def score(self) -> EpisodeScore:
+        """What it earned. Also of an episode that was stopped before it was done."""
+        ...
+
+    def close(self) -> None:
+        """Give back processes and connections; more than once does no harm."""
+        ...
+
+
+class Environment(Protocol):
+    """Tasks, and worlds to play them in. Holds no open process or connection before the first `start`.
+
+    Attributes:
+        name: for logs and metrics.
+    """
+
+    name: str
+
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that there are; `train` among them."""
+        ...
+
+    def tasks(self, split: str) -> Sequence[Task]:
+        """The tasks of a split, the same ones every time.
+
+        Raises:
+            DataError: a row that no episode can start from.
+        """
+        ...
+
+    def start(self, task: Task, seed: int) -> Episode:
+        """A new episode in a private world. The same task, seed and answers give the same observations and score.
+
+        Raises:
+            EnvironmentFaultError: the world does not start, which is nobody's answer.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back what all episodes share; more than once does no harm."""
+        ...
+
+
+class EnvironmentFaultError(RuntimeError):
+    """The world itself does not work: a server that does not start, a class of the user's that raises in `reset`."""
