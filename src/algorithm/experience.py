@@ -1,6 +1,8 @@
 """The carrier of a rollout step: one prompt with its G completions, as flat ragged vectors.
 
-Nothing here computes; it splits, moves and checks.
+A completion is one answer, or an episode: answers, and between them what the policy observed. Only sampled tokens have
+log-probabilities, regions and weights; observed ones stand in the `Tree` alone, as inputs. Nothing here computes; it
+splits, moves and checks.
 """
 
 from __future__ import annotations
@@ -12,13 +14,51 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
+class Tree:
+    """What follows a prompt, as M runs of S tokens: each follows the prompt or an earlier run of its completion.
+
+    An episode whose ids were only appended is one run. Where its history was rewritten, what both histories share, the
+    rest of the old one and the new one are runs of their own. Runs are in depth-first order.
+
+    Attributes:
+        token_ids: int64 [S].
+        sampled: bool [S], which are the policy's own: the N tokens of the group, in its order.
+        sizes: int64 [M], tokens of each run, each >= 1. The last token of a run that nothing follows is sampled.
+        parents: int64 [M], the run that each follows; -1: the prompt.
+        completions: int64 [M], ascending, the completion of each run.
+    """
+
+    token_ids: Tensor
+    sampled: Tensor
+    sizes: Tensor
+    parents: Tensor
+    completions: Tensor
+
+    def to(self, device: torch.device) -> Tree:
+        """The same tree on another device."""
+        return Tree(*(getattr(self, f.name).to(device) for f in fields(self)))
+
+    def part(self, start: int, stop: int) -> Tree:
+        """The runs of completions `start` to `stop`, which become completions from 0 on."""
+        first, last = torch.searchsorted(
+            self.completions, torch.tensor([start, stop], device=self.sizes.device)
+        ).tolist()
+        sizes, parents = self.sizes[first:last], self.parents[first:last]
+        begin = int(self.sizes[:first].sum())
+        end = begin + int(sizes.sum())
+        parents = torch.where(parents < 0, parents, parents - first)
+        completions = self.completions[first:last] - start
+        return Tree(self.token_ids[begin:end], self.sampled[begin:end], sizes, parents, completions)
+
+
+@dataclass(frozen=True, slots=True)
 class PromptGroup:
     """One prompt, its G completions, and what was computed about them. N = sum of `lengths`.
 
     Attributes:
         prompt_ids: int64 [P].
         token_ids: int64 [N], sampled ids of completion 0, then 1, …
-        lengths: int64 [G], tokens of each completion, each >= 1.
+        lengths: int64 [G], sampled tokens of each completion, each >= 1.
         rollout_logprobs: float32 [N], the sampler's.
         regions: int64 [N], `protocol.types.Region` of each sampled token.
         rewards: float32 [G].
@@ -26,6 +66,8 @@ class PromptGroup:
         weights: float32 [N], token weights of the loss.
         old_logprobs: float32 [N], the trainer's before this step's updates; None until computed.
         ref_logprobs: float32 [N], the frozen start's; None unless a KL penalty wants them.
+        credit: float32 [N], advantage of each sampled token where those of a completion differ; None: its completion's.
+        tree: where the sampled tokens stand among observed ones; None: there are no others.
     """
 
     prompt_ids: Tensor
@@ -38,10 +80,12 @@ class PromptGroup:
     weights: Tensor
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
+    credit: Tensor | None = None
+    tree: Tree | None = None
 
     def __post_init__(self) -> None:
         n, g = int(self.lengths.sum()), len(self.lengths)
-        for name in ("token_ids", "rollout_logprobs", "regions", "weights", "old_logprobs", "ref_logprobs"):
+        for name in ("token_ids", "rollout_logprobs", "regions", "weights", "old_logprobs", "ref_logprobs", "credit"):
             value = getattr(self, name)
             if value is not None and value.shape != (n,):
                 raise ValueError(f"PromptGroup.{name}: expected shape ({n},), found {tuple(value.shape)}.")
@@ -50,6 +94,11 @@ class PromptGroup:
                 raise ValueError(
                     f"PromptGroup.{name}: expected shape ({g},), found {tuple(getattr(self, name).shape)}."
                 )
+
+    @property
+    def token_advantages(self) -> Tensor:
+        """float32 [N], the advantage that each sampled token is trained with."""
+        return self.advantages.repeat_interleave(self.lengths) if self.credit is None else self.credit
 
     @property
     def sequence_ids(self) -> Tensor:

@@ -2,46 +2,79 @@
 
 A group of G completions is trained as the single sequence `[prompt, y_1, …, y_G]`. Position ids restart after the
 prompt for each y_i, and attention (`models.attention`) lets a completion see the prompt and itself only, so the row
-gives the log-probabilities of G separate `[prompt, y_i]` rows at the cost of one prompt.
+gives the log-probabilities of G separate `[prompt, y_i]` rows at the cost of one prompt. Completions whose history was
+rewritten are trees of runs (`experience.Tree`): a run sees the runs that it follows, and itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 
 import torch
 from torch import Tensor
 
-from src.algorithm.experience import PromptGroup
+from src.algorithm.experience import PromptGroup, Tree
 
 
 @dataclass(frozen=True, slots=True)
 class GroupLayout:
-    """Where one group lies in a packed row.
+    """Where one group lies in a packed row: runs of inputs in depth-first order, the prompt first.
 
     Attributes:
         offset: position in the row of the prompt's first token.
-        prompt_length: P, tokens of the prompt.
-        completion_lengths: sampled tokens T_i of each completion. Its last token predicts nothing, so it is no input:
-            completion i occupies T_i - 1 positions.
+        sizes: inputs of each run. The last token of a run that nothing follows predicts nothing and is no input.
+        parents: the run that each follows; -1 for the prompt.
     """
 
     offset: int
-    prompt_length: int
-    completion_lengths: tuple[int, ...]
+    sizes: tuple[int, ...]
+    parents: tuple[int, ...]
+
+    @classmethod
+    def of(cls, offset: int, prompt_length: int, completion_lengths: Sequence[int]) -> GroupLayout:
+        """A prompt of P tokens and completions of T_i, which have T_i - 1 inputs each."""
+        sizes = (prompt_length, *(length - 1 for length in completion_lengths))
+        return cls(offset, sizes, (-1, *(0 for _ in completion_lengths)))
 
     @property
     def num_tokens(self) -> int:
-        """Positions that the group occupies: P + sum of (T_i - 1)."""
-        return self.prompt_length + sum(self.completion_lengths) - len(self.completion_lengths)
+        """Positions that the group occupies; of single answers P + sum of (T_i - 1)."""
+        return sum(self.sizes)
 
     @property
-    def completion_offsets(self) -> tuple[int, ...]:
-        """Position in the row of each completion's first input token."""
-        start = self.offset + self.prompt_length
-        return tuple(accumulate((length - 1 for length in self.completion_lengths[:-1]), initial=start))
+    def starts(self) -> tuple[int, ...]:
+        """Position in the row of each run's first input."""
+        return tuple(accumulate(self.sizes[:-1], initial=self.offset))
+
+    @property
+    def depths(self) -> tuple[int, ...]:
+        """Position of each run's first input in its own sequence."""
+        found = [0]
+        for parent in self.parents[1:]:
+            found.append(found[parent] + self.sizes[parent])
+        return tuple(found)
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """Position in the row behind each run and all runs that follow it."""
+        found = [start + size for start, size in zip(self.starts, self.sizes, strict=True)]
+        for run in range(len(found) - 1, 0, -1):
+            found[self.parents[run]] = max(found[self.parents[run]], found[run])
+        return tuple(found)
+
+    @property
+    def sequences(self) -> tuple[tuple[int, ...], ...]:
+        """Of each run that nothing follows: the runs from the prompt to it.
+
+        >>> GroupLayout(0, (4, 2, 3, 1), (-1, 0, 1, 1)).sequences
+        ((0, 1, 2), (0, 1, 3))
+        """
+        paths: list[tuple[int, ...]] = [(0,)]
+        for run, parent in enumerate(self.parents[1:], 1):
+            paths.append((*paths[parent], run))
+        return tuple(path for run, path in enumerate(paths) if run not in self.parents)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +83,9 @@ class PackedRow:
 
     Attributes:
         input_ids: int64 [L].
-        position_ids: int64 [L], restarting at P for each completion of a group.
+        position_ids: int64 [L], of each token in its own sequence.
         score_positions: int64 [N], the position whose hidden state predicts each sampled token.
+        sequences: int64 [N], a sequence (`GroupLayout.sequences`, counted over all groups) that has the token.
         targets: int64 [N], the sampled tokens, in the order of the groups and of their completions.
         layouts: one a group, in order.
     """
@@ -59,23 +93,14 @@ class PackedRow:
     input_ids: Tensor
     position_ids: Tensor
     score_positions: Tensor
+    sequences: Tensor
     targets: Tensor
     layouts: tuple[GroupLayout, ...]
 
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Sampled tokens of each completion of the row; they sum to N."""
-        return tuple(length for layout in self.layouts for length in layout.completion_lengths)
-
     def to(self, device: torch.device) -> PackedRow:
         """The same row on another device."""
-        return replace(
-            self,
-            input_ids=self.input_ids.to(device),
-            position_ids=self.position_ids.to(device),
-            score_positions=self.score_positions.to(device),
-            targets=self.targets.to(device),
-        )
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self) if f.name != "layouts"}
+        return replace(self, **moved)
 
 
 def pack(groups: Sequence[PromptGroup]) -> PackedRow:
@@ -91,9 +116,34 @@ def pack(groups: Sequence[PromptGroup]) -> PackedRow:
     Both first tokens are predicted by the prompt's last position; 22 and 31 predict nothing and are left out.
 
     Raises:
-        ValueError: no group, an empty prompt, or an empty completion.
+        ValueError: no group, an empty prompt, an empty completion, or a tree that is not in order.
     """
-    return _pack([(group.prompt_ids, group.token_ids, tuple(group.lengths.tolist())) for group in groups])
+    row = _pack([(group.prompt_ids, tree_of(group)) for group in groups])
+    if all(group.tree is None for group in groups):
+        return row
+    sampled = torch.cat([tree_of(group).sampled for group in groups])
+    return replace(
+        row,
+        **{name: getattr(row, name)[sampled] for name in ("score_positions", "sequences", "targets")},
+    )
+
+
+def tree_of(group: PromptGroup) -> Tree:
+    """The group's tree, also of single answers."""
+    if group.tree is not None:
+        return group.tree
+    return _single(group.token_ids, group.lengths)
+
+
+def _single(token_ids: Tensor, lengths: Tensor) -> Tree:
+    """Completions of sampled tokens only, each a run behind the prompt."""
+    return Tree(
+        token_ids,
+        torch.ones_like(token_ids, dtype=torch.bool),
+        lengths,
+        torch.full_like(lengths, -1),
+        torch.arange(len(lengths), device=lengths.device),
+    )
 
 
 def pack_sequences(pairs: Sequence[tuple[Tensor, Tensor]]) -> PackedRow:
@@ -104,12 +154,26 @@ def pack_sequences(pairs: Sequence[tuple[Tensor, Tensor]]) -> PackedRow:
     Raises:
         ValueError: no pair, an empty prompt, or an empty target.
     """
-    return _pack([(prompt, target, (len(target),)) for prompt, target in pairs])
+    return _pack([(prompt, _single(target, torch.tensor([len(target)]))) for prompt, target in pairs])
 
 
 def row_tokens(group: PromptGroup) -> int:
-    """Input positions that a group takes in a packed row: P + sum of (T_i - 1)."""
-    return len(group.prompt_ids) + len(group.token_ids) - len(group.lengths)
+    """Input positions that a group takes in a packed row; of single answers P + sum of (T_i - 1)."""
+    if group.tree is None:
+        return len(group.prompt_ids) + len(group.token_ids) - len(group.lengths)
+    return layout_of(group).num_tokens
+
+
+def layout_of(group: PromptGroup, offset: int = 0) -> GroupLayout:
+    """Where a group lies in a row that has `offset` positions before it."""
+    return _layout(len(group.prompt_ids), tree_of(group), offset)
+
+
+def _layout(prompt_length: int, tree: Tree, offset: int) -> GroupLayout:
+    sizes, parents = tree.sizes.tolist(), tree.parents.tolist()
+    followed = set(parents)
+    inputs = (size if run in followed else size - 1 for run, size in enumerate(sizes))
+    return GroupLayout(offset, (prompt_length, *inputs), (-1, *(parent + 1 for parent in parents)))
 
 
 def balance(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -170,32 +234,59 @@ def divide(sizes: Sequence[int], parts: int, loads: Sequence[int] | None = None)
     return [sorted(share) for share in shares]
 
 
-def _pack(items: Sequence[tuple[Tensor, Tensor, tuple[int, ...]]]) -> PackedRow:
-    """Pack (prompt ids [P], sampled ids [sum T_i], lengths T_i) triples."""
+def _pack(items: Sequence[tuple[Tensor, Tree]]) -> PackedRow:
+    """Pack prompt ids [P] with what follows them, as if all of that were sampled."""
     if not items:
         raise ValueError("pack: expected at least one group, found none.")
     ids: list[Tensor] = []
     positions: list[Tensor] = []
     scores: list[Tensor] = []
+    sequences: list[int] = []
     layouts: list[GroupLayout] = []
-    offset = 0
-    for index, (prompt, tokens, lengths) in enumerate(items):
+    offset = leaves = 0
+    for index, (prompt, tree) in enumerate(items):
         size, device = len(prompt), prompt.device
-        if size == 0 or not lengths or min(lengths) == 0:
+        sizes: list[int] = tree.sizes.tolist()
+        if size == 0 or not sizes or min(sizes) == 0:
             raise ValueError(
                 f"pack: group {index}: expected a prompt and completions of at least one token each, "
-                f"found a prompt of {size} and completions of {list(lengths)} tokens."
+                f"found a prompt of {size} and completions of {sizes} tokens."
             )
-        layout = GroupLayout(offset, size, lengths)
+        layout = _layout(size, tree, offset)
+        _check_order(layout.parents, index)
         ids.append(prompt)
         positions.append(torch.arange(size, device=device))
-        last = torch.tensor([offset + size - 1], device=device)
-        for start, completion in zip(layout.completion_offsets, torch.split(tokens, list(lengths)), strict=True):
-            inputs = len(completion) - 1
-            ids.append(completion[:-1])
-            positions.append(torch.arange(size, size + inputs, device=device))
-            scores += [last, torch.arange(start, start + inputs, device=device)]
+        starts, depths = layout.starts, layout.depths
+        followed = set(layout.parents)
+        for run, tokens in enumerate(torch.split(tree.token_ids, sizes), 1):
+            start, depth, inputs, parent = starts[run], depths[run], layout.sizes[run], layout.parents[run]
+            ids.append(tokens[:inputs])
+            positions.append(torch.arange(depth, depth + inputs, device=device))
+            scores.append(torch.tensor([starts[parent] + layout.sizes[parent] - 1], device=device))
+            scores.append(torch.arange(start, start + len(tokens) - 1, device=device))
+            sequences.append(leaves)
+            leaves += run not in followed
         layouts.append(layout)
         offset += layout.num_tokens
-    targets = torch.cat([tokens for _, tokens, _ in items])
-    return PackedRow(torch.cat(ids), torch.cat(positions), torch.cat(scores), targets, tuple(layouts))
+    targets = torch.cat([tree.token_ids for _, tree in items])
+    owners = torch.tensor(sequences, device=targets.device)
+    lengths = torch.cat([tree.sizes for _, tree in items]).to(targets.device)
+    return PackedRow(
+        torch.cat(ids),
+        torch.cat(positions),
+        torch.cat(scores),
+        owners.repeat_interleave(lengths, output_size=len(targets)),
+        targets,
+        tuple(layouts),
+    )
+
+
+def _check_order(parents: Sequence[int], index: int) -> None:
+    """Refuse runs that are not in depth-first order: each follows the run before it or one that this follows."""
+    path: list[int] = []
+    for run, parent in enumerate(parents):
+        while path and path[-1] != parent:
+            path.pop()
+        if run and not path:
+            raise ValueError(f"pack: group {index}: expected runs in depth-first order, found the parents {parents}.")
+        path.append(run)

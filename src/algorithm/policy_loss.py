@@ -96,7 +96,7 @@ class LossInputs:
     Attributes:
         old_logprobs: float32 [N], the trainer's before this rollout step's updates; None where those are the scores
             themselves, because no update has come between: every ratio is 1 then.
-        advantages: float32 [S].
+        advantages: float32 [N].
         weights: float32 [N].
         lengths: int64 [S], summing to N.
         rollout_logprobs: float32 [N], the sampler's.
@@ -130,7 +130,7 @@ class LossInputs:
             )
         return cls(
             old_logprobs=None if first else torch.cat(old),
-            advantages=torch.cat([group.advantages for group in groups]),
+            advantages=torch.cat([group.token_advantages for group in groups]),
             weights=torch.cat([group.weights for group in groups]),
             lengths=torch.cat([group.lengths for group in groups]),
             rollout_logprobs=torch.cat([group.rollout_logprobs for group in groups]),
@@ -141,8 +141,8 @@ class LossInputs:
 class PolicyLoss:
     """A row's share of the minibatch's loss (Eq. 19 and its variants), as a sum over its tokens.
 
-    With r = exp(logprob - old), A the sequence's advantage, w the token weight, T its sequence's length, and totals
-    of the minibatch:
+    With r = exp(logprob - old), A the token's advantage, w the token weight, T its sequence's length, and totals of
+    the minibatch:
 
         sequence            -1/num_sequences sum_i sum_t w/T_i min(r A, clip(r) A)
         published           -1/weight_total  sum_i sum_t w     min(r A, clip(r) A)
@@ -167,7 +167,7 @@ class PolicyLoss:
             )
         self._config = config
         self._old, self._rollout, self._ref = inputs.old_logprobs, inputs.rollout_logprobs, inputs.ref_logprobs
-        self._advantages = inputs.advantages.repeat_interleave(inputs.lengths)  # [N], as all below
+        self._advantages = inputs.advantages
         if config.aggregation == "published":
             self._scale = torch.full_like(inputs.weights, 1 / max(counts.num_tokens, 1.0))
             self._weights = inputs.weights / (counts.weight_total or 1.0)

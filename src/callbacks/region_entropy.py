@@ -39,7 +39,7 @@ def region_sums(group: PromptGroup, entropies: Tensor) -> Tensor:
         group: with weights.
         entropies: [N], nats.
     """
-    share = group.advantages.abs()[group.sequence_ids] * group.weights / group.lengths[group.sequence_ids]
+    share = group.token_advantages.abs() * group.weights / group.lengths[group.sequence_ids]
     columns = (entropies, torch.ones_like(entropies), share, group.weights)
     return torch.stack([sum_by_region(column, group.regions) for column in columns]).cpu()
 

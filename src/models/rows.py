@@ -76,15 +76,14 @@ def packed_states(decoder: nn.Module, row: PackedRow, **options: bool) -> RowSta
 def separate_states(decoder: nn.Module, row: PackedRow, **options: bool) -> RowStates:
     """The row's sequences in one padded batch, by the model's own attention; arguments as of `packed_states`."""
     sequences = list(_sequences(row))
-    longest = max(len(places) for places, _ in sequences)
-    device = row.input_ids.device
-    width = torch.arange(longest, device=device)
-    batch = torch.stack([row.input_ids[torch.nn.functional.pad(p, (0, longest - len(p)))] for p, _ in sequences])
+    longest = max(map(len, sequences))
+    width = torch.arange(longest, device=row.input_ids.device)
+    batch = torch.stack([row.input_ids[torch.nn.functional.pad(p, (0, longest - len(p)))] for p in sequences])
     output = decoder(input_ids=batch, position_ids=width.expand(len(batch), -1), use_cache=False, **options)
     hidden = cast(Tensor, output.last_hidden_state)
-    scored = [width[len(p) - tokens : len(p)] + index * longest for index, (p, tokens) in enumerate(sequences)]
-    real = torch.stack([width < len(p) for p, _ in sequences]).flatten()
-    picked = hidden.flatten(0, 1).index_select(0, torch.cat(scored))
+    real = torch.stack([width < len(p) for p in sequences]).flatten()
+    scored = row.sequences * longest + row.position_ids[row.score_positions]
+    picked = hidden.flatten(0, 1).index_select(0, scored)
     return RowStates(picked, getattr(output, "router_logits", None), real)
 
 
@@ -106,13 +105,10 @@ def batches(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return found
 
 
-def _sequences(row: PackedRow) -> Iterator[tuple[Tensor, int]]:
-    """Of each completion: the places in the row of its sequence's inputs, int64 [P + T - 1], and its tokens T.
-
-    The last T places are those whose hidden states predict its tokens.
-    """
+def _sequences(row: PackedRow) -> Iterator[Tensor]:
+    """The places in the row of each sequence's inputs, int64."""
     everywhere = torch.arange(len(row.input_ids), device=row.input_ids.device)
     for layout in row.layouts:
-        prompt = everywhere[layout.offset : layout.offset + layout.prompt_length]
-        for start, tokens in zip(layout.completion_offsets, layout.completion_lengths, strict=True):
-            yield torch.cat([prompt, everywhere[start : start + tokens - 1]]), tokens
+        runs = [everywhere[start : start + size] for start, size in zip(layout.starts, layout.sizes, strict=True)]
+        for path in layout.sequences:
+            yield torch.cat([runs[run] for run in path])

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 
 from src.algorithm.experience import PromptGroup
-from src.algorithm.packing import balance, row_tokens
+from src.algorithm.packing import balance, layout_of, row_tokens
 from src.models.rows import batches
 
 
@@ -65,8 +66,9 @@ class RowBudget:
             parts = [group] if whole else split_group(group, 0 if self._separate else self.max_tokens)
             pieces += parts
             owners += [index] * len(parts)
-        sizes = [row_tokens(piece) for piece in pieces]
-        return RowPlan(pieces, owners, (batches if self._separate else balance)(sizes, self.max_tokens))
+        if self._separate:
+            return RowPlan(pieces, owners, batches([_padded(piece) for piece in pieces], self.max_tokens))
+        return RowPlan(pieces, owners, balance([row_tokens(piece) for piece in pieces], self.max_tokens))
 
     def shrink(self, longest_divisible: int) -> bool:
         """Make rows half as long as the longest that can be divided; False if there is none (0)."""
@@ -98,16 +100,24 @@ def split_group(group: PromptGroup, max_tokens: int) -> list[PromptGroup]:
         group: with or without log-probabilities.
         max_tokens: of a part.
     """
-    lengths: list[int] = group.lengths.tolist()
+    prompt = len(group.prompt_ids)
+    inputs = [row_tokens(_completions(group, index, index + 1)) - prompt for index in range(len(group.lengths))]
     stops: list[int] = []
-    size = prompt = len(group.prompt_ids)
-    for index, length in enumerate(lengths):
-        if size > prompt and size + length - 1 > max_tokens:
+    size = prompt
+    for index, more in enumerate(inputs):
+        if size > prompt and size + more > max_tokens:
             stops.append(index)
             size = prompt
-        size += length - 1
-    bounds = [0, *stops, len(lengths)]
+        size += more
+    bounds = [0, *stops, len(inputs)]
     return [_completions(group, start, stop) for start, stop in pairwise(bounds)]
+
+
+def _padded(group: PromptGroup) -> int:
+    """Tokens that a group takes in a padded batch: its sequences, all as long as the longest."""
+    layout = layout_of(group)
+    longest = max(depth + size for depth, size in zip(layout.depths, layout.sizes, strict=True))
+    return longest * len(layout.sequences)
 
 
 def _completions(group: PromptGroup, start: int, stop: int) -> PromptGroup:
@@ -116,11 +126,11 @@ def _completions(group: PromptGroup, start: int, stop: int) -> PromptGroup:
         return group
     ends = torch.cat([group.lengths.new_zeros(1), group.lengths.cumsum(0)])
     first, last = int(ends[start]), int(ends[stop])
-    cut: dict[str, torch.Tensor] = {}
+    cut: dict[str, Any] = {}
     for f in fields(group):
         value = getattr(group, f.name)
-        if value is None or f.name == "prompt_ids":
+        if value is None or f.name in ("prompt_ids", "tree"):
             continue
         per_sequence = f.name in ("lengths", "rewards", "advantages")
         cut[f.name] = value[start:stop] if per_sequence else value[first:last]
-    return replace(group, **cut)
+    return replace(group, **cut, tree=None if group.tree is None else group.tree.part(start, stop))

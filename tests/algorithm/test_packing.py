@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from src.algorithm.experience import PromptGroup
+from src.algorithm.experience import PromptGroup, Tree
 from src.algorithm.packing import GroupLayout, balance, divide, pack, pack_sequences, row_tokens
 
 
@@ -30,9 +32,9 @@ def test_one_group() -> None:
     assert row.position_ids.tolist() == [0, 1, 2, 3, 2]
     assert row.score_positions.tolist() == [1, 2, 3, 1, 4]
     assert row.targets.tolist() == [20, 21, 22, 30, 31]
-    assert row.layouts == (GroupLayout(0, 2, (3, 2)),)
-    assert row.layouts[0].completion_offsets == (2, 4)
-    assert row.lengths == (3, 2)
+    assert row.sequences.tolist() == [0, 0, 0, 1, 1]
+    assert row.layouts == (GroupLayout(0, (2, 2, 1), (-1, 0, 0)),) == (GroupLayout.of(0, 2, (3, 2)),)
+    assert row.layouts[0].starts == (0, 2, 4)
 
 
 def test_several_groups_and_completions_of_one_token() -> None:
@@ -42,8 +44,65 @@ def test_several_groups_and_completions_of_one_token() -> None:
     assert row.position_ids.tolist() == [0, 1, 0, 1, 2]
     assert row.score_positions.tolist() == [0, 0, 1, 4, 4]
     assert row.targets.tolist() == [6, 7, 8, 4, 9]
-    assert row.layouts == (GroupLayout(0, 1, (1, 2)), GroupLayout(2, 3, (1, 1)))
-    assert row.layouts[0].completion_offsets == (1, 1)
+    assert row.sequences.tolist() == [0, 1, 1, 2, 3]
+    assert row.layouts == (GroupLayout.of(0, 1, (1, 2)), GroupLayout.of(2, 3, (1, 1)))
+    assert row.layouts[0].starts == (0, 1, 1)
+
+
+def forked(prompt: list[int], runs: list[tuple[int, int, list[int]]], observed: set[int]) -> PromptGroup:
+    """A group of (completion, parent, tokens) runs; of those tokens, the observed ones are not sampled."""
+    tokens = torch.tensor([token for _, _, run in runs for token in run])
+    sampled = torch.tensor([int(token) not in observed for token in tokens])
+    completions = torch.tensor([completion for completion, _, _ in runs])
+    sizes = torch.tensor([len(run) for _, _, run in runs])
+    parents = torch.tensor([parent for _, parent, _ in runs])
+    own = tokens[sampled]
+    lengths = torch.bincount(completions.repeat_interleave(sizes)[sampled])
+    plain = group(prompt, [part.tolist() for part in own.split(lengths.tolist())])
+    return replace(plain, tree=Tree(tokens, sampled, sizes, parents, completions))
+
+
+EPISODES = forked(
+    [10, 11],
+    [
+        (0, -1, [20, 21, 90, 91, 22, 23]),  # two answers, what was observed between them
+        (1, -1, [30, 31]),  # what both histories share
+        (1, 1, [32, 92, 33]),  # the rest of the first history, and its second answer
+        (1, 1, [93, 94, 34]),  # the rewritten one
+    ],
+    observed={90, 91, 92, 93, 94},
+)
+"""Two episodes; the second one's history was rewritten behind its second token."""
+
+
+def test_episodes_are_trees_whose_observations_are_inputs_only() -> None:
+    row = pack([EPISODES, group([12], [[40, 41]])])
+    assert row.input_ids.tolist() == [10, 11, 20, 21, 90, 91, 22, 30, 31, 32, 92, 93, 94, 12, 40]
+    assert row.position_ids.tolist() == [0, 1, 2, 3, 4, 5, 6, 2, 3, 4, 5, 4, 5, 0, 1]
+    assert row.targets.tolist() == [20, 21, 22, 23, 30, 31, 32, 33, 34, 40, 41]
+    assert row.input_ids[row.score_positions].tolist() == [11, 20, 91, 22, 11, 30, 31, 92, 94, 12, 40]
+    assert row.sequences.tolist() == [0, 0, 0, 0, 1, 1, 1, 1, 2, 3, 3]
+    first, second = row.layouts
+    assert first == GroupLayout(0, (2, 5, 2, 2, 2), (-1, 0, 0, 2, 2))
+    assert first.ends == (13, 7, 13, 11, 13)
+    assert first.sequences == ((0, 1), (0, 2, 3), (0, 2, 4))
+    assert second == GroupLayout(13, (1, 1), (-1, 0))
+    assert row_tokens(EPISODES) == 13
+
+
+def test_part_of_a_tree_is_the_tree_of_its_completions() -> None:
+    assert EPISODES.tree is not None
+    second = EPISODES.tree.part(1, 2)
+    assert second.token_ids.tolist() == [30, 31, 32, 92, 33, 93, 94, 34]
+    assert second.sampled.tolist() == [True, True, True, False, True, False, False, True]
+    assert (second.sizes.tolist(), second.parents.tolist()) == ([2, 3, 3], [-1, 0, 0])
+    assert second.completions.tolist() == [0, 0, 0]
+
+
+def test_refuses_runs_out_of_order() -> None:
+    bad = forked([1], [(0, -1, [2, 3]), (0, 0, [4]), (0, -1, [5]), (0, 0, [6])], observed=set())
+    with pytest.raises(ValueError, match="depth-first order"):
+        pack([bad])
 
 
 def test_sequences_are_groups_of_one() -> None:

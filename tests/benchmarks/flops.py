@@ -15,7 +15,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from src.algorithm.packing import GroupLayout
+from src.algorithm.experience import PromptGroup
+from src.algorithm.packing import row_tokens
 from src.models.policy import Policy
 from src.models.structure import decoder_of, layers_of
 
@@ -51,7 +52,7 @@ def update_flops(
     return 6 * body_weights * tokens + 6 * hidden * vocabulary * scored + 12 * layers * heads * head_size * pairs
 
 
-def policy_update_flops(policy: Policy, layouts: Sequence[GroupLayout]) -> int:
+def policy_update_flops(policy: Policy, groups: Sequence[PromptGroup]) -> int:
     """Useful operations of an update of these groups."""
     config = policy.model.config.get_text_config()
     heads = config.num_attention_heads
@@ -67,7 +68,7 @@ def policy_update_flops(policy: Policy, layouts: Sequence[GroupLayout]) -> int:
         layers=config.num_hidden_layers,
         heads=heads,
         head_size=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        tokens=sum(layout.num_tokens for layout in layouts),
-        scored=sum(sum(layout.completion_lengths) for layout in layouts),
-        pairs=sum(query_key_pairs(layout.prompt_length, layout.completion_lengths) for layout in layouts),
+        tokens=sum(map(row_tokens, groups)),
+        scored=sum(len(group.token_ids) for group in groups),
+        pairs=sum(query_key_pairs(len(group.prompt_ids), group.lengths.tolist()) for group in groups),
     )

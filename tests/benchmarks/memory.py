@@ -161,6 +161,7 @@ def _random(shape: RowShape, vocabulary: int) -> PackedRow:
         input_ids=torch.randint(vocabulary, row.input_ids.shape),
         position_ids=row.position_ids,  # memory does not depend on them
         score_positions=torch.arange(shape.scored) % shape.tokens,
+        sequences=row.sequences,
         targets=torch.randint(vocabulary, row.targets.shape),
         layouts=row.layouts,
     )

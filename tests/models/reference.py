@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel, Qwen3Config
 
-from src.algorithm.experience import PromptGroup
+from src.algorithm.experience import PromptGroup, Tree
 from src.rollout.native.engine import NativeEngine
 
 VOCABULARY = 97
@@ -65,6 +67,53 @@ def random_group(prompt: int, lengths: list[int], vocabulary: int = VOCABULARY, 
         advantages=torch.zeros(g),
         weights=torch.ones(n),
     )
+
+
+def random_episodes(prompt: int, seed: int, episodes: int = 3, vocabulary: int = VOCABULARY) -> PromptGroup:
+    """A group of episodes of random ids: observed tokens among them, and histories rewritten up to three deep."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    sizes: list[int] = []
+    parents: list[int] = []
+    completions: list[int] = []
+    for episode in range(episodes):
+        path = [-1]
+        for _ in range(draw(1, 6)):
+            path = path[: draw(1, min(len(path), 3) + 1)]
+            parents.append(path[-1])
+            path.append(len(sizes))
+            sizes.append(draw(1, 6))
+            completions.append(episode)
+    ends = torch.tensor(sizes).cumsum(0) - 1
+    tokens = torch.randint(3, vocabulary, (int(ends[-1]) + 1,), generator=generator)
+    sampled = torch.rand(len(tokens), generator=generator) < 0.6
+    sampled[ends] = True
+    owners = torch.tensor(completions)
+    lengths = torch.bincount(owners.repeat_interleave(torch.tensor(sizes))[sampled])
+    plain = random_group(prompt, lengths.tolist(), vocabulary, seed)
+    tree = Tree(tokens, sampled, torch.tensor(sizes), torch.tensor(parents), owners)
+    return replace(plain, token_ids=tokens[sampled], tree=tree)
+
+
+def path_scores(model: PreTrainedModel, group: PromptGroup, temperature: float) -> tuple[Tensor, Tensor]:
+    """Log-probabilities and entropies [N] of a group's sampled tokens, each run behind its history, one at a time."""
+    tree = group.tree
+    assert tree is not None
+    runs = tree.token_ids.split(tree.sizes.tolist())
+    own = tree.sampled.split(tree.sizes.tolist())
+    histories: list[Tensor] = []
+    logprobs, entropies = [], []
+    for run, parent, sampled in zip(runs, tree.parents.tolist(), own, strict=True):
+        history = group.prompt_ids if parent < 0 else histories[parent]
+        histories.append(torch.cat([history, run]))
+        logits = model(input_ids=histories[-1][None], use_cache=False).logits[0].double() / temperature
+        predicting = logits.log_softmax(-1)[len(history) - 1 : -1][sampled]
+        logprobs.append(predicting.gather(1, run[sampled][:, None]).squeeze(1))
+        entropies.append(-(predicting.exp() * predicting).sum(-1))
+    return torch.cat(logprobs), torch.cat(entropies)
 
 
 def padded_scores(model: PreTrainedModel, groups: list[PromptGroup], temperature: float) -> tuple[Tensor, Tensor]:

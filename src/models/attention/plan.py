@@ -6,12 +6,14 @@ The same pairs of queries and keys as tiles, as FlexAttention's block mask and a
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -80,7 +82,7 @@ class AttentionPlan:
     @cached_property
     def longest(self) -> int:
         """Inputs of the longest sequence."""
-        return max(layout.prompt_length + max(layout.completion_lengths) - 1 for layout in self.layouts)
+        return max(d + s for layout in self.layouts for d, s in zip(layout.depths, layout.sizes, strict=True))
 
     @cached_property
     def tiles(self) -> tuple[Tile, ...]:
@@ -101,28 +103,31 @@ class AttentionPlan:
 def group_tiles(layout: GroupLayout) -> Iterator[Tile]:
     """The tiles of one group, causal ones first.
 
-    The prompt attends to itself. Each completion attends to itself, equally long neighbours in one call, and all of
-    them together to the prompt's keys, which are never copied.
+    Each run attends to itself, equally long neighbours that follow the same run in one call. All that follows a run
+    attends to its keys together; they are never copied. A run that one alone follows is one with it.
 
-    >>> for tile in group_tiles(GroupLayout(0, 2, (3, 3, 2))):
+    >>> for tile in group_tiles(GroupLayout.of(0, 2, (3, 3, 2))):
     ...     print(tile)
     Tile(query=0, queries=2, key=0, keys=2, causal=True, runs=1, query_step=0, key_step=0)
     Tile(query=2, queries=2, key=2, keys=2, causal=True, runs=2, query_step=2, key_step=2)
     Tile(query=6, queries=1, key=6, keys=1, causal=True, runs=1, query_step=0, key_step=0)
     Tile(query=2, queries=5, key=0, keys=2, causal=False, runs=1, query_step=0, key_step=0)
     """
-    if len(layout.completion_lengths) == 1:
-        yield _causal(layout.offset, layout.num_tokens)
-        return
-    yield _causal(layout.offset, layout.prompt_length)
-    start = first = layout.offset + layout.prompt_length
-    for length, same in groupby(length - 1 for length in layout.completion_lengths):
-        runs = len(list(same))
-        if length:
-            yield _causal(start, length, runs)
-        start += runs * length
-    if start > first:
-        yield Tile(first, start - first, layout.offset, layout.prompt_length)
+    followers = Counter(layout.parents)
+    runs: list[tuple[int, int, int, int]] = []  # first position, inputs, end of what follows, run that it follows
+    for start, size, end, parent in zip(layout.starts, layout.sizes, layout.ends, layout.parents, strict=True):
+        if parent >= 0 and followers[parent] == 1:  # the run before, for depth comes first
+            before = runs.pop()
+            runs.append((before[0], before[1] + size, end, before[3]))
+        else:
+            runs.append((start, size, end, parent))
+    for (size, _), same in groupby(runs, key=lambda run: (run[1], run[3])):
+        first, *others = same
+        if size:
+            yield _causal(first[0], size, 1 + len(others))
+    for start, size, end, _ in runs:
+        if end > start + size:
+            yield Tile(start + size, end - start - size, start, size)
 
 
 @lru_cache(maxsize=16)
@@ -173,55 +178,44 @@ def _shared_out(tile: Tile, key_heads: int, threads: int) -> Iterator[Tile]:
         yield replace(tile, key=tile.key + parts * size, keys=rest)
 
 
-def token_index(layouts: Sequence[GroupLayout], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Group and part of each position of a row, int32 [L] each; part 0 is the prompt, i the i-th completion.
+def token_ends(layouts: Sequence[GroupLayout], device: torch.device) -> Tensor:
+    """For each position of a row, the position behind all that follow its token, int32 [L].
 
-    >>> group, part = token_index([GroupLayout(0, 2, (3, 2)), GroupLayout(5, 1, (2,))], torch.device("cpu"))
-    >>> group.tolist(), part.tolist()
-    ([0, 0, 0, 0, 0, 1, 1], [0, 0, 1, 1, 2, 0, 1])
+    >>> token_ends([GroupLayout.of(0, 2, (3, 2)), GroupLayout.of(5, 1, (2,))], torch.device("cpu")).tolist()
+    [5, 5, 4, 4, 5, 7, 7]
     """
-    groups: list[int] = []
-    parts: list[int] = []
-    sizes: list[int] = []
-    for number, layout in enumerate(layouts):
-        lengths = (layout.prompt_length, *(length - 1 for length in layout.completion_lengths))
-        groups += [number] * len(lengths)
-        parts += range(len(lengths))
-        sizes += lengths
-    index = torch.tensor([groups, parts, sizes], dtype=torch.int32, device=device)
-    group, part = index[:2].repeat_interleave(index[2], dim=1, output_size=sum(sizes))
-    return group, part
+    return _by_run([end for layout in layouts for end in layout.ends], layouts, device)
 
 
 def token_positions(layouts: Sequence[GroupLayout], device: torch.device) -> Tensor:
-    """Position of each token of a row in its own sequence, int64 [L].
+    """Position of each token of a row in its own sequence, int32 [L].
 
-    >>> token_positions([GroupLayout(0, 2, (3, 2)), GroupLayout(5, 1, (2,))], torch.device("cpu")).tolist()
+    >>> token_positions([GroupLayout.of(0, 2, (3, 2)), GroupLayout.of(5, 1, (2,))], torch.device("cpu")).tolist()
     [0, 1, 2, 3, 2, 0, 1]
     """
-    runs: list[Tensor] = []
-    for layout in layouts:
-        start = layout.prompt_length
-        runs.append(torch.arange(start, device=device))
-        runs += (torch.arange(start, start + length - 1, device=device) for length in layout.completion_lengths)
-    return torch.cat(runs)
+    moved = [d - s for layout in layouts for d, s in zip(layout.depths, layout.starts, strict=True)]
+    shifts = _by_run(moved, layouts, device)
+    return shifts + torch.arange(len(shifts), dtype=torch.int32, device=device)
 
 
-def packed_mask_mod(
-    group: Tensor, part: Tensor, positions: Tensor | None = None, within: MaskMod | None = None
-) -> MaskMod:
-    """A position sees earlier positions of its group that belong to the prompt or to its own part.
+def _by_run(values: Sequence[int], layouts: Sequence[GroupLayout], device: torch.device) -> Tensor:
+    """A value of each run at each of its positions, int32 [L]."""
+    sizes = [size for layout in layouts for size in layout.sizes]
+    table = torch.tensor([values, sizes], dtype=torch.int32, device=device)
+    return table[0].repeat_interleave(table[1], output_size=sum(sizes))
+
+
+def packed_mask_mod(ends: Tensor, positions: Tensor | None = None, within: MaskMod | None = None) -> MaskMod:
+    """A position sees those that it follows: itself, earlier ones of its run, and all of the runs before that.
 
     Args:
-        group: int32 [L], of `token_index`.
-        part: int32 [L], 0 for the prompt.
-        positions: int64 [L], of `token_positions`.
+        ends: int32 [L], of `token_ends`.
+        positions: int32 [L], of `token_positions`.
         within: of `AttentionPlan`, of these positions.
     """
 
     def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        same_group = group[query] == group[key]
-        return (key <= query) & same_group & ((part[key] == 0) | (part[query] == part[key]))
+        return (key <= query) & (query < ends[key])
 
     if within is None or positions is None:
         return visible
@@ -245,11 +239,10 @@ def dense_mask(layouts: Sequence[GroupLayout], device: torch.device, within: Mas
 
     Within a window of 2 tokens the last three rows are 0 1 1 0 0, 0 0 1 1 0 and 0 1 0 0 1.
     """
-    group, part = token_index(layouts, device)
-    place = torch.arange(len(group), device=device)
+    ends, positions = token_ends(layouts, device), token_positions(layouts, device)
+    place = torch.arange(len(ends), device=device)
     zero = place.new_zeros(())
-    positions = token_positions(layouts, device)
-    visible = packed_mask_mod(group, part, positions, within)
+    visible = packed_mask_mod(ends, positions, within)
     return visible(zero, zero, place[:, None], place)[None, None]
 
 
@@ -259,16 +252,16 @@ def block_mask(layouts: Sequence[GroupLayout], device: torch.device, within: Mas
     Padding is a group of its own, so no query is left without a key. Blocks are counted in strips: nothing of size
     [L, L] is built, which `create_block_mask` does.
     """
-    group, part = token_index(layouts, device)
-    padding = -len(group) % BLOCK
-    group = torch.nn.functional.pad(group, (0, padding), value=-1)
-    part, positions = (torch.nn.functional.pad(x, (0, padding)) for x in (part, token_positions(layouts, device)))
-    visible = packed_mask_mod(group, part, positions, within)
-    place = torch.arange(len(group), device=device)
+    ends, positions = token_ends(layouts, device), token_positions(layouts, device)
+    padding = -len(ends) % BLOCK
+    length = len(ends) + padding
+    ends, positions = F.pad(ends, (0, padding), value=length), F.pad(positions, (0, padding))
+    visible = packed_mask_mod(ends, positions, within)
+    place = torch.arange(length, device=device)
     zero = place.new_zeros(())
     counts = torch.cat(
         [
-            visible(zero, zero, queries[:, None], place).view(-1, BLOCK, len(group) // BLOCK, BLOCK).sum((1, 3))
+            visible(zero, zero, queries[:, None], place).view(-1, BLOCK, length // BLOCK, BLOCK).sum((1, 3))
             for queries in place.split(_STRIP)
         ]
     )  # [query blocks, key blocks], pairs that attend
@@ -278,7 +271,7 @@ def block_mask(layouts: Sequence[GroupLayout], device: torch.device, within: Mas
         *_listed(full),
         BLOCK_SIZE=BLOCK,
         mask_mod=visible,
-        seq_lengths=(len(group), len(group)),
+        seq_lengths=(length, length),
     )
 
 

@@ -100,9 +100,9 @@ class RowShape:
         """Such a row, of zeros."""
         size = self.tokens // self.groups
         lengths = (self.completion,) * self.completions
-        layouts = tuple(GroupLayout(size * i, self.prompt, lengths) for i in range(self.groups))
+        layouts = tuple(GroupLayout.of(size * i, self.prompt, lengths) for i in range(self.groups))
         inputs, scored = torch.zeros(self.tokens, dtype=torch.long), torch.zeros(self.scored, dtype=torch.long)
-        return PackedRow(inputs, inputs, scored, scored, layouts)
+        return PackedRow(inputs, inputs, scored, scored, scored, layouts)
 
 
 def longest_rows(budget: int, groups: int, prompt: int, completions: int, completion: int) -> tuple[RowShape, ...]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from src.algorithm.experience import PromptGroup
-from src.algorithm.packing import GroupLayout, balance, pack, row_tokens
+from src.algorithm.packing import balance, pack, row_tokens
 from src.algorithm.policy_loss import LossCounts, LossInputs, PolicyLoss, PolicyLossConfig
 from src.models.loading.loading import PolicyConfig, load_model
 from src.models.policy import Policy
@@ -73,8 +73,7 @@ class Updates:
 
     def flops(self) -> int:
         """Useful operations of an update."""
-        layouts = [GroupLayout(0, len(g.prompt_ids), tuple(g.lengths.tolist())) for g in self._groups]
-        return policy_update_flops(self.policy, layouts)
+        return policy_update_flops(self.policy, self._groups)
 
     def memory(self) -> int:
         """Most bytes of an update beyond those of the model (and, on CUDA, beyond what the allocator keeps)."""

@@ -15,7 +15,7 @@ from src.models.attention import tiles as attention_tiles
 from src.models.attention.packed import _attend_by_group, _row_mask, flex_attend, packed_attention_forward, planned
 from src.models.attention.plan import AttentionPlan, backward_tiles, block_mask, dense_mask
 from tests.models.reference import LargestTensor
-from tests.models.rows import CPU, layouts_of, random_layouts
+from tests.models.rows import CPU, layouts_of, random_layouts, random_trees
 
 
 def layer(groups: int = 2) -> nn.Module:
@@ -48,8 +48,8 @@ def expected(layouts: tuple[GroupLayout, ...], q: Tensor, k: Tensor, v: Tensor, 
 def test_tiles_give_the_attention_and_gradients_of_the_dense_mask(piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention_tiles, "backward_tiles", partial(backward_tiles, piece=piece))
     generator = torch.Generator().manual_seed(0)
-    for _ in range(40):
-        layouts = random_layouts(generator)
+    for repeat in range(80):
+        layouts = random_trees(generator) if repeat % 2 else random_layouts(generator)
         q, k, v, upstream = inputs(layouts, 3, torch.float64)
         plan = AttentionPlan(layouts, CPU)
         found, _ = packed_attention_forward(layer(), q, k, v, plan, scaling=0.7)
@@ -95,7 +95,8 @@ def test_group_masks_give_the_same_and_take_dropout() -> None:
 
 
 def test_flex_attention_agrees_with_the_dense_mask() -> None:
-    layouts = layouts_of([(150, (40, 33, 1)), (9, (70,)), (64, (65, 65))])
+    tree = GroupLayout(0, (64, 70, 40, 33, 20), (-1, 0, 1, 2, 1))  # four deep
+    layouts = layouts_of([(150, (40, 33, 1)), (9, (70,)), (64, (65, 65))], first=tree)
     q, k, v, _ = inputs(layouts, 16, torch.float32, (6, 2))
     with torch.no_grad():
         found = flex_attend(q, k, v, block_mask(layouts, CPU), 0.3).transpose(1, 2)

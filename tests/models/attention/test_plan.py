@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch.nn.attention.flex_attention import create_block_mask
 
+from src.algorithm.packing import GroupLayout
 from src.models.attention.plan import (
     BLOCK,
     AttentionPlan,
@@ -14,9 +15,9 @@ from src.models.attention.plan import (
     block_mask,
     dense_mask,
     packed_mask_mod,
-    token_index,
+    token_ends,
 )
-from tests.models.rows import CPU, layouts_of, random_layouts
+from tests.models.rows import CPU, layouts_of, random_layouts, random_trees
 
 
 def pairs(tiles: tuple[Tile, ...], size: int) -> torch.Tensor:
@@ -35,11 +36,25 @@ def pairs(tiles: tuple[Tile, ...], size: int) -> torch.Tensor:
 def test_tiles_cover_the_dense_mask_once(piece: int) -> None:
     generator = torch.Generator().manual_seed(piece)
     for _ in range(15):
-        layouts = random_layouts(generator)
-        tiles, mask = AttentionPlan(layouts, CPU).tiles, dense_mask(layouts, CPU)[0, 0].long()
-        assert torch.equal(pairs(tiles, len(mask)), mask)
-        for key_heads, threads in ((1, 2), (3, 2), (4, 1), (2, 5)):
-            assert torch.equal(pairs(backward_tiles(tiles, key_heads, threads, piece), len(mask)), mask)
+        for layouts in (random_layouts(generator), random_trees(generator)):
+            tiles, mask = AttentionPlan(layouts, CPU).tiles, dense_mask(layouts, CPU)[0, 0].long()
+            assert torch.equal(pairs(tiles, len(mask)), mask)
+            for key_heads, threads in ((1, 2), (3, 2), (4, 1), (2, 5)):
+                assert torch.equal(pairs(backward_tiles(tiles, key_heads, threads, piece), len(mask)), mask)
+
+
+def test_dense_mask_of_a_tree_is_the_ancestor_relation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(15):
+        layouts = random_trees(generator)
+        tokens = sum(layout.num_tokens for layout in layouts)
+        expected = torch.zeros(tokens, tokens, dtype=torch.bool)
+        for layout in layouts:
+            for path in layout.sequences:
+                places = [layout.starts[run] + place for run in path for place in range(layout.sizes[run])]
+                for index, query in enumerate(places):
+                    expected[query, places[: index + 1]] = True
+        assert torch.equal(dense_mask(layouts, CPU)[0, 0], expected)
 
 
 def test_long_runs_are_cut_into_pieces() -> None:
@@ -93,6 +108,20 @@ def test_dense_mask_of_the_worked_example_within_a_window_of_two() -> None:
     ]
 
 
+def test_tiles_of_a_worked_tree() -> None:
+    # A prompt of 2; a run of 2 with two runs of 3 behind it; a run of 1. A chain is one run: 3 behind the second of 3.
+    layout = GroupLayout(0, (2, 2, 3, 3, 3, 1), (-1, 0, 1, 1, 3, 0))
+    assert AttentionPlan((layout,), CPU).tiles == (
+        Tile(0, 2, 0, 2, causal=True),
+        Tile(2, 2, 2, 2, causal=True),
+        Tile(4, 3, 4, 3, causal=True),
+        Tile(7, 6, 7, 6, causal=True),
+        Tile(13, 1, 13, 1, causal=True),
+        Tile(2, 12, 0, 2),
+        Tile(4, 9, 2, 2),
+    )
+
+
 def test_groups_do_not_see_each_other() -> None:
     mask = dense_mask(layouts_of([(2, (2,)), (1, (2, 2))]), CPU)[0, 0]
     assert not mask[3:, :3].any() and mask[5].int().tolist() == [0, 0, 0, 1, 0, 1]
@@ -102,9 +131,8 @@ def test_block_mask_is_pytorchs_own_for_the_same_mask_mod() -> None:
     layouts = layouts_of([(300, (200, 90, 1)), (130, (40,)), (64, (65, 65))])  # 949 positions in 8 blocks
     found = block_mask(layouts, CPU)
     assert found.seq_lengths == (8 * BLOCK, 8 * BLOCK)
-    group, part = token_index(layouts, CPU)
-    padding = (0, 8 * BLOCK - len(group))
-    visible = packed_mask_mod(torch.nn.functional.pad(group, padding, value=-1), torch.nn.functional.pad(part, padding))
+    ends = token_ends(layouts, CPU)
+    visible = packed_mask_mod(torch.nn.functional.pad(ends, (0, 8 * BLOCK - len(ends)), value=8 * BLOCK))
     expected = create_block_mask(visible, None, None, 8 * BLOCK, 8 * BLOCK, device="cpu", BLOCK_SIZE=BLOCK)
     assert torch.equal(found.to_dense(), expected.to_dense())
     assert torch.equal(found.full_kv_num_blocks, expected.full_kv_num_blocks)
