@@ -7,7 +7,7 @@ information in few tokens, for the tiny policy; `native` is the chat template's 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -167,6 +167,27 @@ class PromptRenderer:
             DataError: its prompt cannot be taken apart.
         """
         return structured(example) if self.layout == "native" else example
+
+    def continued(self, example: TurnExample, further: Sequence[Message]) -> tuple[Tensor, bool]:
+        """The ids that follow an answer once something was observed, up to the next answer, int64 [T].
+
+        Args:
+            example: its target is the answer.
+            further: what was observed since.
+
+        Returns:
+            The ids that are appended behind the answer's, and True; or those of a whole prompt that writes what came
+            before in another way, and False.
+
+        Raises:
+            DataError: the chat template refuses the messages.
+        """
+        if isinstance(self.template, NativeTemplate):
+            text, appended = self.template.continued(example, further)
+        else:
+            text = self._prompt(replace(example, history=(*example.history, example.target, *further)))
+            appended = False
+        return self._cache.encode([text])[0], appended
 
     def reading(self, example: TurnExample) -> Reading:
         """How a step that follows the example's prompt is read."""

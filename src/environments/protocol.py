@@ -99,8 +99,7 @@ class Episode(Protocol):
     Attributes:
         tools: on offer, the same to the end.
         done: whether no further answer is wanted.
-        counts: how often something went wrong that was answered in words, by name: `malformed`, `unknown_tool`,
-            `wrong_arguments`, `tool_error`, `timeout`, `cut_result`, `tool_died`.
+        counts: how often something went wrong that was answered in words, by name: see `FAULTS`.
     """
 
     tools: tuple[ToolSpec, ...]
@@ -133,9 +132,11 @@ class Environment(Protocol):
 
     Attributes:
         name: for logs and metrics.
+        parts: names of the parts of its scores.
     """
 
     name: str
+    parts: tuple[str, ...]
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that there are; `train` among them."""
@@ -160,6 +161,14 @@ class Environment(Protocol):
     def close(self) -> None:
         """Give back what all episodes share; more than once does no harm."""
         ...
+
+
+FAULTS = (
+    *("malformed", "unknown_tool", "wrong_arguments"),
+    *("tool_error", "timeout", "cut_result", "tool_died"),
+)
+"""What goes wrong in episodes and is answered in words, in the order in which it may: calls that cannot be read, that
+name no tool or not its parameters; tools that raise, take too long, return too much, or end their world."""
 
 
 class EnvironmentFaultError(RuntimeError):

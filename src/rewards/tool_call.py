@@ -100,12 +100,25 @@ class RewardParts:
         return {name: getattr(self, name) for name in names}
 
 
+class Parts(Protocol):
+    """What a reward is made of."""
+
+    @property
+    def exact_match(self) -> float:
+        """1 if all is as it should be."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """All of it by name."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Reward:
-    """A response's reward and what it is made of."""
+    """A response's reward and what it is made of: `RewardParts` where rules gave it."""
 
     total: float
-    parts: RewardParts
+    parts: Parts
 
 
 class RewardFunction(Protocol):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from src.algorithm.advantages import Estimator, group_advantages, zero_variance
+from src.algorithm.advantages import Credit, Estimator, group_advantages, turn_advantages, zero_variance
 from src.algorithm.experience import PromptGroup
 from src.data.rendering import RenderedPrompt
 from src.protocol.regions import DecodedCompletion, read_completions
@@ -17,6 +18,10 @@ from src.protocol.token_bytes import TokenBytes
 from src.rewards.functions.python_reward import Batch, score_all
 from src.rewards.tool_call import Reward, RewardFunction
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
+from src.rollout.history import tree_of_histories
+
+if TYPE_CHECKING:
+    from src.rollout.episodes import PlayedEpisode
 
 
 class StaleRolloutError(RuntimeError):
@@ -25,11 +30,31 @@ class StaleRolloutError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ScoredCompletion:
-    """A completion, what it says, and what it earned."""
+    """A completion, what it says, and what it earned.
+
+    Of an episode these are its answers end to end: what was sampled, its regions, and the reward of the whole.
+
+    Attributes:
+        completion: as sampled.
+        decoded: the same, read.
+        reward: of it.
+        episode: turn by turn; None: the completion is one answer.
+    """
 
     completion: Completion
     decoded: DecodedCompletion
     reward: Reward
+    episode: PlayedEpisode | None = None
+
+    def metrics(self) -> dict[str, float]:
+        """By the names that curves have: `reward/…`, `response/…` and, of an episode, `episode/…`."""
+        found = {"reward/total": self.reward.total}
+        found |= {f"reward/{name}": value for name, value in self.reward.parts.metrics().items()}
+        found["response/tokens"] = float(len(self.completion.token_ids))
+        found["response/truncated"] = float(self.completion.finish_reason == "length")
+        if self.episode is not None:
+            found |= {f"episode/{name}": value for name, value in self.episode.metrics().items()}
+        return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +74,31 @@ class ScoredGroup:
         """Whether the rewards differ, so that the group has advantages."""
         return not bool(zero_variance(self.rewards))
 
-    def to_experience(self, estimator: Estimator, delta: float) -> PromptGroup:
-        """The group as tensors, with advantages and with token weights of 1 until the regions' are known."""
+    def to_experience(self, estimator: Estimator, delta: float, credit: Credit = "episode") -> PromptGroup:
+        """The group as tensors, with advantages and with token weights of 1 until the regions' are known.
+
+        Args:
+            estimator: of the advantages.
+            delta: see `group_advantages`.
+            credit: what the answers of episodes are credited with.
+        """
         tokens = torch.cat([scored.completion.token_ids for scored in self.completions])
         rewards = self.rewards
+        prompt, tree, credits = self.prompt.prompt_ids, None, None
+        episodes = [scored.episode for scored in self.completions if scored.episode is not None]
+        if episodes:
+            prompt, tree = tree_of_histories(prompt, [episode.history for episode in episodes])
+        if episodes and credit == "turn":
+            earned = torch.nn.utils.rnn.pad_sequence([torch.tensor(e.earned) for e in episodes], batch_first=True)
+            by_turn = turn_advantages(earned, estimator=estimator, delta=delta)
+            credits = torch.cat(
+                [
+                    row[: len(episode.turns)].repeat_interleave(torch.tensor(episode.lengths))
+                    for row, episode in zip(by_turn, episodes, strict=True)
+                ]
+            )
         return PromptGroup(
-            prompt_ids=self.prompt.prompt_ids,
+            prompt_ids=prompt,
             token_ids=tokens,
             lengths=torch.tensor([len(scored.completion.token_ids) for scored in self.completions]),
             rollout_logprobs=torch.cat([scored.completion.logprobs for scored in self.completions]),
@@ -62,6 +106,8 @@ class ScoredGroup:
             rewards=rewards,
             advantages=group_advantages(rewards, estimator=estimator, delta=delta),
             weights=torch.ones(len(tokens)),
+            credit=credits,
+            tree=tree,
         )
 
 
@@ -116,12 +162,7 @@ class Collector:
         """
         seeds = [prompt_seed(seed, rollout_step, prompt.example.id) for prompt in prompts]
         sampled = self._engine.generate([prompt.prompt_ids for prompt in prompts], params, seeds)
-        for completion in (completion for completions in sampled for completion in completions):
-            if completion.weights_version != rollout_step:
-                raise StaleRolloutError(
-                    f"rollout step {rollout_step}: expected completions from weights version {rollout_step}, found "
-                    f"{completion.weights_version}. Call engine.update_weights after every update."
-                )
+        check_fresh([completion for completions in sampled for completion in completions], rollout_step)
         return self._score(prompts, sampled, rollout_step, progress)
 
     def demonstrate(
@@ -130,6 +171,9 @@ class Collector:
         """Groups of one completion each: the given target ids [T], scored as if they had been sampled."""
         given = [[Completion(ids, torch.zeros(len(ids)), "stop", rollout_step)] for ids in targets]
         return self._score(prompts, given, rollout_step, progress)
+
+    def close(self) -> None:
+        """Nothing to give back."""
 
     def _score(
         self,
@@ -158,6 +202,20 @@ class Collector:
                 scored.append(ScoredCompletion(completion, decoded, reward))
             groups.append(ScoredGroup(prompt, tuple(scored)))
         return groups
+
+
+def check_fresh(completions: Sequence[Completion], rollout_step: int) -> None:
+    """Refuse completions of other weights than those of `rollout_step`.
+
+    Raises:
+        StaleRolloutError: names both versions.
+    """
+    for completion in completions:
+        if completion.weights_version != rollout_step:
+            raise StaleRolloutError(
+                f"rollout step {rollout_step}: expected completions from weights version {rollout_step}, found "
+                f"{completion.weights_version}. Call engine.update_weights after every update."
+            )
 
 
 def prompt_seed(seed: int, rollout_step: int, example_id: str) -> int:

@@ -194,10 +194,8 @@ class TrainingModule(LightningModule):
         """Means over completions and groups of all ranks."""
         values = defaultdict[str, list[float]](list, {f"reward/{name}": [] for name in self.sampler.collector.scores})
         for item in (item for group in step.scored for item in group.completions):
-            for key, value in {"total": item.reward.total, **item.reward.parts.metrics()}.items():
-                values[f"reward/{key}"].append(value)
-            values["response/tokens"].append(float(len(item.completion.token_ids)))
-            values["response/truncated"].append(float(item.completion.finish_reason == "length"))
+            for key, value in item.metrics().items():
+                values[key].append(value)
         values |= self.objective.metrics(step.groups, resampled)
         keys = sorted(values)
         sums = torch.tensor([[sum(values[key]), len(values[key])] for key in keys], dtype=torch.float64)
@@ -239,9 +237,8 @@ class TrainingModule(LightningModule):
         name = self._datamodule.val_names[dataloader_idx]
         for group in self.sampler.greedy(batch):
             (item,) = group.completions
-            values = {"reward": item.reward.total, **item.reward.parts.metrics()}
-            values["tokens"] = float(len(item.completion.token_ids))
-            values["truncated"] = float(item.completion.finish_reason == "length")
+            values = {key.partition("/")[2]: value for key, value in item.metrics().items()}
+            values["reward"] = values.pop("total")
             values |= {f"exact_match/{tag}": values["exact_match"] for tag in group.prompt.example.tags}
             for key, value in values.items():
                 self._val_metrics[f"{name}/{key}"].update(value)
@@ -304,6 +301,7 @@ class TrainingModule(LightningModule):
     def on_train_end(self) -> None:
         """Nothing is sampled after training."""
         self.sampler.engine.close()
+        self.sampler.collector.close()
 
     # Checkpoints: what training changes, the rollout step, the last scores, and all random states
 

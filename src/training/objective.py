@@ -125,7 +125,8 @@ class PolicyGradient:
 
     def experience(self, scored: ScoredGroup) -> PromptGroup:
         """See `Objective.experience`."""
-        return scored.to_experience(self.settings.estimator, self.settings.advantage_delta)
+        settings = self.settings
+        return scored.to_experience(settings.estimator, settings.advantage_delta, settings.credit)
 
     def metrics(self, groups: Sequence[PromptGroup], resampled: int) -> dict[str, list[float]]:
         """See `Objective.metrics`."""

@@ -27,10 +27,12 @@ from src.models.dropout import tell_dropout
 from src.models.loading.loading import LoadedPolicy, load_policy
 from src.models.loading.sharding import is_sharded
 from src.models.loading.weight_source import WeightSource
+from src.models.structure import positions_of
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import RewardFunction
 from src.rollout.collect import Collector
 from src.rollout.engine import EngineSource
+from src.rollout.episodes import EpisodeCollector, Player
 from src.rollout.splitting import SplittingEngine
 from src.runs.config_file import save_config
 from src.runs.folder import held, keep_to_owner, open_run_folder
@@ -168,12 +170,20 @@ def build_module(
         objective, tagger = Imitation(algorithm, renderer), None
     else:
         objective, tagger = PolicyGradient(algorithm, ranks, datamodule.draw), algorithm.tagger(loaded.tokenizer)
-    table, reward = TokenBytes.from_tokenizer(loaded.tokenizer), instantiate(config.reward)
-    datamodule.check = TargetCheck(renderer, reward, table, loaded.stop_token_ids)
+    table, stop_ids = TokenBytes.from_tokenizer(loaded.tokenizer), loaded.stop_token_ids
+    collector: Collector | EpisodeCollector
+    if config.environment is not None:
+        positions, limits = positions_of(loaded.policy.model.config), instantiate(config.episodes)
+        player = Player(engine, instantiate(config.environment), renderer, table, stop_ids, limits, positions)
+        collector = EpisodeCollector(player, table)
+    else:
+        reward = instantiate(config.reward)
+        datamodule.check = TargetCheck(renderer, reward, table, stop_ids)
+        collector = Collector(engine, reward, table, stop_ids, tagger)
     return TrainingModule(
         policy=loaded.policy,
         engine=engine,
-        collector=Collector(engine, reward, table, loaded.stop_token_ids, tagger),
+        collector=collector,
         objective=objective,
         updates=instantiate(config.updates),
         optimizer=instantiate(config.optimizer),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, cast, get_args
 
 from torch import Tensor
 
-from src.algorithm.advantages import Estimator
+from src.algorithm.advantages import Credit, Estimator
 from src.algorithm.policy_loss import PolicyLossConfig
 from src.algorithm.region_weights import RegionWeighting
 from src.config.signatures import resolved
@@ -32,6 +32,8 @@ class AlgorithmSettings:
         loss: the clipped loss.
         estimator: of the advantages.
         advantage_delta: δ of Eq. 15.
+        credit: what the answers of an episode are credited with: `episode`, its whole reward; `turn`, what came from
+            each answer on (`turn_advantages`). Of single answers they are the same.
         regions: what says which region a token is in: `sampled`, the parts of the sampled ids (`protocol.regions`), or
             the path of a function (ids int64 [T], tokenizer=…) -> regions int64 [T], such as the published code's
             tagging of re-tokenised text, `src.wings.published.regions.published_regions`.
@@ -44,12 +46,14 @@ class AlgorithmSettings:
     loss: PolicyLossConfig
     estimator: Estimator = "grpo"
     advantage_delta: float = 1e-6
+    credit: Credit = "episode"
     regions: str = "sampled"
     resample_rounds: int = 0
 
     def __post_init__(self) -> None:
         rules = (
             ("estimator", self.estimator in get_args(Estimator), f"one of {get_args(Estimator)}"),
+            ("credit", self.credit in get_args(Credit), f"one of {get_args(Credit)}"),
             ("advantage_delta", self.advantage_delta >= 0, "at least 0"),
             ("resample_rounds", self.resample_rounds >= 0, "at least 0"),
         )

@@ -124,6 +124,29 @@ class NativeTemplate:
         except faults() as error:
             raise self._refused(example, error) from error
 
+    def continued(self, example: TurnExample, further: Sequence[Message]) -> tuple[str, bool]:
+        """What an answer is followed by, once something was observed.
+
+        Args:
+            example: its target is the answer, behind its history.
+            further: what was observed since, at least one message.
+
+        Returns:
+            What the template writes behind the token that ends the answer, ready for the next one; and True. Where it
+            writes the messages before otherwise by now (old thoughts are left out), the whole prompt; and False.
+
+        Raises:
+            DataError: the template refuses the messages.
+        """
+        history = [*example.history, example.target]
+        try:
+            written = self._ended(self._render(history, example.tools), example.place)
+            opened = self._render([*history, *further], example.tools, opened=True)
+        except faults() as error:
+            raise self._refused(example, error) from error
+        appended = opened.startswith(written)
+        return opened[len(written) * appended :], appended
+
     def _refused(self, example: TurnExample, error: Exception) -> DataError:
         """What a template raises, with the tools named where it takes the messages without them."""
         field, advice = "messages", "Mend the record."

@@ -1,0 +1,330 @@
+"""Episodes in lock step: the engine answers for all that are going, environments act, and so on to their ends.
+
+A next prompt is the ids so far, the sampled ones among them, and the ids of what was observed. Where the chat template
+writes earlier messages otherwise by now, the episode goes on from what it writes, and both histories are trained.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from src.data.rendering import PromptRenderer, RenderedPrompt
+from src.environments.protocol import FAULTS, Environment, EnvironmentFaultError, Episode, EpisodeScore, Task
+from src.errors import check_fields
+from src.protocol.dialogue import Message, TurnExample
+from src.protocol.regions import DecodedCompletion, read_completions
+from src.protocol.token_bytes import TokenBytes
+from src.rewards.tool_call import Reward
+from src.rollout.collect import ScoredCompletion, ScoredGroup, check_fresh, prompt_seed
+from src.rollout.engine import Completion, RolloutEngine, SamplingParams
+from src.rollout.history import History
+
+Ending = Literal["done", "turns", "tokens", "time", "cut"]
+"""Why an episode is over: its environment says so, a limit, or an answer that was cut at `max_new_tokens`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeLimits:
+    """When an episode is stopped.
+
+    Attributes:
+        max_turns: answers.
+        max_tokens: tokens of prompt, answers and observations together; None: as many as the model has positions. An
+            answer is asked for where there is room for the longest.
+        max_seconds: since its first answer was asked for, of wall clock; None: no limit. A run that is to be repeated
+            bit for bit has none.
+    """
+
+    max_turns: int = 8
+    max_tokens: int | None = None
+    max_seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        rules = (
+            ("max_turns", self.max_turns >= 1, "at least 1"),
+            ("max_tokens", self.max_tokens is None or self.max_tokens >= 2, "null or at least 2"),
+            ("max_seconds", self.max_seconds is None or self.max_seconds > 0, "null or seconds above 0"),
+        )
+        check_fields("episodes", self, rules)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An answer, and what was observed before it.
+
+    Attributes:
+        observed: messages since the answer before.
+        completion: as sampled.
+        decoded: the same, read.
+    """
+
+    observed: tuple[Message, ...]
+    completion: Completion
+    decoded: DecodedCompletion
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedEpisode:
+    """An episode that is over.
+
+    Attributes:
+        turns: its answers, at least one.
+        score: what it earned.
+        counts: what went wrong and was answered in words, by name.
+        ending: why it is over.
+        history: its ids.
+    """
+
+    turns: tuple[Turn, ...]
+    score: EpisodeScore
+    counts: Mapping[str, int]
+    ending: Ending
+    history: History
+
+    @property
+    def lengths(self) -> list[int]:
+        """Sampled tokens of each turn."""
+        return [len(turn.completion.token_ids) for turn in self.turns]
+
+    @property
+    def earned(self) -> list[float]:
+        """What each turn earned; nothing where its answer was cut, so that no environment saw it."""
+        return [*self.score.turns, *[0.0] * (len(self.turns) - len(self.score.turns))]
+
+    def metrics(self) -> dict[str, float]:
+        """Turns, histories that were rewritten, how it ended, and each of `FAULTS`: how often."""
+        endings = {ending: float(self.ending == ending) for ending in get_args(Ending)}
+        faults = {name: float(self.counts.get(name, 0)) for name in FAULTS}
+        return {"turns": float(len(self.turns)), "rewrites": float(self.history.rewrites), **endings, **faults}
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeParts:
+    """What an episode's reward is made of.
+
+    Attributes:
+        exact_match: 1 if the task is done.
+        format: share of the answers that their environment could read.
+        scores: the parts of its `EpisodeScore`.
+    """
+
+    exact_match: float
+    format: float
+    scores: Mapping[str, float]
+
+    def metrics(self) -> dict[str, float]:
+        """All by name."""
+        return {"exact_match": self.exact_match, "format": self.format, **self.scores}
+
+
+@dataclass(slots=True)
+class _Going:
+    """An episode under way."""
+
+    episode: Episode
+    example: TurnExample
+    history: History
+    seed: Callable[[int], int]
+    observed: tuple[Message, ...]
+    turns: list[Turn] = field(default_factory=list)
+    ending: Ending | None = None
+
+
+class Player:
+    """Plays episodes on an engine.
+
+    Args:
+        engine: samples.
+        environment: of the tasks.
+        renderer: of prompts and observations.
+        table: the tokenizer's tokens as bytes.
+        stop_ids: end-of-turn tokens.
+        limits: of an episode.
+        context: positions of the model; None: no limit.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        environment: Environment,
+        renderer: PromptRenderer,
+        table: TokenBytes,
+        stop_ids: tuple[int, ...],
+        limits: EpisodeLimits,
+        context: int | None = None,
+    ) -> None:
+        self._engine, self.environment, self._renderer = engine, environment, renderer
+        self._table, self._stop_ids, self._limits = table, stop_ids, limits
+        self._longest = min((n for n in (limits.max_tokens, context) if n is not None), default=None)
+
+    def play(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        params: SamplingParams,
+        seed: Callable[[str], int],
+    ) -> list[list[PlayedEpisode]]:
+        """`params.n` episodes of each prompt's task, all in lock step.
+
+        Args:
+            prompts: of tasks, as `environments.tasks` makes them.
+            params: how to sample an answer.
+            seed: of an answer, from `<example id>` for the first ones of a task, else from
+                `<example id>/<episode>/<turn>`.
+
+        Raises:
+            EnvironmentFaultError: a world does not start, or not as its prompt says.
+        """
+        with ExitStack() as stack:
+            games = [[self._start(prompt, index, seed, stack) for index in range(params.n)] for prompt in prompts]
+            going = [game for group in games for game in group]
+            started = time.monotonic()
+            first = self._engine.generate(
+                [prompt.prompt_ids for prompt in prompts], params, [seed(prompt.example.id) for prompt in prompts]
+            )
+            self._take(going, [completion for completions in first for completion in completions])
+            while going := [
+                game for game in going if game.ending is None and self._goes_on(game, started, params.max_new_tokens)
+            ]:
+                ids = [game.history.ids for game in going]
+                seeds = [game.seed(len(game.turns)) for game in going]
+                answers = self._engine.generate(ids, replace(params, n=1), seeds)
+                self._take(going, [completion for (completion,) in answers])
+            return [[self._ended(game) for game in group] for group in games]
+
+    def _start(self, prompt: RenderedPrompt, index: int, seed: Callable[[str], int], stack: ExitStack) -> _Going:
+        example = prompt.example
+        episode = self.environment.start(Task(example.id, example.columns, example.tags), 0)
+        stack.callback(episode.close)
+        observed = episode.observe()
+        if observed != example.history or episode.tools != example.tools:
+            raise EnvironmentFaultError(
+                f"{self.environment.name}: task '{example.id}' starts otherwise than before: expected the messages "
+                f"{example.history}, found {observed}. A task's start may depend on its row and seed only."
+            )
+        return _Going(
+            episode,
+            example,
+            History(prompt.prompt_ids),
+            lambda turn: seed(f"{example.id}/{index}/{turn}"),
+            observed,
+        )
+
+    def _take(self, going: Sequence[_Going], completions: Sequence[Completion]) -> None:
+        """Read the answers, and let the environments act on them."""
+        readings = [self._renderer.reading(game.example) for game in going]
+        decoded = read_completions([one.token_ids for one in completions], self._table, self._stop_ids, readings)
+        for game, completion, read in zip(going, completions, decoded, strict=True):
+            game.turns.append(Turn(game.observed, completion, read))
+            game.history.append(completion.token_ids.tolist(), sampled=True)
+            if completion.finish_reason == "length":
+                game.ending = "cut"
+                continue
+            game.episode.act(read.parsed)
+            if game.episode.done:
+                game.ending = "done"
+
+    def _goes_on(self, game: _Going, started: float, room: int) -> bool:
+        """Put what was observed behind the answer, unless a limit has come."""
+        if len(game.turns) >= self._limits.max_turns:
+            game.ending = "turns"
+        elif self._limits.max_seconds is not None and time.monotonic() - started > self._limits.max_seconds:
+            game.ending = "time"
+        if game.ending is not None:
+            return False
+        game.observed = game.episode.observe()
+        said = _message(game.turns[-1].decoded)
+        ids, appended = self._renderer.continued(replace(game.example, target=said), game.observed)
+        size = len(ids) + len(game.history.ids) * appended
+        if self._longest is not None and size + room > self._longest:
+            game.ending = "tokens"
+            return False
+        if appended:
+            game.history.append(ids.tolist(), sampled=False)
+        else:
+            game.history.rewrite(ids.tolist())
+        game.example = replace(game.example, history=(*game.example.history, said, *game.observed))
+        return True
+
+    def _ended(self, game: _Going) -> PlayedEpisode:
+        assert game.ending is not None
+        score = game.episode.score()
+        return PlayedEpisode(tuple(game.turns), score, Counter(game.episode.counts), game.ending, game.history)
+
+
+def _message(answer: DecodedCompletion) -> Message:
+    """An answer as a later prompt shows it; one whose calls cannot be read as it was written."""
+    said = answer.parsed
+    if said.calls is None and "tool_call" in said.fields:
+        return Message("assistant", answer.text)
+    return Message("assistant", (said.response or "").strip(), (said.thought or "").strip(), said.calls or ())
+
+
+class EpisodeCollector:
+    """Prompts of tasks to scored groups of episodes; takes the place of `Collector`.
+
+    Args:
+        player: plays them.
+        table: the tokenizer's tokens as bytes.
+
+    Attributes:
+        scores: names of what scores are made of, besides those of all completions.
+    """
+
+    def __init__(self, player: Player, table: TokenBytes) -> None:
+        self._player, self.table, self.scores = player, table, player.environment.parts
+
+    def collect(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        params: SamplingParams,
+        seed: int,
+        rollout_step: int,
+        progress: float,
+    ) -> list[ScoredGroup]:
+        """Play `params.n` episodes of each task; see `Collector.collect`."""
+        played = self._player.play(prompts, params, lambda key: prompt_seed(seed, rollout_step, key))
+        turns = [turn for group in played for episode in group for turn in episode.turns]
+        check_fresh([turn.completion for turn in turns], rollout_step)
+        return [
+            ScoredGroup(prompt, tuple(map(_scored, episodes))) for prompt, episodes in zip(prompts, played, strict=True)
+        ]
+
+    def demonstrate(
+        self, prompts: Sequence[RenderedPrompt], targets: Sequence[Tensor], rollout_step: int, progress: float
+    ) -> list[ScoredGroup]:
+        """Tasks have no targets.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("Tasks have no targets to imitate: train on the environment's dialogues instead.")
+
+    def close(self) -> None:
+        """End what the environment has started."""
+        self._player.environment.close()
+
+
+def _scored(episode: PlayedEpisode) -> ScoredCompletion:
+    """The answers of an episode end to end."""
+    answers = [turn.completion for turn in episode.turns]
+    whole = Completion(
+        token_ids=torch.cat([answer.token_ids for answer in answers]),
+        logprobs=torch.cat([answer.logprobs for answer in answers]),
+        finish_reason=answers[-1].finish_reason,
+        weights_version=answers[-1].weights_version,
+    )
+    read = [turn.decoded for turn in episode.turns]
+    decoded = DecodedCompletion(
+        "\n".join(one.text for one in read), read[-1].parsed, torch.cat([one.regions for one in read])
+    )
+    readable = 1 - episode.counts.get("malformed", 0) / len(read)
+    parts = EpisodeParts(float(episode.score.success), readable, episode.score.parts)
+    return ScoredCompletion(whole, decoded, Reward(episode.score.total, parts), episode)
