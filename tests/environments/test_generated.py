@@ -4,23 +4,28 @@ import json
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
+from statistics import median
 from typing import Any
 
 import pytest
+from transformers import AutoTokenizer
 
+from src.data.rendering import PromptRenderer
 from src.data.sources.composed.source import GLUE, is_held_out_word
 from src.data.sources.tools import check_on_offer
 from src.environments.generated.author import KINDS, PHRASINGS, Author, domains_of
 from src.environments.generated.domains import DOMAINS, FREE
 from src.environments.generated.environment import GeneratedEnvironment, GeneratedEpisode
-from src.environments.generated.scenario import CallError, Kind, Scenario, Tool, Turn
+from src.environments.generated.scenario import CallError, Kind, Scenario, Tool, Turn, calls_of
 from src.environments.generated.source import EXPERT, GeneratedSource, Habits, gold, parsed, play
 from src.environments.protocol import Environment, EpisodeScore
 from src.errors import ConfigError
 from src.protocol.dialogue import Message, ToolCall, ToolSpec, split_turns
 from src.protocol.formats.hermes import Hermes
 from src.protocol.types import ParsedResponse
+from tests.conftest import ROOT
 
 SPLITS = ("train", "val", "val_unseen")
 ACCOUNT = Kind(
@@ -250,7 +255,7 @@ def of_domain(name: str, *records: dict[str, Any], choices: Sequence[str] = ()) 
     """Runs calls in a world of a domain, whose records are k0, k1, …; and that world's store."""
     labels = {"id": "key", "name": "name", "state": "state", "act": "value", "other": "more"}
     kind = Kind(DOMAINS[name], "thing", labels, tuple(choices), {"act": "do", "other": "help"})
-    labels |= {"act": "amount"} if kind.domain.takes == "amount" else {}
+    labels |= {"act": "amount"} if kind.domain.act.takes == "amount" else {}
     store = {f"k{index}": {"kind": "thing", "name": f"N{index}", **record} for index, record in enumerate(records)}
     world = Scenario({role: tool(role, kind) for role in ("look", "act", "other")}, store, (), ERRORS, "")
 
@@ -319,10 +324,10 @@ def test_a_locker_opens_with_its_code():
 
 def test_partners_are_two_who_are_free():
     run, store = of_domain("partners", {"state": "k1"}, {"state": "k0"}, {"state": FREE})
-    assert [run("act", "k0", "k2"), run("act", "k2", "k0"), run("act", "k2", "k2"), run("act", "k2", "k7")] == [
-        "first other",
-        *["no"] * 3,
-    ]
+    taken, of_taken, itself, nobody = (
+        run("act", *ids) for ids in (("k0", "k2"), ("k2", "k0"), ("k2", "k2"), ("k2", "k7"))
+    )
+    assert {taken, of_taken, itself, nobody} == {"first other"}
     assert [run("other", "k0"), run("other", "k1"), run("act", "k0", "k2")] == ["ok", "no", "ok"]
     assert [record["state"] for record in store.values()] == ["k2", FREE, "k0"]
 
@@ -552,3 +557,33 @@ def test_wrong_arguments_are_refused():
         environment.tasks("test")
     with pytest.raises(ValueError, match="test"):
         GeneratedSource().load("test")
+
+
+@pytest.mark.parametrize("split", ["train", "val_unseen"])
+def test_plays_are_short_enough_for_a_tiny_policy(split):
+    """First prompts, and whole plays with all thoughts, in tokens of the tiny native policy."""
+    renderer = PromptRenderer(AutoTokenizer.from_pretrained(ROOT / "src/models/tiny_native"), layout="native")
+    firsts, totals = [], []
+    for dialogue, _ in islice(GeneratedSource().dialogues(split), 40):
+        *earlier, last = examples = split_turns(dialogue)
+        bare = [replace(example, target=replace(example.target, thought="")) for example in earlier]
+        thoughts = sum(map(len, renderer.render_targets(earlier))) - sum(map(len, renderer.render_targets(bare)))
+        firsts.append(len(renderer.render(examples[0]).prompt_ids))
+        totals.append(len(renderer.render(last).prompt_ids) + len(renderer.render_target(last)) + thoughts)
+    assert 100 < median(firsts) < 200 and max(firsts) < 300
+    assert 250 < median(totals) < 400 and max(totals) < 600
+
+
+def test_no_call_can_be_left_out():
+    """But the one that a rule refuses."""
+    environment = GeneratedEnvironment(150)
+    for task in environment.tasks("train"):
+        world = environment.scenario(task)
+        steps = [step for turn in world.turns for step in turn.steps]
+        for left_out in calls_of(steps):
+            episode = GeneratedEpisode(world)
+            for step in steps:
+                calls = tuple(one for one in step.calls if one is not left_out)
+                if calls or step.text:
+                    episode.act(parsed(replace(step, calls=calls)))
+            assert episode.score().success == (task.tags == ("recover",) and not episode.counts), task

@@ -23,6 +23,8 @@ KINDS = ("chain", "branch", "recover", "several", "follow_up", "refusal", "ask")
 
 _GLUE = set(re.findall(r"[a-z]+", json.dumps(PHRASINGS).lower())) | {word.lower() for word in GLUE}
 _ROLES: tuple[Role, ...] = ("find", "look", "act", "other")
+_CHANGING: tuple[Role, ...] = ("act", "other")
+_TOLD: Mapping[Role, str] = {"find": "id", "look": "state"}
 _ERRORS = ("first", "first_with", "instead", "elsewhere", "look", "refused", "missing")
 _BRANCHING = ("number", "choice", "free", "held", "pair")
 
@@ -65,13 +67,8 @@ class Author:
         return Scenario(self._offered(turns, kind), self._store, turns, errors, self._phrase("done"))
 
     def _chain(self) -> tuple[Turn, ...]:
-        kind, domain = self._kind, self._kind.domain
-        variants = ["look", "act"]
-        if domain.style in ("number", "code"):
-            variants += ["copy", "copy"]
-        if domain.style == "pair":
-            variants += ["act", "act"]
-        variant = self._rng.choice(variants)
+        kind, style = self._kind, self._kind.domain.style
+        variant = self._rng.choice(("look", "act", "copy" if style in ("number", "code") else "act"))
         if variant == "look":
             id = self._add(kind, blocked=self._is_taken_style())
             return (self._asked("state", id),)
@@ -82,44 +79,33 @@ class Author:
             clause = self._clause("act", self._thing(id)) + self._phrase("copies").format(state=kind.labels["state"])
             steps = [finds, [self._call("look", id)], [self._call("act", id, value)]]
         else:
-            value = self._value("act", id)
-            said = value
-            if domain.takes == "record":
-                finds.append(self._find(str(value)))
-                said = self._store[str(value)]["name"]
+            said = value = self._value("act", id)
+            if style == "pair":
+                finds.append(self._find(value))
+                said = self._store[value]["name"]
             clause = self._clause("act", self._thing(id), said)
             steps = [finds, [self._call("act", id, value)]]
         return (self._turn(self._say(clause), steps),)
 
     def _branch(self) -> tuple[Turn, ...]:
-        kind, style = self._kind, self._kind.domain.style
-        is_act, named = self._rng.random() < 0.5, self._rng.random() < 0.5
+        kind, style, rng = self._kind, self._kind.domain.style, self._rng
+        is_act, named = rng.random() < 0.5, rng.random() < 0.5
         id = self._add(kind, blocked=not is_act and style != "number")
-        clauses: list[str] = []
-        calls: dict[Role, ToolCall] = {}
-        for role in ("act", "other"):
-            value = self._value(role, id)
-            clauses.append(self._clause(role, "it", value))
-            calls[role] = self._call(role, id, value)
-        state = self._store[id]["state"]
+        values = {role: self._value(role, id) for role in _CHANGING}
+        clauses = [self._clause(role, "it", values[role]) for role in _CHANGING]
+        calls = [self._call(role, id, values[role]) for role in _CHANGING]
+        right, wrong = calls if is_act else reversed(calls)
+        wording, expected, state = "branches", FREE, self._store[id]["state"]
         if style == "number":
-            wording, expected = (
-                "thresholds",
-                state - self._rng.randrange(10) if is_act else state + self._rng.randrange(1, 10),
-            )
-        else:
-            wording, expected = "branches", kind.choices[0] if style == "choice" else FREE
-            swapped = style == "held"
-            if style == "choice" and self._rng.random() < 0.5:
-                expected, swapped = kind.choices[1], True
-            if swapped:
-                clauses.reverse()
-        text = self._phrase(wording).format(
-            state=kind.labels["state"], thing=self._thing(id, named), value=expected, yes=clauses[0], no=clauses[1]
-        )
-        right, wrong = (calls["act"], calls["other"]) if is_act else (calls["other"], calls["act"])
+            wording, expected = "thresholds", state - rng.randrange(10) if is_act else state + rng.randrange(1, 10)
+        elif style == "choice":
+            expected = rng.choice(kind.choices[:2])
+        if style == "held" or expected in kind.choices[1:]:
+            clauses.reverse()
+        texts = {"state": kind.labels["state"], "thing": self._thing(id, named), "value": expected}
+        text = self._phrase(wording).format(**texts, yes=clauses[0], no=clauses[1])
         finds = [[self._find(id)]] if named else []
-        turn = self._turn(f"{self._words.phrase('openings')}{text}.", [*finds, [self._call("look", id)], [right]])
+        turn = self._turn(self._open(text), [*finds, [self._call("look", id)], [right]])
         return (replace(turn, slip=self._steps([*finds, [wrong]])),)
 
     def _recover(self) -> tuple[Turn, ...]:
@@ -128,9 +114,9 @@ class Author:
         value = self._value("act", id, blocked=True)
         refused = self._refused(id, value)
         if refused.remedy == "" and kind.domain.style in ("number", "free"):
-            free = self._add(kind)
+            another = self._add(kind)
             if kind.domain.style == "number":
-                self._store[free]["state"] = cast(int, value) + self._rng.randrange(1, 10)
+                self._store[another]["state"] = value + self._rng.randrange(1, 10)
             refused = self._refused(id, value)
         named = refused.remedy != "first" and self._rng.random() < 0.5
         steps = [[self._find(id)]] if named else []
@@ -140,7 +126,7 @@ class Author:
         elif refused.remedy == "instead":
             steps.append([self._call("other", id, value)])
         elif refused.remedy == "elsewhere":
-            steps.append([self._call("act", str(refused.value), value)])
+            steps.append([self._call("act", refused.value, value)])
         else:
             steps += [[self._call("look", id)], [self._call("act", id, self._store[id]["state"])]]
         clause = self._clause("act", self._thing(id, named), value)
@@ -159,7 +145,7 @@ class Author:
             words = " ".join(self._words.phrase("answers").format(label=label, value=state) for state in states)
             text = self._phrase("asks").format(label=label, thing=both)
             calls = [self._call("look", id) for id in ids]
-            return (self._turn(f"{self._words.phrase('openings')}{text}.", [calls], words, states),)
+            return (self._turn(self._open(text), [calls], words, states),)
         clauses, calls = [], []
         for role in ("act", "act" if variant == "same" else "other"):
             id = self._add(kind, blocked=role == "other")
@@ -181,7 +167,7 @@ class Author:
         id, named = self._add(self._kind, blocked=True), self._rng.random() < 0.5
         clause = self._clause("act", self._thing(id, named), self._value("act", id))
         thought = f"{self._kind.verbs['act']} {self._kind.noun}: none."
-        finds = [[self._find(id)]] if named and not self._kind.domain.other_is_alone else []
+        finds = [[self._find(id)]] if named and not self._kind.domain.other.alone else []
         slip = self._steps([*finds, [self._call("other", id, self._value("other", id))]])
         return (Turn(self._say(clause), (Message("assistant", self._words.phrase("refusals"), thought),), slip=slip),)
 
@@ -189,7 +175,7 @@ class Author:
         kind = self._kind
         id = self._add(kind)
         value = self._value("act", id)
-        if kind.domain.takes not in ("", "code"):  # a code could be looked up
+        if kind.domain.act.takes not in ("", "code"):  # a code could be looked up
             label, reply, named, wrong = kind.labels["act"], value, self._rng.random() < 0.5, value
             clause = self._clause("act", self._thing(id, named))
             while wrong == value:
@@ -200,14 +186,11 @@ class Author:
             clause = self._clause("act", self._phrase("things").format(thing=kind.noun), value)
             slip = self._call("act", self._add(kind), value)
         finds = [[self._find(id)]] if named else []
-        call, thought = (
-            self._call("act", id, value),
-            f"{kind.verbs['act']} {kind.noun}: {self._name('act')} without {label}.",
-        )
+        thought = f"{kind.verbs['act']} {kind.noun}: {self._name('act')} without {label}."
         question = Message("assistant", self._words.phrase("questions").format(label=label), thought)
         asked = Turn(self._say(clause), (question,), (label,), slip=self._steps([*finds, [slip]]))
         said = self._words.phrase("replies").format(label=label, value=reply)
-        return asked, self._turn(said, [*finds, [call]])
+        return asked, self._turn(said, [*finds, [self._call("act", id, value)]])
 
     def _asked(self, what: str, id: str) -> Turn:
         """A turn that asks for the id or the state of a record that is called by its name."""
@@ -216,7 +199,7 @@ class Author:
         steps = [[self._find(id)]] + ([[self._call("look", id)]] if what == "state" else [])
         text = self._phrase("asks").format(label=label, thing=self._thing(id))
         words = self._words.phrase("answers").format(label=label, value=value)
-        return self._turn(f"{self._words.phrase('openings')}{text}.", steps, words, (value,))
+        return self._turn(self._open(text), steps, words, (value,))
 
     def _turn(
         self, user: str, steps: Sequence[Sequence[ToolCall]], words: str = "", wanted: Sequence[str] = ()
@@ -228,20 +211,15 @@ class Author:
 
     def _steps(self, steps: Sequence[Sequence[ToolCall]]) -> tuple[Message, ...]:
         """Steps with calls, each with a thought of what they are for."""
-        thoughts = ["; ".join(map(self._purpose, calls)) + "." for calls in steps]
         return tuple(
-            Message("assistant", thought=thought, calls=tuple(calls))
-            for thought, calls in zip(thoughts, steps, strict=True)
+            Message("assistant", thought="; ".join(map(self._purpose, calls)) + ".", calls=tuple(calls))
+            for calls in steps
         )
 
     def _purpose(self, call: ToolCall) -> str:
-        tool = self._tools[call.name]
-        kind, label = tool.kind, {"find": "id", "look": "state"}.get(tool.role)
-        return (
-            f"{kind.labels[label]} of {kind.noun}: {call.name}"
-            if label
-            else (f"{kind.verbs[tool.role]} {kind.noun}: {call.name}")
-        )
+        kind, role = self._tools[call.name].kind, self._tools[call.name].role
+        verb = kind.verbs.get(role) or f"{kind.labels[_TOLD[role]]} of"
+        return f"{verb} {kind.noun}: {call.name}"
 
     def _offered(self, turns: Sequence[Turn], kind: str) -> dict[str, Tool]:
         """The tools that are needed among others, in random order."""
@@ -256,13 +234,16 @@ class Author:
     def _phrase(self, key: str) -> str:
         return self._rng.choice(PHRASINGS[self._world][key])
 
+    def _open(self, text: str) -> str:
+        return f"{self._words.phrase('openings')}{text}."
+
     def _say(self, clause: str) -> str:
-        return f"{self._words.phrase('openings')}{self._words.phrase('leads')}{clause}."
+        return self._open(self._words.phrase("leads") + clause)
 
     def _clause(self, role: Role, thing: str, value: JsonValue = None) -> str:
         """What the user wants done, in an imperative."""
         kind = self._kind
-        if role == "other" and kind.domain.other_is_alone:
+        if role == "other" and kind.domain.other.alone:
             return f"{kind.verbs[role]} {kind.labels[role]} {value}"
         stated = "" if value is None else self._phrase("values").format(label=kind.labels[role], value=value)
         return f"{kind.verbs[role]} {thing}{stated}"
@@ -277,7 +258,7 @@ class Author:
 
     def _call(self, role: Role, id: str, value: JsonValue = None) -> ToolCall:
         keys = self._kind.keys(role)
-        values = [value] if role == "other" and self._kind.domain.other_is_alone else [id, value]
+        values = [value] if role == "other" and self._kind.domain.other.alone else [id, value]
         return ToolCall(self._name(role), dict(zip(keys, values, strict=False)))
 
     def _name(self, role: Role) -> str:
@@ -285,7 +266,7 @@ class Author:
 
     def _refused(self, id: str, value: JsonValue) -> RefusedError:
         try:
-            self._kind.domain.act(Request(self._store, id, value, self._kind.choices))
+            self._kind.domain.act.run(Request(self._store, id, value, self._kind.choices))
         except RefusedError as refused:
             return refused
         raise AssertionError(f"{self._kind.domain} lets {value!r} be.")
@@ -319,7 +300,7 @@ class Author:
     def _value(self, role: Role, id: str, blocked: bool = False) -> JsonValue:
         """A value for an operation, one that forbids it or lets it be; None if it takes none."""
         rng, domain, state = self._rng, self._kind.domain, self._store[id]["state"]
-        takes = domain.takes if role == "act" else domain.other_takes
+        takes = self._kind.operation(role).takes
         if takes == "amount":
             if role == "act" and domain.style == "number":
                 return state + rng.randrange(1, 20) if blocked else rng.randrange(2, state)
@@ -361,7 +342,7 @@ class Author:
         return Kind(DOMAINS[domain], self._word("nouns"), labels, tuple(choices), verbs)
 
     def _tool(self, kind: Kind, role: Role) -> Tool:
-        style, label = self._rng.random(), kind.labels[{"find": "id", "look": "state"}.get(role, role)]
+        style, label = self._rng.random(), kind.labels[_TOLD.get(role, role)]
         verb = kind.verbs.get(role, label)
         name = f"{verb}_{kind.noun}" if style < 0.2 else f"{kind.noun}_{verb}" if style < 0.4 else self._word("nouns")
         if style > 0.7:
@@ -371,9 +352,9 @@ class Author:
         else:
             noun = self._phrase("things").format(thing=kind.noun)
             description = f"{self._words.phrase('purposes')}{verb} {noun}{self._words.phrase('ends')}"
-        takes = {"act": kind.domain.takes, "other": kind.domain.other_takes}.get(role)
         keys = kind.keys(role)
-        types = {key: "integer" if takes == "amount" and key == kind.labels[role] else "string" for key in keys}
-        properties = {key: {"type": type} for key, type in types.items()}
+        properties = {key: {"type": "string"} for key in keys}
+        if role in kind.verbs and kind.operation(role).takes == "amount":
+            properties[label] = {"type": "integer"}
         schema = {"type": "object", "properties": properties, "required": list(keys)}
         return Tool(ToolSpec({"name": name, "description": description, "parameters": schema}), kind, role)

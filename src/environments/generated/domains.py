@@ -7,7 +7,7 @@ which a rule may forbid, and `other`, which is often what to do then.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from src.protocol.dialogue import JsonValue
@@ -33,7 +33,7 @@ class RefusedError(Exception):
         value: what the other operation takes, or the id of the other record; None if neither.
     """
 
-    def __init__(self, remedy: Remedy = "", value: JsonValue = None) -> None:
+    def __init__(self, remedy: Remedy, value: JsonValue) -> None:
         super().__init__(remedy)
         self.remedy, self.value = remedy, value
 
@@ -45,7 +45,7 @@ class Request:
     Attributes:
         store: holds the record; changed in place.
         id: of the record; empty for an operation on none.
-        value: see `Domain`; None for an operation that takes none.
+        value: what the operation takes; None for nothing.
         choices: words of a state of the style `choice`.
     """
 
@@ -64,118 +64,110 @@ class Request:
         """Its state."""
         return self.record["state"]
 
-    def elsewhere(self, fits: Callable[[JsonValue], bool]) -> RefusedError:
-        """A refusal that names a record of the same kind whose state fits, if there is one."""
-        same = (id for id, record in self.store.items() if record["kind"] == self.record["kind"] and id != self.id)
-        found = next((id for id in same if fits(self.store[id]["state"])), None)
-        return RefusedError("elsewhere", found) if found else RefusedError()
+
+Takes = Literal["amount", "person", "place", "code", "record", ""]
 
 
-Operation = Callable[[Request], None]
-"""Changes the store, or raises `RefusedError` and leaves it as it is."""
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A change of a store, and the rule that may forbid it.
+
+    Attributes:
+        takes: kind of value that it takes; empty: none.
+        change: of the store.
+        fits: whether the rule allows it.
+        remedy: see `RefusedError`.
+        hint: the value of the refusal; not asked for `elsewhere`.
+        alone: it acts on no record.
+    """
+
+    takes: Takes
+    change: Callable[[Request], None]
+    fits: Callable[[Request], bool] = lambda request: True
+    remedy: Remedy = ""
+    hint: Callable[[Request], JsonValue] = lambda request: None
+    alone: bool = False
+
+    def run(self, request: Request) -> None:
+        """Change the store.
+
+        Raises:
+            RefusedError: the rule forbids it; the store is as it was.
+        """
+        if self.fits(request):
+            self.change(request)
+        elif self.remedy == "elsewhere":
+            same = (id for id, record in request.store.items() if record["kind"] == request.record["kind"])
+            found = next((id for id in same if self.fits(replace(request, id=id))), None)
+            raise RefusedError("elsewhere" if found else "", found)
+        else:
+            raise RefusedError(self.remedy, self.hint(request))
 
 
-def _state(request: Request) -> None:
-    request.record["state"] = request.value
+def _put(field: str, value: JsonValue = None) -> Callable[[Request], None]:
+    return lambda request: request.record.update({field: request.value if value is None else value})
+
+
+def _turn(choice: int) -> Callable[[Request], None]:
+    return lambda request: request.record.update(state=request.choices[choice])
+
+
+def _is(choice: int) -> Callable[[Request], bool]:
+    return lambda request: request.state == request.choices[choice]
 
 
 def _add(request: Request) -> None:
     request.record["state"] += request.value
 
 
-def _pay(request: Request) -> None:
-    if request.value > request.state:
-        raise RefusedError("first", request.value - request.state)
+def _subtract(request: Request) -> None:
     request.record["state"] -= request.value
-
-
-def _take(request: Request) -> None:
-    if request.value > request.state:
-        raise request.elsewhere(lambda state: state >= request.value)
-    request.record["state"] -= request.value
-
-
-def _cancel(request: Request) -> None:
-    if request.state != request.choices[0]:
-        raise RefusedError("instead")
-    request.record["state"] = request.choices[2]
-
-
-def _return(request: Request) -> None:
-    if request.state != request.choices[1]:
-        raise RefusedError
-    request.record["state"] = request.choices[3]
-
-
-def _book(request: Request) -> None:
-    if request.state != FREE:
-        raise request.elsewhere(lambda state: state == FREE)
-    _state(request)
-
-
-def _lend(request: Request) -> None:
-    if request.state != FREE:
-        raise RefusedError("instead", request.value)
-    _state(request)
-
-
-def _queue(request: Request) -> None:
-    if request.state == FREE:
-        raise RefusedError
-    request.record["next"] = request.value
-
-
-def _move(request: Request) -> None:
-    if request.value not in request.store:
-        raise RefusedError("first", request.value)
-    _state(request)
 
 
 def _make(request: Request) -> None:
-    if request.value in request.store:
-        raise RefusedError
     request.store[request.value] = {"kind": ""}
 
 
-def _close(request: Request) -> None:
-    if request.state == FREE:
-        raise RefusedError("first", request.record["duty"])
-    request.record["closed"] = True
-
-
-def _set(request: Request) -> None:
-    if request.state != request.choices[0]:
-        raise RefusedError("first")
-    request.record["level"] = request.value
-
-
-def _start(request: Request) -> None:
-    request.record["state"] = request.choices[0]
-
-
-def _open(request: Request) -> None:
-    if request.value != request.state:
-        raise RefusedError("look")
-    request.record["opened"] = True
-
-
 def _join(request: Request) -> None:
-    if request.state != FREE:
-        raise RefusedError("first")
-    partner = request.store.get(request.value, {})
-    if partner.get("kind") != request.record["kind"] or partner.get("state") != FREE or request.value == request.id:
-        raise RefusedError
-    request.record["state"], partner["state"] = request.value, request.id
+    request.record["state"], request.store[request.value]["state"] = request.value, request.id
 
 
 def _part(request: Request) -> None:
-    if request.state == FREE:
-        raise RefusedError
     request.store[request.state]["state"] = request.record["state"] = FREE
 
 
-Style = Literal["number", "choice", "free", "held", "place", "code", "pair"]
-Takes = Literal["amount", "person", "place", "code", "record", ""]
+def _enough(request: Request) -> bool:
+    return bool(request.value <= request.state)
+
+
+def _free(request: Request) -> bool:
+    return bool(request.state == FREE)
+
+
+def _taken(request: Request) -> bool:
+    return not _free(request)
+
+
+def _exists(request: Request) -> bool:
+    return request.store.get(request.value, {}).get("kind") == ""
+
+
+def _is_new(request: Request) -> bool:
+    return request.value not in request.store
+
+
+def _matching(request: Request) -> bool:
+    return bool(request.value == request.state)
+
+
+def _both_free(request: Request) -> bool:
+    partner = request.store.get(request.value, {})
+    same = partner.get("kind") == request.record["kind"] and request.value != request.id
+    return bool(same and request.state == partner["state"] == FREE)
+
+
+def _value(request: Request) -> JsonValue:
+    return request.value
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,36 +175,43 @@ class Domain:
     """The rules of one kind of records.
 
     Attributes:
-        style: what the state is, and which one lets `act` be: a `number` that is not less than what `act` takes; the
-            first of two words, `choice`; nobody, `free`; somebody, `held`; nobody or the id of another record, `pair`;
-            a `place`, where `act` needs another one that exists; a `code`, which `act` must be given.
-        act: the first operation.
-        takes: kind of value that it takes; empty: none.
-        other: the second one.
-        other_takes: as `takes`.
+        style: what the state is, and when it lets `act` be: a `number`, not less than what `act` takes; a `choice` of
+            two words, the first; nobody, `free`; somebody, `held`; nobody or the id of another record, `pair`; a
+            `place`, if the one that `act` takes exists; a `code`, if `act` is given it.
+        act: the operation that a rule forbids at times.
+        other: the one that helps, or is done in its place.
     """
 
-    style: Style
+    style: Literal["number", "choice", "free", "held", "place", "code", "pair"]
     act: Operation
-    takes: Takes
     other: Operation
-    other_takes: Takes
 
-    @property
-    def other_is_alone(self) -> bool:
-        """The second operation acts on no record."""
-        return self.other_takes == "place"
 
+_queue = Operation("person", _put("next"), _taken)
 
 DOMAINS: Mapping[str, Domain] = {
-    "accounts": Domain("number", _pay, "amount", _add, "amount"),
-    "stock": Domain("number", _take, "amount", _add, "amount"),
-    "orders": Domain("choice", _cancel, "", _return, ""),
-    "devices": Domain("choice", _set, "amount", _start, ""),
-    "slots": Domain("free", _book, "person", _queue, "person"),
-    "loans": Domain("free", _lend, "person", _queue, "person"),
-    "tickets": Domain("held", _close, "", _state, "person"),
-    "files": Domain("place", _move, "place", _make, "place"),
-    "lockers": Domain("code", _open, "code", _state, "code"),
-    "partners": Domain("pair", _join, "record", _part, ""),
+    "accounts": Domain(
+        "number",
+        Operation("amount", _subtract, _enough, "first", lambda request: request.value - request.state),
+        Operation("amount", _add),
+    ),
+    "stock": Domain("number", Operation("amount", _subtract, _enough, "elsewhere"), Operation("amount", _add)),
+    "orders": Domain("choice", Operation("", _turn(2), _is(0), "instead"), Operation("", _turn(3), _is(1))),
+    "devices": Domain("choice", Operation("amount", _put("level"), _is(0), "first"), Operation("", _turn(0))),
+    "slots": Domain("free", Operation("person", _put("state"), _free, "elsewhere"), _queue),
+    "loans": Domain("free", Operation("person", _put("state"), _free, "instead", _value), _queue),
+    "tickets": Domain(
+        "held",
+        Operation("", _put("closed", True), _taken, "first", lambda request: request.record["duty"]),
+        Operation("person", _put("state")),
+    ),
+    "files": Domain(
+        "place",
+        Operation("place", _put("state"), _exists, "first", _value),
+        Operation("place", _make, _is_new, alone=True),
+    ),
+    "lockers": Domain(
+        "code", Operation("code", _put("opened", True), _matching, "look"), Operation("code", _put("state"))
+    ),
+    "partners": Domain("pair", Operation("record", _join, _both_free, "first"), Operation("", _part, _taken)),
 }

@@ -152,7 +152,8 @@ class GeneratedEpisode:
     def __init__(self, scenario: Scenario) -> None:
         self.tools = tuple(tool.spec for tool in scenario.tools.values())
         self.done = False
-        self.counts: Counter[str] = Counter()
+        self._wrong: Counter[str] = Counter()
+        self.counts: Mapping[str, int] = self._wrong
         self._scenario, self._store = scenario, deepcopy(scenario.records)
         self._checker = Checker(scenario)
         self._turn = 0
@@ -171,7 +172,7 @@ class GeneratedEpisode:
             if answer.calls:
                 self._new += [self._result(call) for call in answer.calls]
             elif answer.calls is None and "tool_call" in answer.fields:
-                self.counts["malformed"] += 1
+                self._wrong["malformed"] += 1
                 self._new.append(Message("observation", json.dumps({"error": "cannot read the calls"})))
             else:
                 self._hear((answer.response or "").strip())
@@ -184,7 +185,7 @@ class GeneratedEpisode:
             found = self._scenario.run(self._store, call)
             self._checker.ran(call, self._store)
         except CallError as error:
-            self.counts[error.count] += 1
+            self._wrong[error.count] += 1
             found = {"error": error.text}
         return Message("observation", json.dumps(found), name=call.name, call_id=call.id)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from src.environments.generated.domains import Domain, RefusedError, Request, Store
+from src.environments.generated.domains import Domain, Operation, RefusedError, Request, Store
 from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
 
 Role = Literal["find", "look", "act", "other"]
@@ -37,9 +37,14 @@ class Kind:
         """Names of a tool's parameters."""
         if role == "find":
             return (self.labels["name"],)
-        takes = {"look": "", "act": self.domain.takes, "other": self.domain.other_takes}[role]
-        alone = role == "other" and self.domain.other_is_alone
-        return (*(() if alone else (self.labels["id"],)), *((self.labels[role],) if takes else ()))
+        if role == "look":
+            return (self.labels["id"],)
+        operation = self.operation(role)
+        return (*(() if operation.alone else (self.labels["id"],)), *((self.labels[role],) if operation.takes else ()))
+
+    def operation(self, role: Role) -> Operation:
+        """What a tool of the role `act` or `other` does."""
+        return self.domain.act if role == "act" else self.domain.other
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +115,8 @@ class Scenario:
             raise CallError("tool_error", self.errors["missing"].format(label=kind.labels["id"]))
         if tool.role == "look":
             return {kind.labels["state"]: store[id]["state"]}
-        operation = kind.domain.act if tool.role == "act" else kind.domain.other
         try:
-            operation(Request(store, id, values[0] if values else None, kind.choices))
+            kind.operation(tool.role).run(Request(store, id, values[0] if values else None, kind.choices))
         except RefusedError as refused:
             raise CallError("tool_error", self._refusal(kind, refused)) from refused
         return {"ok": True}

@@ -91,7 +91,8 @@ def _steps(turn: Turn, scenario: Scenario, done: Message, habits: Habits, rng: r
         key, id = first.kind.labels["id"], f"{rng.choice('bcdfghjkmnpqrtvwxz')}{rng.randrange(10, 100)}"
         return *(_with(step, key, id) for step in steps[1:-1]), done
     if len(calls) > 1 and rng.random() < habits.stop_after_first:
-        return replace(steps[0], calls=tuple(calls[:1])), done
+        thought = steps[0].thought.removesuffix(".").split("; ")[0] + "."
+        return replace(steps[0], thought=thought, calls=tuple(calls[:1])), done
     if calls and rng.random() < habits.repeat_call:
         index = rng.randrange(len(steps) - 1)
         return *steps[: index + 1], *steps[index:]
