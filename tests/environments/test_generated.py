@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
+from src.data.datamodule import ToolDialogueDataModule
 from src.data.rendering import PromptRenderer
+from src.data.sources.checks import TargetCheck
 from src.data.sources.composed.source import GLUE, is_held_out_word
 from src.data.sources.tools import check_on_offer
 from src.environments.generated.author import KINDS, PHRASINGS, Author, domains_of
@@ -24,7 +26,9 @@ from src.environments.protocol import Environment, EpisodeScore
 from src.errors import ConfigError
 from src.protocol.dialogue import Message, ToolCall, ToolSpec, split_turns
 from src.protocol.formats.hermes import Hermes
+from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import ParsedResponse
+from src.rewards.tool_call import ToolCallReward
 from tests.conftest import ROOT
 
 SPLITS = ("train", "val", "val_unseen")
@@ -587,3 +591,27 @@ def test_no_call_can_be_left_out():
                 if calls or step.text:
                     episode.act(parsed(replace(step, calls=calls)))
             assert episode.score().success == (task.tags == ("recover",) and not episode.counts), task
+
+
+def test_the_data_pipeline_takes_the_corpus():
+    """Every target reads back and earns full marks; no training prompt is validated on."""
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "src/models/tiny_native")
+    renderer = PromptRenderer(tokenizer, layout="native")
+    source = GeneratedSource(120, 40, habits=Habits())
+    module = ToolDialogueDataModule(source, prompts_per_step=8, max_prompt_tokens=600, renderer=renderer)
+    module.check = TargetCheck(
+        renderer, ToolCallReward(), TokenBytes.from_tokenizer(tokenizer), {tokenizer.eos_token_id}
+    )
+    module.setup()
+    assert (len(module.prompts("train")), module.twins) == (120, 0)
+    assert set(module.dropped.values()) == set(module.bad.values()) == {0} and module.val_names == SPLITS[1:]
+    assert len(next(iter(module.train_dataloader()))) == 8
+
+
+def test_several_calls_are_made_in_any_steps_and_order():
+    environment = GeneratedEnvironment(100, kinds={"several": 1.0})
+    for task in environment.tasks("train"):
+        world = environment.scenario(task)
+        step, words = world.turns[0].steps
+        episode, _ = played(world, *(call(one) for one in reversed(step.calls)), words)
+        assert episode.score().success and len(episode.score().turns) == len(step.calls) + 1

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import cast
 
 from src.data.sources.composed.source import GLUE, Writer
 from src.environments.generated.domains import DOMAINS, FREE, RefusedError, Request, Store
@@ -30,7 +29,7 @@ _BRANCHING = ("number", "choice", "free", "held", "pair")
 
 
 def domains_of(kind: str) -> list[str]:
-    """Names of the domains in which there are tasks of a kind."""
+    """Names of the domains that have tasks of a kind."""
     return [name for name, domain in DOMAINS.items() if kind != "branch" or domain.style in _BRANCHING]
 
 
@@ -45,17 +44,15 @@ class Author:
     """
 
     def __init__(self, rng: random.Random, world: str, domain: str, invented: float = 0.35) -> None:
-        self._rng, self._world, self._store = rng, world, cast(Store, {})
+        self._rng, self._world = rng, world
         self._words = Writer(rng, world, invented=invented)
+        self._store: Store = {}
         self._drawn: set[str] = set()
         self._kind = self._new_kind(domain)
         verb = self._kind.verbs["act"] if rng.random() < 0.3 else None
         self._distractor = self._new_kind(rng.choice([name for name in DOMAINS if name != domain]), verb)
-        self._tools = {
-            tool.spec.name: tool
-            for kind in (self._kind, self._distractor)
-            for tool in map(self._tool, [kind] * 4, _ROLES)
-        }
+        tools = [self._tool(kind, role) for kind in (self._kind, self._distractor) for role in _ROLES]
+        self._tools = {tool.spec.name: tool for tool in tools}
 
     def write(self, kind: str) -> Scenario:
         """A scenario of one of `KINDS`."""
@@ -269,14 +266,14 @@ class Author:
             self._kind.domain.act.run(Request(self._store, id, value, self._kind.choices))
         except RefusedError as refused:
             return refused
-        raise AssertionError(f"{self._kind.domain} lets {value!r} be.")
+        raise AssertionError(f"{self._kind.domain} allows {value!r}.")
 
     def _is_taken_style(self) -> bool:
         """Whether only a blocked record has a state that is worth asking for."""
         return self._kind.domain.style in ("free", "pair")
 
     def _add(self, kind: Kind, blocked: bool = False) -> str:
-        """A new record, whose state forbids `act` or lets it be; its id."""
+        """Add a record whose state allows or, if `blocked`, forbids `act`; its id."""
         rng, style = self._rng, kind.domain.style
         id = self._new(lambda: f"{rng.choice('bcdfghjkmnpqrtvwxz')}{rng.randrange(10, 100)}")
         record = self._store[id] = {"kind": kind.noun, "name": self._person()}
@@ -298,7 +295,7 @@ class Author:
         return id
 
     def _value(self, role: Role, id: str, blocked: bool = False) -> JsonValue:
-        """A value for an operation, one that forbids it or lets it be; None if it takes none."""
+        """A value with which an operation is allowed or, if `blocked`, forbidden; None if it takes none."""
         rng, domain, state = self._rng, self._kind.domain, self._store[id]["state"]
         takes = self._kind.operation(role).takes
         if takes == "amount":
@@ -326,7 +323,7 @@ class Author:
         return self._new(lambda: f"{self._words.invent()[:2]}{self._rng.randrange(100, 1000)}")
 
     def _new(self, draw: Callable[[], str]) -> str:
-        """What is drawn until it is new and no word of the phrasings."""
+        """Draw until the result is new and is no word of the phrasings."""
         while (drawn := draw()) in self._drawn or drawn.lower() in _GLUE:
             continue
         self._drawn.add(drawn)

@@ -1,7 +1,7 @@
 """What kinds of stores there are, and the rules by which they differ.
 
-A record has a name, by which its id is found, and a state, which is read by id. Two operations change something: `act`,
-which a rule may forbid, and `other`, which is often what to do then.
+A record has a name, by which its id is found, and a state, which is read by id. Each domain has two operations that
+change its store: `act`, which a rule may forbid, and `other`, which often helps then.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class RefusedError(Exception):
     """A rule forbids an operation.
 
     Args:
-        remedy: `first`: the other operation first, then this one again. `instead`: the other one in its place.
+        remedy: what to do. `first`: the other operation, then this one again. `instead`: the other operation.
             `elsewhere`: this one with another record. `look`: this one with the state as its value. Empty: nothing.
         value: what the other operation takes, or the id of the other record; None if neither.
     """
@@ -175,11 +175,12 @@ class Domain:
     """The rules of one kind of records.
 
     Attributes:
-        style: what the state is, and when it lets `act` be: a `number`, not less than what `act` takes; a `choice` of
-            two words, the first; nobody, `free`; somebody, `held`; nobody or the id of another record, `pair`; a
-            `place`, if the one that `act` takes exists; a `code`, if `act` is given it.
-        act: the operation that a rule forbids at times.
-        other: the one that helps, or is done in its place.
+        style: what the state is, and when it allows `act`. `number`: if it is at least what `act` takes. `choice`: one
+            of two words, if it is the first. `free` and `held`: a person or nobody, if it is nobody or somebody.
+            `pair`: the id of another record or nobody, if it is nobody. `place`: if the place that `act` takes exists.
+            `code`: if `act` is given it.
+        act: the operation that a rule may forbid.
+        other: the operation that helps, or is done in its place.
     """
 
     style: Literal["number", "choice", "free", "held", "place", "code", "pair"]

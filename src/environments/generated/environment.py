@@ -18,10 +18,10 @@ from src.protocol.dialogue import JsonValue, Message, ToolCall
 from src.protocol.types import ParsedResponse
 
 HARM = 0.5
-"""What each call costs that changes something which should not change so."""
+"""The cost of each call that changes a field to a value that it never has in the right play."""
 
 _STEPS = 2**20
-"""Values are rounded to this part of 1, so that their differences sum to the last one exactly."""
+"""Values are rounded to multiples of 1 / 2²⁰, so that their differences sum to the last one exactly."""
 
 _CODE = re.compile(r"\w*\d\w*")
 _Key = tuple[str, tuple[tuple[str, JsonValue], ...]]
@@ -39,7 +39,7 @@ def fields(store: Store) -> dict[_Field, JsonValue]:
 
 
 def changes(before: Mapping[_Field, JsonValue], after: Mapping[_Field, JsonValue]) -> dict[_Field, JsonValue]:
-    """What is other or new; nothing ever goes away."""
+    """Values that differ or are new; no record is ever deleted."""
     return {key: value for key, value in after.items() if before.get(key) != value}
 
 
@@ -53,7 +53,7 @@ class Checker:
         scenario: see `Scenario`.
 
     Attributes:
-        harms: calls so far that changed a field to a value that it never has in the right play.
+        harms: number of calls so far that cost `HARM`.
     """
 
     def __init__(self, scenario: Scenario) -> None:
@@ -259,7 +259,7 @@ class GeneratedEnvironment:
         return Author(random.Random(row["seed"]), row["world"], row["domain"], self._invented).write(row["kind"])
 
     def start(self, task: Task, seed: int) -> GeneratedEpisode:
-        """See `Environment`. Nothing is left to the seed: all plays of a task begin in the same world."""
+        """See `Environment`. All plays of a task begin in the same world, whatever the seed."""
         return GeneratedEpisode(self.scenario(task))
 
     def close(self) -> None:

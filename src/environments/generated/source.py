@@ -82,7 +82,7 @@ def play(scenario: Scenario, episode: GeneratedEpisode, habits: Habits, rng: ran
 
 
 def _steps(turn: Turn, scenario: Scenario, done: Message, habits: Habits, rng: random.Random) -> Sequence[Message]:
-    """The steps of a turn, right or gone wrong in one way; `done` ends those that have seen too little to answer."""
+    """The right steps of a turn, or steps with one fault; `done` ends those that have not seen enough to answer."""
     steps, calls = turn.steps, calls_of(turn.steps)
     if turn.slip and rng.random() < (habits.invent_value if turn.wanted else habits.call_anyway):
         return *turn.slip, done
