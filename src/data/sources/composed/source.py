@@ -134,7 +134,7 @@ class ComposedSource:
         while True:
             index += 1
             rng = random.Random(f"{self._seed}/{split}/{index}")
-            writer = _Writer(rng, world, tools, self._invented, self._noise if split == "train" else 0.0)
+            writer = Writer(rng, world, tools, self._invented, self._noise if split == "train" else 0.0)
             (kind,) = rng.choices(list(self._kinds), weights=list(self._kinds.values()))
             dialogue, tags = writer.write(kind, f"{split}/{index}")
             if world == "train" and _held_out(dialogue.messages[0].text, 0.1) != (split == "val"):
@@ -156,11 +156,11 @@ def imperfect(example: TurnExample, dialogue: Dialogue, habits: Habits, rng: ran
         (call,) = next(message.calls for message in dialogue.messages[2:] if message.calls)
         (tool,) = (tool for tool in example.tools if tool.name == name)
         key = next(key for key, about in tool.parameters.items() if label in (key, about.get("description")))
-        calls = (replace(call, parameters={**call.parameters, key: _Writer(rng).value(tool.parameters[key])}),)
+        calls = (replace(call, parameters={**call.parameters, key: Writer(rng).value(tool.parameters[key])}),)
         thought = f"{purpose}: {name}."
     elif tag == "refusal" and rng.random() < habits.call_anyway:
         tool = rng.choice(example.tools)
-        calls = (ToolCall(tool.name, {key: _Writer(rng).value(tool.parameters[key]) for key in tool.required}),)
+        calls = (ToolCall(tool.name, {key: Writer(rng).value(tool.parameters[key]) for key in tool.required}),)
         thought = f"{purpose}: {tool.name}."
     if calls and tag not in ("refusal", "ask") and rng.random() < habits.fill_optional:
         calls = (_filled(calls[0], example.tools, rng), *calls[1:])
@@ -175,16 +175,16 @@ def _filled(call: ToolCall, tools: Sequence[ToolSpec], rng: random.Random) -> To
     if key is None:
         return call
     about = tool.parameters[key]
-    return replace(call, parameters={**call.parameters, key: about.get("default", _Writer(rng).value(about))})
+    return replace(call, parameters={**call.parameters, key: about.get("default", Writer(rng).value(about))})
 
 
 def invented_result(call: ToolCall) -> dict[str, JsonValue]:
     """What a tool of the corpus answers: a word and a value, always the same for the same call."""
-    writer = _Writer(random.Random(f"{call.name} {json.dumps(call.parameters, sort_keys=True)}"))
+    writer = Writer(random.Random(f"{call.name} {json.dumps(call.parameters, sort_keys=True)}"))
     return {writer.word("attributes"): writer.value({"type": "string"})}
 
 
-class _Writer:
+class Writer:
     """Writes one dialogue with one random generator; `world` chooses its words and phrasings."""
 
     def __init__(
@@ -197,7 +197,7 @@ class _Writer:
     ) -> None:
         self._rng, self._world, self._range, self._invented = rng, world, tools, invented
         self._noise = noise * rng.choice((0.0, 0.0, 0.5, 1.0, 3.5))
-        self._fillers = [self._invent() for _ in range(rng.choice((1, 2, 4, 8)))] if self._noise else []
+        self._fillers = [self.invent() for _ in range(rng.choice((1, 2, 4, 8)))] if self._noise else []
         self._taken = set(self._fillers)
 
     def write(self, kind: str, id: str) -> tuple[Dialogue, list[str]]:
@@ -214,7 +214,7 @@ class _Writer:
             requests = [self._request(first)]
         question = self._say(self._said("joins").join(clause for clause, _ in requests))
         if kind == "refusal":
-            step = Message("assistant", self._phrase("refusals"), f"{first.verb} {first.noun}: none.")
+            step = Message("assistant", self.phrase("refusals"), f"{first.verb} {first.noun}: none.")
             return self._dialogue(tools[1:], (question, step), id), ["refusal"]
         calls = tuple(call for _, call in requests)
         wanted = [first, other] if kind == "parallel_different" else [first]
@@ -223,7 +223,7 @@ class _Writer:
         if kind != "single" or self._rng.random() > 0.15:
             return self._dialogue(tools, (question, step), id), [kind]
         label, value = self.word("attributes"), self.value({"type": "string"})
-        answer = Message("assistant", self._phrase("answers").format(label=label, value=value), "that answers it.")
+        answer = Message("assistant", self.phrase("answers").format(label=label, value=value), "that answers it.")
         seen = Message("observation", json.dumps({label: value}))
         return self._dialogue(tools, (question, step, seen, answer), id), [kind, "answer"]
 
@@ -233,7 +233,7 @@ class _Writer:
         clause, call = self._request(tool, without=missing)
         label, value = tool.labels[missing], self.value(tool.spec.parameters[missing])
         plan = f"{tool.verb} {tool.noun}: {tool.spec.name}"
-        asked = Message("assistant", self._phrase("questions").format(label=label), f"{plan} without {label}.")
+        asked = Message("assistant", self.phrase("questions").format(label=label), f"{plan} without {label}.")
         reply = Message("user", self._said("replies", beside=value).format(label=label, value=_spoken(value)))
         whole = {key: value if key == missing else call.parameters.get(key) for key in tool.spec.parameters}
         complete = ToolCall(call.name, {key: one for key, one in whole.items() if one is not None})
@@ -332,16 +332,17 @@ class _Writer:
             return rng.random() < 0.5
         style = rng.random()
         if style < 0.2:
-            return self._invent()[:2] + str(rng.randrange(10, 1000))
-        words = [self._invent() for _ in range(1 if style < 0.75 else 2)]
+            return self.invent()[:2] + str(rng.randrange(10, 1000))
+        words = [self.invent() for _ in range(1 if style < 0.75 else 2)]
         return " ".join(words) if style < 0.4 else " ".join(words).title()
 
-    def _phrase(self, key: str) -> str:
+    def phrase(self, key: str) -> str:
+        """A phrasing of the kind, without noise."""
         return self._rng.choice(PHRASINGS[self._world][key])
 
     def _said(self, key: str, beside: JsonValue = None) -> str:
         """A phrasing of the user's or of a tool, maybe with noise; not beside a value that a word more would change."""
-        phrase = self._phrase(key)
+        phrase = self.phrase(key)
         plain = isinstance(beside, str) and beside.replace(" ", "").isalpha() and beside.islower()
         if plain or self._rng.random() >= self._noise:
             return phrase
@@ -357,13 +358,13 @@ class _Writer:
         """A word that this dialogue has not had: one of its role, or an invented one."""
         while True:
             word = (
-                self._invent() if self._rng.random() < self._invented else self._rng.choice(_WORDS[self._world, role])
+                self.invent() if self._rng.random() < self._invented else self._rng.choice(_WORDS[self._world, role])
             )
             if word not in self._taken:
                 self._taken.add(word)
                 return word
 
-    def _invent(self) -> str:
+    def invent(self) -> str:
         """Random letters in an order that can be pronounced."""
         while True:
             parts = []
