@@ -13,10 +13,12 @@ from src.algorithm.experience import PromptGroup
 from src.algorithm.policy_loss import LossCounts
 from src.callbacks.line_file import LineFileCallback
 from src.errors import ConfigError
+from src.protocol.dialogue import Message
 from src.protocol.formats.known import REST
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
 from src.rollout.collect import ScoredGroup
+from src.rollout.episodes import PlayedEpisode
 from src.training.step import RolloutStep, Training
 
 
@@ -50,6 +52,32 @@ class RolloutLog(LineFileCallback):
         for scored, group, entropies, number in logged:
             terms = loss_terms(module, group, entropies, counts[number])
             self.lines.append(group_records(step.index, scored, group, entropies, table, terms))
+
+
+def episode_record(episode: PlayedEpisode, group: PromptGroup, index: int) -> dict[str, Any]:
+    """An episode turn by turn: what was observed, said and called, what it earned, and its advantage.
+
+    Args:
+        episode: of the group.
+        group: as tensors.
+        index: of the episode among the group's.
+    """
+    advantages = group.token_advantages.split(group.lengths.tolist())[index].split(episode.lengths)
+    turns = [
+        {
+            "observed": [{"role": one.role, "name": one.name, "text": one.text} for one in turn.observed],
+            "text": turn.decoded.text,
+            "calls": [call.openai()["function"] for call in turn.decoded.parsed.calls or ()],
+            "tokens": length,
+            "earned": earned,
+            "advantage": float(advantage[0]),
+        }
+        for turn, length, earned, advantage in zip(
+            episode.turns, episode.lengths, episode.earned, advantages, strict=True
+        )
+    ]
+    faults = {name: count for name, count in episode.counts.items() if count}
+    return {"ending": episode.ending, "rewrites": episode.history.rewrites, "faults": faults, "turns": turns}
 
 
 def minibatch_counts(module: Training, step: RolloutStep) -> list[LossCounts]:
@@ -126,7 +154,7 @@ def group_records(
             "completion": index,
             **(shared if index == 0 else {}),
             "text": item.decoded.text,
-            "target": scored.prompt.format.step_text(example.target),
+            "target": scored.prompt.format.step_text(example.target) if example.target != Message("assistant") else "",
             "reward": item.reward.total,
             "advantage": float(group.advantages[index]),
             **item.reward.parts.metrics(),
@@ -135,6 +163,8 @@ def group_records(
             "regions": [Region(region).label for region in item.decoded.regions.tolist()],
             **{key: [round(value, 5) for value in parts[index].tolist()] for key, parts in split.items()},
         }
+        if item.episode is not None:
+            record["episode"] = episode_record(item.episode, group, index)
         if terms is not None:
             record["loss_terms"] = [float(f"{value:.6g}") for value in terms.split(sizes)[index].tolist()]
         records.append(record)

@@ -219,6 +219,7 @@ class GeneratedEnvironment:
     """
 
     name = "generated"
+    parts = ("state", "calls", "answer")
 
     def __init__(
         self,

@@ -357,9 +357,7 @@ class Writer:
     def word(self, role: str) -> str:
         """A word that this dialogue has not had: one of its role, or an invented one."""
         while True:
-            word = (
-                self.invent() if self._rng.random() < self._invented else self._rng.choice(_WORDS[self._world, role])
-            )
+            word = self.invent() if self._rng.random() < self._invented else self._rng.choice(_WORDS[self._world, role])
             if word not in self._taken:
                 self._taken.add(word)
                 return word
