@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from itertools import cycle, islice
 
 import pytest
 import torch
@@ -12,13 +14,14 @@ from transformers import PreTrainedTokenizerBase
 
 from src.data.rendering import PromptRenderer
 from src.data.templates.native import openai_messages, openai_tool
-from src.environments.protocol import EpisodeScore, Task
+from src.environments.protocol import EnvironmentFaultError, EpisodeScore, Task
 from src.environments.tasks import TaskSource
 from src.protocol.dialogue import Message, ToolCall, ToolSpec
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import ParsedResponse
+from src.rollout.collect import StaleRolloutError
 from src.rollout.engine import Completion, SamplingParams
-from src.rollout.episodes import EpisodeLimits, Player
+from src.rollout.episodes import EpisodeCollector, EpisodeLimits, Player
 from tests.data.templates.test_native import FORMATS, template, tokenizer  # noqa: F401  # a fixture
 from tests.protocol.conftest import smollm2  # noqa: F401  # a fixture
 
@@ -84,9 +87,9 @@ class Forced:
 
     copies_weights, ranks_per_engine, weights_version = False, 1, 0
 
-    def __init__(self, answers: Sequence[Sequence[Tensor]], finish: str = "stop") -> None:
+    def __init__(self, answers: Sequence[Sequence[Tensor]]) -> None:
         """Answers of each call, in the order of its prompts and of their completions."""
-        self.answers, self.finish = list(answers), finish
+        self.answers = list(answers)
         self.asked: list[list[Tensor]] = []
         self.seeds: list[list[int]] = []
 
@@ -95,11 +98,8 @@ class Forced:
     ) -> list[list[Completion]]:
         self.asked.append(list(prompts))
         self.seeds.append(list(seeds))
-        ids = iter(self.answers[len(self.asked) - 1])
-        return [
-            [Completion(one, -torch.ones(len(one)), self.finish, 0) for one, _ in zip(ids, range(params.n))]  # type: ignore[arg-type]  # noqa: B905
-            for _ in prompts
-        ]
+        ids = cycle(self.answers[len(self.asked) - 1])
+        return [[Completion(one, -torch.ones(len(one)), "stop", 0) for one in islice(ids, params.n)] for _ in prompts]
 
     def update_weights(self, named_tensors: object, version: int) -> None: ...
 
@@ -181,7 +181,7 @@ def test_the_engine_sees_what_the_template_writes(
             tools=tools,
             tokenize=False,
             add_generation_prompt=True,
-            strftime_now=__import__("datetime").datetime(2026, 11, 30).strftime,
+            strftime_now=datetime(2026, 11, 30).strftime,
         )
         assert tokenizer.decode(asked) == written
     assert episode.history.rewrites == REWRITES[name, thought]
@@ -189,3 +189,143 @@ def test_the_engine_sees_what_the_template_writes(
 
 def test_every_format_is_played() -> None:
     assert {name for name, _ in REWRITES} == set(FORMATS)
+
+
+@pytest.fixture
+def renderer(tokenizer: PreTrainedTokenizerBase) -> PromptRenderer:  # noqa: F811
+    tokenizer.chat_template = template("qwen2_5")
+    return PromptRenderer(tokenizer, layout="native")
+
+
+def ids_of(renderer: PromptRenderer, *texts: str) -> list[Tensor]:
+    """The ids of answers, each with the token that ends it."""
+    return [
+        torch.tensor(renderer.tokenizer(text + "<|im_end|>", add_special_tokens=False)["input_ids"]) for text in texts
+    ]
+
+
+RESULT = (Message("observation", "{}", name="find_city"),)
+
+
+def test_episodes_are_played_in_lock_step(renderer: PromptRenderer) -> None:
+    """Of two tasks, two episodes each: those of one end first; the others go on, each with a seed of its own."""
+    environment = Scripted({"short": [], "long": [RESULT]})
+    prompts = renderer.render_all(TaskSource(environment).load("train"))
+    first, second = ids_of(renderer, "One.", "Two, too."), ids_of(renderer, "Three.", "Four.")
+    engine = Forced([first, second])
+    keys: list[str] = []
+    played = player(environment, engine, renderer).play(
+        prompts, SamplingParams(n=2), lambda key: keys.append(key) or len(keys)
+    )
+    assert keys == ["short", "long", "long/0/1", "long/1/1"]
+    assert [len(asked) for asked in engine.asked] == [2, 2]
+    assert [[len(episode.turns) for episode in group] for group in played] == [[1, 1], [2, 2]]
+    assert all(script.closed for script in environment.started)
+    text = renderer.tokenizer.decode(engine.asked[1][1])
+    assert text.endswith(
+        "<|im_start|>assistant\nTwo, too.<|im_end|>\n"
+        "<|im_start|>user\n<tool_response>\n{}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+def test_a_scored_episode_is_its_answers_end_to_end(renderer: PromptRenderer) -> None:
+    environment = Scripted({"a": [RESULT]})
+    (prompt,) = renderer.render_all(TaskSource(environment).load("train"))
+    call, answer = ids_of(renderer, '<tool_call>\n{"name": "find_city", "arguments": {}}\n</tool_call>', "Found it.")
+    engine = Forced([[call, call], [answer, answer]])
+    collector = EpisodeCollector(player(environment, engine, renderer), TokenBytes.from_tokenizer(renderer.tokenizer))
+    (group,) = collector.collect([prompt], SamplingParams(n=2), seed=1, rollout_step=0, progress=0.0)
+    item = group.completions[0]
+    assert item.completion.token_ids.tolist() == [*call.tolist(), *answer.tolist()]
+    assert len(item.decoded.regions) == len(item.completion.logprobs) == len(call) + len(answer)
+    metrics = item.metrics()
+    assert {key: metrics[key] for key in ("reward/total", "reward/exact_match", "reward/format", "reward/state")} == {
+        "reward/total": 3.0, "reward/exact_match": 1.0, "reward/format": 1.0, "reward/state": 0.5,
+    }  # fmt: skip
+    assert {key: metrics[f"episode/{key}"] for key in ("turns", "rewrites", "done", "cut", "malformed")} == {
+        "turns": 2.0, "rewrites": 0.0, "done": 1.0, "cut": 0.0, "malformed": 0.0,
+    }  # fmt: skip
+    experience = group.to_experience("dr_grpo", 0.0, "turn")
+    assert experience.credit is not None and not experience.credit.any()  # both earned the same
+    assert experience.tree is not None
+    bridge = len(engine.asked[1][0]) - len(prompt.prompt_ids) - len(call)
+    assert experience.tree.sampled.tolist() == 2 * [*len(call) * [True], *bridge * [False], *len(answer) * [True]]
+    collector.close()
+    assert environment.closed
+
+
+def test_turn_credit_reaches_the_tokens_of_its_turn(renderer: PromptRenderer) -> None:
+    """Rewards 1 and 2 of the turns; the second episode is cut in its second turn, which its environment never sees."""
+    environment = Scripted({"a": [RESULT]})
+    (prompt,) = renderer.render_all(TaskSource(environment).load("train"))
+    one, two = ids_of(renderer, "One.", "Two.")
+
+    class Cut(Forced):
+        def generate(
+            self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
+        ) -> list[list[Completion]]:
+            found = super().generate(prompts, params, seeds)
+            if len(self.asked) == 2:
+                found[1] = [Completion(two[:2], -torch.ones(2), "length", 0)]
+            return found
+
+    played = player(environment, Cut([[one, one], [two, two]]), renderer)
+    collector = EpisodeCollector(played, TokenBytes.from_tokenizer(renderer.tokenizer))
+    (group,) = collector.collect([prompt], SamplingParams(n=2), seed=1, rollout_step=0, progress=0.0)
+    assert [item.reward.total for item in group.completions] == [3.0, 1.0]
+    assert group.completions[1].episode is not None and group.completions[1].episode.ending == "cut"
+    credit = group.to_experience("dr_grpo", 0.0, "turn").credit
+    # To go: [3, 2] and [1, 0]; means 2 and 1.
+    assert credit is not None
+    assert credit.tolist() == [*len(one) * [1.0], *len(two) * [1.0], *len(one) * [-1.0], *2 * [-1.0]]
+
+
+@pytest.mark.parametrize(
+    ("limits", "ending"),
+    [
+        (EpisodeLimits(max_turns=1), "turns"),
+        (EpisodeLimits(max_tokens=300), "tokens"),
+        (EpisodeLimits(max_seconds=1e-9), "time"),
+    ],
+)
+def test_limits_end_an_episode(limits: EpisodeLimits, ending: str, renderer: PromptRenderer) -> None:
+    environment = Scripted({"a": [RESULT]})
+    (prompt,) = renderer.render_all(TaskSource(environment).load("train"))
+    engine = Forced([ids_of(renderer, "One.")])
+    ((episode,),) = player(environment, engine, renderer, limits).play([prompt], SamplingParams(), lambda key: 0)
+    assert (episode.ending, len(episode.turns), episode.score.total) == (ending, 1, 1.0)
+    assert environment.started[-1].closed
+
+
+def test_a_call_that_cannot_be_read_stays_in_rewritten_prompts(tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: F811
+    tokenizer.chat_template = template("qwen3")
+    renderer = PromptRenderer(tokenizer, layout="native")
+    environment = Scripted({"a": [RESULT]})
+    (prompt,) = renderer.render_all(TaskSource(environment).load("train"))
+    broken = "<tool_call>\n{oops\n</tool_call>"
+    engine = Forced([ids_of(renderer, broken), ids_of(renderer, "Done.")])
+    player(environment, engine, renderer).play([prompt], SamplingParams(), lambda key: 0)
+    assert broken in tokenizer.decode(engine.asked[1][0])
+
+
+def test_refuses_a_task_that_starts_in_another_way(renderer: PromptRenderer) -> None:
+    environment = Scripted({"a": []})
+    (example,) = TaskSource(environment).load("train")
+    prompt = renderer.render(replace(example, history=(Message("user", "Another question."),)))
+    with pytest.raises(EnvironmentFaultError, match="scripted: task 'a' starts otherwise than before"):
+        player(environment, Forced([]), renderer).play([prompt], SamplingParams(), lambda key: 0)
+    assert environment.started[-1].closed
+
+
+def test_refuses_answers_of_other_weights(renderer: PromptRenderer) -> None:
+    environment = Scripted({"a": []})
+    (prompt,) = renderer.render_all(TaskSource(environment).load("train"))
+    played = player(environment, Forced([ids_of(renderer, "One.")]), renderer)
+    collector = EpisodeCollector(played, TokenBytes.from_tokenizer(renderer.tokenizer))
+    with pytest.raises(StaleRolloutError, match="expected completions from weights version 7, found 0"):
+        collector.collect([prompt], SamplingParams(), seed=1, rollout_step=7, progress=0.0)
+
+
+def test_refuses_limits_that_leave_no_room() -> None:
+    with pytest.raises(ValueError, match=r"episodes\.max_turns: expected at least 1, found 0"):
+        EpisodeLimits(max_turns=0)
