@@ -80,7 +80,9 @@ def _scaled(centred: Tensor, whole: Tensor, estimator: Estimator, delta: float) 
         return centred / (whole.square().mean(-1, keepdim=True) + delta).sqrt()
     if estimator == "published":
         return centred / ((whole.square().sum(-1, keepdim=True) / max(size - 1, 1)).sqrt() + delta)
-    return centred * (size / max(size - 1, 1)) if estimator == "rloo" else centred
+    if estimator == "rloo":
+        return centred * (size / max(size - 1, 1))
+    return centred
 
 
 def zero_variance(rewards: Tensor) -> Tensor:

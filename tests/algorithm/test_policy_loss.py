@@ -86,8 +86,9 @@ def formula(inputs: LossInputs, logprobs: Tensor, entropies: Tensor, config: Pol
     """The same loss written sequence by sequence, as in the paper."""
     starts = [0, *torch.cumsum(inputs.lengths, 0).tolist()]
     total = torch.zeros(())
-    for index, advantage in enumerate(inputs.advantages):
+    for index in range(len(inputs.lengths)):
         part = slice(starts[index], starts[index + 1])
+        advantage = inputs.advantages[part][0]
         ratio = torch.exp(logprobs[part] - inputs.old_logprobs[part])
         clipped = torch.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
         term = torch.min(ratio * advantage, clipped * advantage)
@@ -103,7 +104,7 @@ def formula(inputs: LossInputs, logprobs: Tensor, entropies: Tensor, config: Pol
         if config.aggregation == "published":
             total = total - weighted / inputs.weights.sum() + extra.sum() / len(logprobs)
         else:
-            total = total + (extra.sum() - weighted) / (size * len(inputs.advantages))
+            total = total + (extra.sum() - weighted) / (size * len(inputs.lengths))
     return total
 
 
