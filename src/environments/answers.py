@@ -83,16 +83,15 @@ class ToolRunner:
 
     def observations(self, answer: ParsedResponse) -> tuple[Message, ...]:
         """One for each call, in their order; one for calls that cannot be read; none for an answer without calls."""
-        if not answer.calls:
-            if "tool_call" not in answer.fields:
-                return ()
-            return (self._observation(ToolCall("", {}), Result(_unreadable(answer), "malformed")),)
-        results = {index: refused for index, call in enumerate(answer.calls) if (refused := self._refused(call))}
-        accepted = [index for index in range(len(answer.calls)) if index not in results]
+        if unreadable := _unreadable(answer):
+            return (self._observation(ToolCall("", {}), Result(unreadable, "malformed")),)
+        calls = answer.calls or ()
+        results = {index: refused for index, call in enumerate(calls) if (refused := self._refused(call))}
+        accepted = [index for index in range(len(calls)) if index not in results]
         if accepted:
-            ran = self._run([answer.calls[index] for index in accepted])
+            ran = self._run([calls[index] for index in accepted])
             results |= dict(zip(accepted, ran, strict=True))
-        return tuple(self._observation(call, results[index]) for index, call in enumerate(answer.calls))
+        return tuple(self._observation(call, results[index]) for index, call in enumerate(calls))
 
     def _refused(self, call: ToolCall) -> Result | None:
         """Why a call is not run; None: it is."""
@@ -136,9 +135,12 @@ def shortened(text: str, limit: int, size: int = 0) -> tuple[str, bool]:
 
 
 def _unreadable(answer: ParsedResponse) -> str:
-    closed = all(done for name, done in zip(answer.fields, answer.closed, strict=True) if name == "tool_call")
-    if not closed:
+    """Why calls cannot be run that an answer tries to make; empty: they can, or it makes none."""
+    closed = [done for name, done in zip(answer.fields, answer.closed, strict=True) if name == "tool_call"]
+    if not all(closed):
         return "Error: a tool call has no end, so no call was run."
+    if not closed or answer.calls:
+        return ""
     wanted = "A call is a tool's name and a JSON object of arguments."
     return f"Error: a tool call could not be read, so no call was run. {wanted}"
 
