@@ -50,9 +50,8 @@ class Result:
         >>> Result.missing("timeout", 2.5).text
         'Error: the call did not end within 2.5 seconds.'
         """
-        return cls(
-            _DIED if problem == "tool_died" else f"Error: the call did not end within {seconds:g} seconds.", problem
-        )
+        late = f"Error: the call did not end within {seconds:g} seconds."
+        return cls(_DIED if problem == "tool_died" else late, problem)
 
 
 class ToolRunner:
@@ -96,10 +95,8 @@ class ToolRunner:
     def _refused(self, call: ToolCall) -> Result | None:
         """Why a call is not run; None: it is."""
         if call.name not in self._tools:
-            known = ", ".join(self._tools) or "none"
-            return Result(
-                f"Error: there is no tool {call.name[:_MOST_SHOWN]!r}. The tools are: {known}.", "unknown_tool"
-            )
+            known = f"The tools are: {', '.join(self._tools) or 'none'}."
+            return Result(f"Error: there is no tool {call.name[:_MOST_SHOWN]!r}. {known}", "unknown_tool")
         problems = argument_problems(self._tools[call.name], call)
         if not problems:
             return None
@@ -188,9 +185,7 @@ def argument_problems(tool: ToolSpec, call: ToolCall) -> list[str]:
     for error in errors:
         place = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path)
         problems.append(f"{place[1:]}: {error.message}" if place else error.message)
-    return [
-        problem if len(problem) <= _MOST_SHOWN else f"{problem[:_MOST_SHOWN]}…" for problem in problems[:_MOST_PROBLEMS]
-    ]
+    return [one if len(one) <= _MOST_SHOWN else f"{one[:_MOST_SHOWN]}…" for one in problems[:_MOST_PROBLEMS]]
 
 
 def _schema(tool: ToolSpec) -> dict[str, JsonValue]:

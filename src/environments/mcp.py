@@ -6,11 +6,11 @@ import asyncio
 import json
 import os
 import shlex
-import shutil
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,7 +19,8 @@ import psutil
 
 from src.environments.answers import Result
 from src.environments.protocol import EnvironmentFaultError, Task
-from src.environments.tool_episode import ToolEpisode, opening, read_tasks, row_files
+from src.environments.python_worker import remove_folder
+from src.environments.tool_episode import ToolEpisode, opening, read_tasks, row_files, shown_variables
 from src.errors import ConfigError
 from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
 from src.rewards.functions.user_function import RewardError, chat_messages, find, is_finite_number
@@ -80,9 +81,8 @@ class McpEnvironment:
         try:
             import mcp  # noqa: F401
         except ImportError as error:
-            raise ConfigError(
-                f"environment: MCP servers need the package mcp ({error}): pip install mcp==2.3.0"
-            ) from error
+            needs = "MCP servers need the package mcp"
+            raise ConfigError(f"environment: {needs} ({error}): pip install mcp==2.3.0") from error
         if (command is None) == (url is None):
             raise ConfigError("environment: expected either command or url of an MCP server.")
         self.name = name
@@ -91,11 +91,13 @@ class McpEnvironment:
         self.time_limit, self.start_limit = time_limit, start_limit
         self.reward = None if reward is None else find("environment.reward", reward)
         self.reward_path = reward
-        self.variables = {one: os.environ[one] for one in variables if one in os.environ}
+        self.variables = shown_variables(variables)
         self.headers = {key: os.path.expandvars(value) for key, value in (headers or {}).items()}
-        self.hidden = [*self.variables.values(), *self.headers.values(), *map(_bare, self.headers.values())]
+        self.hidden = [*self.variables.values(), *(word for value in self.headers.values() for word in value.split())]
         self._files = row_files(rows)
-        self._result_limit, self._turn_rewards, self._success_at = result_limit, turn_rewards, success_at
+        self._episode = partial(
+            ToolEpisode, result_limit=result_limit, turn_rewards=turn_rewards, success_at=success_at
+        )
         self._loop: _Loop | None = None
         self._open: set[_Connection] = set()
         self._lock = threading.Lock()
@@ -116,14 +118,7 @@ class McpEnvironment:
             connection = _Connection(self, self._loop, task.row)
             self._open.add(connection)
         tools = connection.open()
-        return ToolEpisode(
-            tools,
-            messages,
-            connection,
-            result_limit=self._result_limit,
-            turn_rewards=self._turn_rewards,
-            success_at=self._success_at,
-        )
+        return self._episode(tools, messages, connection)
 
     def forget(self, connection: _Connection) -> None:
         """Take a connection that is closed off the list of those that `close` closes."""
@@ -218,7 +213,7 @@ class _Connection:
         self._loop.run(self._stop())
         if self._environment.command:
             _end_processes(str(self._folder))
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(str(self._folder))
         self._environment.forget(self)
 
     async def _start(self) -> tuple[ToolSpec, ...]:
@@ -320,10 +315,8 @@ async def _listed(client: Client) -> tuple[ToolSpec, ...]:
         tools += page.tools
         if (cursor := page.next_cursor) is None:
             break
-    return tuple(
-        ToolSpec({"name": tool.name, "description": tool.description or "", "parameters": tool.input_schema})
-        for tool in tools
-    )
+    described = [(tool.name, tool.description or "", tool.input_schema) for tool in tools]
+    return tuple(ToolSpec({"name": name, "description": about, "parameters": it}) for name, about, it in described)
 
 
 def _result(found: CallToolResult) -> Result:
@@ -354,11 +347,6 @@ def _first(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return str(error) or type(error).__name__
-
-
-def _bare(header: str) -> str:
-    """The token of a header like `Bearer TOKEN`."""
-    return header.rpartition(" ")[2]
 
 
 def _end_processes(folder: str) -> None:

@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,8 @@ from transformers.utils import get_json_schema
 from src.environments.answers import Result
 from src.environments.bfcl.sandbox import KEPT_ENVIRONMENT, check_limits
 from src.environments.protocol import EnvironmentFaultError, Task
-from src.environments.tool_episode import ToolEpisode, opening, read_tasks, row_files
+from src.environments.python_worker import remove_folder
+from src.environments.tool_episode import ToolEpisode, opening, read_tasks, row_files, shown_variables
 from src.errors import ConfigError
 from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
 from src.rewards.functions.user_function import find
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 _ROOT = Path(__file__).resolve().parents[2]
 _NOT_TOOLS = ("reset", "get_reward", "close")
 _START_SECONDS = 120.0  # the user's file may import much
-_END_SECONDS = 10.0
+_END_SECONDS = 60.0  # a tool may have written many files
 _RESET_LIMIT = 1_000_000  # characters
 
 
@@ -92,7 +93,9 @@ class PythonEnvironment:
         self.time_limit = time_limit
         self.lost_reward = lost_reward
         self.result_limit = result_limit
-        self._turn_rewards, self._success_at = turn_rewards, success_at
+        self._episode = partial(
+            ToolEpisode, result_limit=result_limit, turn_rewards=turn_rewards, success_at=success_at
+        )
         self._files = row_files(rows)
         where, colon, names = path.rpartition(":")
         where = str(Path(where).resolve()) if where.endswith(".py") and Path(where).is_file() else where
@@ -105,7 +108,7 @@ class PythonEnvironment:
         self.has_reward = self.has_class and hasattr(found[0], "get_reward")
         self.has_close = self.has_class and hasattr(found[0], "close")
         self.tools = _class_tools(found[0], path) if self.has_class else tuple(_spec(one, path) for one in found)
-        self._variables = {one: os.environ[one] for one in variables if one in os.environ}
+        self._variables = shown_variables(variables)
         folders = (where.rpartition("/")[0], os.getcwd(), str(Path.home()), sys.prefix, sys.base_prefix, str(_ROOT))
         self.hidden = [*(one for one in folders if one != "/"), *self._variables.values()]
         self._limits = {"memory_limit_mb": memory_limit_mb, "process_limit": process_limit}
@@ -129,14 +132,7 @@ class PythonEnvironment:
         except BaseException:
             connection.close()
             raise
-        return ToolEpisode(
-            self.tools,
-            messages,
-            connection,
-            result_limit=self.result_limit,
-            turn_rewards=self._turn_rewards,
-            success_at=self._success_at,
-        )
+        return self._episode(self.tools, messages, connection)
 
     def worker(self, seed: int) -> _Worker:
         """A new worker process.
@@ -167,9 +163,9 @@ class _Connection:
     def __init__(self, environment: PythonEnvironment, seed: int) -> None:
         self._environment = environment
         self._seed = seed
-        self._worker: _Worker | None = environment.worker(seed) if environment.has_class else None
+        self._worker: _Worker | None = environment.worker(seed)
         self.ended = False
-        self.hidden = [*([self._worker.folder] if self._worker else []), *environment.hidden]
+        self.hidden = environment.hidden
 
     def reset(self, task: Task) -> str:
         """Begin the task; the text that is to be added to its prompt.
@@ -309,7 +305,7 @@ class _Server:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        remove_folder(self._folder)
 
 
 class _Worker:
@@ -327,9 +323,11 @@ class _Worker:
             try:
                 started = server.ask({"seed": seed}, [theirs.fileno()])
             except OSError as error:
-                self._socket.close()
-                raise EnvironmentFaultError(f"No process for an episode could be started: {error}.") from error
-        self._pid, self.folder = int(started["pid"]), str(started["folder"])
+                started = {"error": error}
+        if "error" in started:
+            self._socket.close()
+            raise EnvironmentFaultError(f"No process for an episode could be started: {started['error']}.")
+        self._pid = int(started["pid"])
 
     def ask(
         self, kind: str, calls: Sequence[Mapping[str, JsonValue]], seconds: float, limit: int

@@ -23,6 +23,7 @@ import resource
 import shutil
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -36,7 +37,7 @@ from src.rewards.functions.user_function import find
 _PARENT_DEATH_SIGNAL, _CHILD_SUBREAPER = 1, 36
 _STARTS_A_PROCESS = ("os.fork", "os.forkpty", "os.posix_spawn", "os.system", "subprocess.Popen")
 _prctl = ctypes.CDLL(None).prctl
-Calls = Iterable[tuple[int, Callable[..., Any], Mapping[str, Any]]]
+_Calls = Iterable[tuple[int, Callable[..., Any], Mapping[str, Any]]]
 
 
 def main() -> None:
@@ -60,8 +61,13 @@ def main() -> None:
             _end(request["end"], folders)
             parent.send(b"{}")
             continue
-        folder = tempfile.mkdtemp(dir=setup["folder"])
-        pid = os.fork()
+        try:
+            folder = tempfile.mkdtemp(dir=setup["folder"])
+            pid = os.fork()
+        except OSError as error:  # the machine has no room
+            os.close(descriptors[0])
+            parent.send(json.dumps({"error": str(error)}).encode())
+            continue
         if pid == 0:
             with suppress(BaseException):
                 parent.close()
@@ -71,7 +77,7 @@ def main() -> None:
             os.setpgid(pid, pid)
         os.close(descriptors[0])
         folders[pid] = folder
-        parent.send(json.dumps({"pid": pid, "folder": folder}).encode())
+        parent.send(json.dumps({"pid": pid}).encode())
     for pid in list(folders):
         _end(pid, folders)
     remove_folder(setup["folder"])
@@ -101,16 +107,12 @@ def _end(worker: int, folders: dict[int, str]) -> None:
 
 
 def remove_folder(folder: str) -> None:
-    """Remove a folder in which tools may have taken permissions away."""
-    shutil.rmtree(folder, ignore_errors=True)
-    if not os.path.isdir(folder):
-        return
-    os.chmod(folder, 0o700)
-    for root, names, _ in os.walk(folder):
-        for path in (os.path.join(root, name) for name in names):
-            if not os.path.islink(path):
-                os.chmod(path, 0o700)
-    shutil.rmtree(folder, ignore_errors=True)
+    """Remove a folder, which may be nested deeply, and from which permissions may be taken away."""
+    with suppress(RecursionError):
+        shutil.rmtree(folder, ignore_errors=True)
+    if os.path.isdir(folder):
+        for command in (["chmod", "-R", "u+rwx"], ["rm", "-rf"]):
+            subprocess.run([*command, folder], stderr=subprocess.DEVNULL)
 
 
 def _work(found: list[Any], channel: socket.socket, folder: str, setup: Mapping[str, Any], seed: int) -> None:
@@ -131,8 +133,8 @@ def _work(found: list[Any], channel: socket.socket, folder: str, setup: Mapping[
     random.seed(seed)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(seed % (1 << 32))
-    worker = _Worker(found, channel)
-    os.register_at_fork(after_in_child=channel.close)  # what a tool forks cannot answer for it
+    worker = _Worker(found, channel, folder)
+    os.register_at_fork(after_in_child=lambda: os.close(channel.detach()))  # what a tool forks cannot answer for it
     for line in channel.makefile("rb"):
         started[:] = bytes(len(started))
         worker.answer(json.loads(line))
@@ -172,11 +174,13 @@ class _Worker:
     Args:
         found: a class, or functions.
         channel: to the parent.
+        folder: which no error shows.
     """
 
-    def __init__(self, found: list[Any], channel: socket.socket) -> None:
+    def __init__(self, found: list[Any], channel: socket.socket, folder: str) -> None:
         self._found = found
         self._channel = channel
+        self._folder = folder
         self._pid = os.getpid()
         self._runner = asyncio.Runner()
         self._instance: Any = None
@@ -191,7 +195,7 @@ class _Worker:
             self._run([(i, call["name"], call["arguments"]) for i, call in enumerate(request["calls"])])
         except BaseException as error:  # noqa: BLE001 - e.g. a tool that stops the event loop
             for index in sorted(self._open):
-                self._reply(index, _error_text(error), error=True)
+                self._fail(index, error)
 
     def _run(self, calls: list[tuple[int, str, Mapping[str, Any]]]) -> None:
         if self._request["kind"] == "reset":
@@ -212,16 +216,16 @@ class _Worker:
                         value = self._runner.run(_awaited(value))
                     self._give(index, value)
                 except BaseException as error:  # noqa: BLE001 - also SystemExit
-                    self._reply(index, _error_text(error), error=True)
+                    self._fail(index, error)
 
-    async def _together(self, calls: Calls) -> None:
+    async def _together(self, calls: _Calls) -> None:
         """Run async tools side by side."""
 
         async def one(index: int, tool: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
             try:
                 self._give(index, await tool(**arguments))
             except BaseException as error:  # noqa: BLE001 - also SystemExit
-                self._reply(index, _error_text(error), error=True)
+                self._fail(index, error)
 
         await asyncio.gather(*(one(*call) for call in calls))
 
@@ -233,6 +237,10 @@ class _Worker:
         if isinstance(value, str | bytes):
             raise TypeError(f"expected a number, found {value!r:.100}")
         self._reply(index, "", value=None if value is None else float(value))
+
+    def _fail(self, index: int, error: BaseException) -> None:
+        """Reply with what a tool raised."""
+        self._reply(index, _error_text(error).replace(self._folder, "…"), error=True)
 
     def _reply(self, index: int, text: str | None, **more: Any) -> None:
         if os.getpid() != self._pid:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -69,6 +70,7 @@ class ToolEpisode:
         self.tools = tuple(tools)
         self.done = False
         self._runner = ToolRunner(tools, connection.run, result_limit, connection.hidden)
+        self.counts: Mapping[str, int] = self._runner.counts
         self._history = list(opening)
         self._new = tuple(opening)
         self._connection = connection
@@ -76,11 +78,6 @@ class ToolEpisode:
         self._success_at = success_at
         self._earned: list[float | None] = []
         self._score: EpisodeScore | None = None
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        """See `Episode`."""
-        return self._runner.counts
 
     def observe(self) -> tuple[Message, ...]:
         """See `Episode`."""
@@ -110,6 +107,20 @@ class ToolEpisode:
     def close(self) -> None:
         """See `Episode`."""
         self._connection.close()
+
+
+def shown_variables(names: Sequence[str]) -> dict[str, str]:
+    """The values of variables of the environment that tools are to see.
+
+    Raises:
+        ConfigError: one is not set.
+    """
+    for name in names:
+        if name not in os.environ:
+            raise ConfigError(
+                f"environment.variables: '{name}' is not set in the environment. Set it, or drop it here."
+            )
+    return {name: os.environ[name] for name in names}
 
 
 def row_files(rows: str | Mapping[str, str]) -> dict[str, str]:

@@ -96,6 +96,14 @@ def test_a_schema_may_allow_other_parameters_of_a_type():
     assert argument_problems(tool, ToolCall("t", {"a": "1"})) == ["a: '1' is not of type 'integer'"]
 
 
+def test_a_schema_may_refer_to_its_own_definitions():
+    point = {"type": "object", "properties": {"x": {"type": "number"}}, "required": ["x"]}
+    schema = {"type": "object", "properties": {"at": {"$ref": "#/$defs/Point"}}, "$defs": {"Point": point}}
+    tool = ToolSpec({"name": "t", "parameters": schema})
+    assert argument_problems(tool, ToolCall("t", {"at": {"x": 1}})) == []
+    assert argument_problems(tool, ToolCall("t", {"at": {"x": "1"}})) == ["at.x: '1' is not of type 'number'"]
+
+
 def test_observations_come_in_the_order_of_the_calls_and_only_good_calls_are_run():
     asked = []
 

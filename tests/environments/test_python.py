@@ -264,6 +264,11 @@ def test_limits_must_leave_room(tmp_path):
         environment(tmp_path, memory_limit_mb=1)
 
 
+def test_variables_must_be_set(tmp_path):
+    with pytest.raises(ConfigError, match=r"environment\.variables: 'NOT_SET_HERE' is not set"):
+        environment(tmp_path, variables=["NOT_SET_HERE"])
+
+
 def test_rows_of_parquet_with_values_that_are_no_json(tmp_path):
     import datetime
 

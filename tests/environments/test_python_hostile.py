@@ -75,6 +75,10 @@ FINE = {
         "os.chmod('.', 0); result = 1",
         "1",
     ),
+    "nests_its_folder": (
+        "import os\nfor _ in range(3000):\n    os.mkdir('d')\n    os.chdir('d')\nos.chmod('..', 0)\nresult = 1",
+        "1",
+    ),
     "links_out_of_its_folder": ("import os; os.symlink('/', 'root'); os.symlink('/etc', 'etc'); result = 1", "1"),
     "strange_file_names": ("open('a\\nb\\udcff', 'w').close(); result = 1", "1"),
     "clears_the_environment": ("import os; os.environ.clear(); result = 1", "1"),
@@ -174,6 +178,7 @@ DIED = {
     "breaks_json": "import json; json.dumps = None; result = []",
     "exit": "import os; os._exit(0)",
     "exit_with_error": "import os; os._exit(77)",
+    "leaves_a_child": "import os, time\nif os.fork() == 0: time.sleep(999)\nos._exit(0)",
     "abort": "import os; os.abort()",
     "kills_itself": "import os; os.kill(os.getpid(), 9)",
     "kills_its_group": "import os; os.killpg(0, 9)",
