@@ -44,11 +44,12 @@ _RESET_LIMIT = 1_000_000  # characters
 class PythonEnvironment:
     """Episodes with tools in Python. Each is played in a process of its own.
 
-    A class is constructed without arguments, `reset(**row)` begins an episode and may return text, which is appended to
-    the prompt, and `get_reward()` returns what the episode earned. Its other public methods that have a docstring are
-    the tools, except `close`, which is called at the end. Functions are tools without state. Every parameter needs a
-    type hint and a line under `Args:`. Neighbouring calls of `async` tools run at the same time, all others in order.
-    The file is imported twice: here, for the tools' schemas, and in the process that forks the workers.
+    A class is constructed without arguments. `reset(**row)` begins an episode and may return text, which is appended to
+    the prompt; without `**` it is given the columns that it names, and the episode's `seed` where it names that.
+    `get_reward()` returns what the episode earned. The other public methods that have a docstring are the tools, except
+    `close`, which is called at the end. Functions are tools without state. Every parameter needs a type hint and a line
+    under `Args:`. Neighbouring calls of `async` tools run at the same time, all others in order. The file is imported
+    twice: here, for the tools' schemas, and in the process that forks the workers.
 
     Where a step takes too long or its process ends, its calls are answered so. With functions the episode goes on, in a
     new process. With a class it is over, as its state is lost, and earns `lost_reward`.
@@ -104,7 +105,8 @@ class PythonEnvironment:
         self.has_class = inspect.isclass(found[0])
         if self.has_class and len(found) > 1:
             raise ConfigError(f"environment.path: expected one class or functions, found '{path}'.")
-        self.resets_with = _reset_parameters(found[0], path) if self.has_class else ()
+        if self.has_class and not hasattr(found[0], "reset"):
+            raise ConfigError(f"environment.path: {path} has no method reset(**row), which begins an episode. Add it.")
         self.has_reward = self.has_class and hasattr(found[0], "get_reward")
         self.has_close = self.has_class and hasattr(found[0], "close")
         self.tools = _class_tools(found[0], path) if self.has_class else tuple(_spec(one, path) for one in found)
@@ -173,11 +175,7 @@ class _Connection:
         Raises:
             EnvironmentFaultError: it cannot begin.
         """
-        taken = self._environment.resets_with
-        row = dict(task.row) if taken is None else {name: task.row[name] for name in taken if name in task.row}
-        if taken and "seed" in taken:
-            row.setdefault("seed", self._seed)
-        ((reply, problem),) = self._ask("reset", [ToolCall("reset", row)], _RESET_LIMIT)
+        ((reply, problem),) = self._ask("reset", [ToolCall("reset", task.row)], _RESET_LIMIT)
         if reply is None or reply["error"]:
             raise self._fault("reset", reply["text"] if reply else problem, f" for the task '{task.id}'")
         return reply["text"] or ""
@@ -382,31 +380,13 @@ def _checked(reply: object, token: str, limit: int) -> dict[str, Any]:
     """
     if not isinstance(reply, dict) or reply.get("token") != token:
         raise ValueError
-    text, value = reply.get("text"), reply.get("value")
-    counts = [reply.get("index"), reply.get("size")]
-    if not (text is None or isinstance(text, str)) or not (value is None or isinstance(value, float)):
+    index, text, size, value = (reply.get(name) for name in ("index", "text", "size", "value"))
+    if not isinstance(text, str | None) or not isinstance(value, float | None):
         raise ValueError
-    if any(type(count) is not int or count < 0 for count in counts):
+    if type(index) is not int or type(size) is not int or min(index, size) < 0:
         raise ValueError
-    return {
-        **{"text": None if text is None else text[:limit], "value": value, "error": reply.get("error") is True},
-        **{"index": counts[0], "size": counts[1]},
-    }
-
-
-def _reset_parameters(factory: type, path: str) -> tuple[str, ...] | None:
-    """The columns that `reset` takes; None: all.
-
-    Raises:
-        ConfigError: there is no `reset`.
-    """
-    reset = getattr(factory, "reset", None)
-    if not callable(reset):
-        raise ConfigError(f"environment.path: {path} has no method reset(**row), which begins an episode. Add it.")
-    parameters = list(inspect.signature(reset).parameters.values())[1:]
-    if any(one.kind is one.VAR_KEYWORD for one in parameters):
-        return None
-    return tuple(one.name for one in parameters)
+    text = None if text is None else text[:limit]
+    return {"index": index, "text": text, "size": size, "value": value, "error": reply.get("error") is True}
 
 
 def _class_tools(factory: type, path: str) -> tuple[ToolSpec, ...]:

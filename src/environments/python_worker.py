@@ -133,7 +133,7 @@ def _work(found: list[Any], channel: socket.socket, folder: str, setup: Mapping[
     random.seed(seed)
     if (numpy := sys.modules.get("numpy")) is not None:
         numpy.random.seed(seed % (1 << 32))
-    worker = _Worker(found, channel, folder)
+    worker = _Worker(found, channel, folder, seed)
     os.register_at_fork(after_in_child=lambda: os.close(channel.detach()))  # what a tool forks cannot answer for it
     for line in channel.makefile("rb"):
         started[:] = bytes(len(started))
@@ -175,12 +175,14 @@ class _Worker:
         found: a class, or functions.
         channel: to the parent.
         folder: which no error shows.
+        seed: of the episode.
     """
 
-    def __init__(self, found: list[Any], channel: socket.socket, folder: str) -> None:
+    def __init__(self, found: list[Any], channel: socket.socket, folder: str, seed: int) -> None:
         self._found = found
         self._channel = channel
         self._folder = folder
+        self._seed = seed
         self._pid = os.getpid()
         self._runner = asyncio.Runner()
         self._instance: Any = None
@@ -200,6 +202,7 @@ class _Worker:
     def _run(self, calls: list[tuple[int, str, Mapping[str, Any]]]) -> None:
         if self._request["kind"] == "reset":
             self._instance = self._found[0]()
+            calls = [(0, "reset", _taken(self._instance.reset, calls[0][2], self._seed))]
         owner = self._instance
         tools = (
             {one.__name__: one for one in self._found} if owner is None else {n: getattr(owner, n) for _, n, _ in calls}
@@ -250,6 +253,14 @@ class _Worker:
         about = {"token": self._request["token"], "index": index, "text": said, "size": len(text or ""), **more}
         self._channel.sendall(json.dumps(about, ensure_ascii=False).encode() + b"\n")
         self._open.discard(index)
+
+
+def _taken(reset: Callable[..., Any], row: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The columns of a row that `reset` takes, and the seed if it names that."""
+    parameters = inspect.signature(reset).parameters
+    takes_all = any(one.kind is one.VAR_KEYWORD for one in parameters.values())
+    given = {"seed": seed, **row}
+    return {name: value for name, value in given.items() if name in parameters or (takes_all and name in row)}
 
 
 async def _awaited(value: Awaitable[Any]) -> Any:

@@ -20,6 +20,7 @@ from src.errors import ConfigError
 from src.protocol.dialogue import Message, ToolCall
 from src.protocol.formats.rest import parse, step_text
 from src.rewards.functions.user_function import RewardError
+from tests.conftest import ROOT
 
 SERVER = Path(__file__).with_name("sqlite_server.py")
 COMMAND = [sys.executable, str(SERVER)]
@@ -240,3 +241,20 @@ def test_what_cannot_be_is_refused(rows, monkeypatch):
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(ConfigError, match=r"MCP servers need the package mcp .*pip install mcp==2\.3\.0"):
         McpEnvironment(str(rows), COMMAND)
+
+
+@pytest.mark.slow
+def test_a_trainer_that_is_killed_leaves_no_server(rows):
+    program = (
+        "import time; from src.environments.mcp import McpEnvironment\n"
+        f"made = McpEnvironment({str(rows)!r}, {COMMAND!r})\n"
+        "episode = made.start(made.tasks('train')[0], 0)\nprint('ready', flush=True)\ntime.sleep(99)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT, env=environment
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
+        (server,) = psutil.Process(process.pid).children(recursive=True)
+        process.kill()
+    assert psutil.wait_procs([server], timeout=10)[1] == []
