@@ -166,7 +166,7 @@ class _Connection:
         self._task: asyncio.Task[None] | None = None
         self._client: Client | None = None
         self._closed = False
-        self.ended = False
+        self.lost = ""
         self.hidden = [str(self._folder), *environment.hidden]
 
     def open(self) -> tuple[ToolSpec, ...]:

@@ -166,7 +166,7 @@ class _Connection:
         self._environment = environment
         self._seed = seed
         self._worker: _Worker | None = environment.worker(seed)
-        self.ended = False
+        self.lost = ""
         self.hidden = environment.hidden
 
     def reset(self, task: Task) -> str:
@@ -196,7 +196,7 @@ class _Connection:
         """See `Connection`."""
         if not self._environment.has_reward:
             return None
-        if self.ended:
+        if self.lost:
             return self._environment.lost_reward
         ((reply, _),) = self._ask("reward", [ToolCall("get_reward", {})], 1000)
         if reply is None:
@@ -210,7 +210,7 @@ class _Connection:
 
     def close(self) -> None:
         """See `Connection`."""
-        if self._worker is not None and not self.ended and self._environment.has_close:
+        if self._worker is not None and not self.lost and self._environment.has_close:
             self._ask("close", [ToolCall("close", {})], 0)
         self._end()
 
@@ -229,7 +229,7 @@ class _Connection:
         replies, problem = self._worker.ask(kind, asked, self._environment.time_limit, limit)
         if problem:
             self._end()
-            self.ended = self._environment.has_class
+            self.lost = problem if self._environment.has_class else ""
         return [(reply, problem) for reply in replies]
 
     def _fault(self, method: str, what: str, where: str = "") -> EnvironmentFaultError:

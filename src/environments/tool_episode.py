@@ -21,11 +21,11 @@ class Connection(Protocol):
     """A private world of an episode.
 
     Attributes:
-        ended: whether nothing that it does can change the reward any more, so that the episode is over.
+        lost: `timeout` or `tool_died` where it is gone for good, so that the episode is over; else empty.
         hidden: texts that no error shows.
     """
 
-    ended: bool
+    lost: str
     hidden: list[str]
 
     def run(self, calls: Sequence[ToolCall]) -> list[Result]:
@@ -89,20 +89,26 @@ class ToolEpisode:
         said = Message("assistant", (answer.response or "").strip(), (answer.thought or "").strip(), answer.calls or ())
         self._new = self._runner.observations(answer)
         self._history += [said, *self._new]
-        self.done = not self._new or self._connection.ended
-        self._earned.append(self._connection.reward(self._history) if self._turn_rewards else None)
+        self.done = not self._new or bool(self._connection.lost)
+        self._earned.append(self._reward() if self._turn_rewards else None)
 
     def score(self) -> EpisodeScore:
         """See `Episode`. One that was stopped before the first answer earned nothing."""
         if self._score is None:
             if self._earned and not self._turn_rewards:
-                self._earned[-1] = self._connection.reward(self._history)
+                self._earned[-1] = self._reward()
             has_reward = bool(self._earned) and self._earned[-1] is not None
             totals = [0.0, *(value or 0.0 for value in self._earned)]
             turns = tuple(after - before for before, after in pairwise(totals))
             parts = {"environment": totals[-1]} if has_reward else {}
             self._score = EpisodeScore(totals[-1], parts, turns, has_reward and totals[-1] >= self._success_at)
         return self._score
+
+    def _reward(self) -> float | None:
+        before, value = self._connection.lost, self._connection.reward(self._history)
+        if before != (lost := self._connection.lost):
+            self._runner.counts[lost] += 1
+        return value
 
     def close(self) -> None:
         """See `Episode`."""

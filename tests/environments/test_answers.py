@@ -189,7 +189,7 @@ class Scripted:
     hidden: list[str] = []
 
     def __init__(self, *rewards):
-        self.rewards, self.ended, self.closed, self.heard = list(rewards), False, 0, []
+        self.rewards, self.lost, self.closed, self.heard = list(rewards), "", 0, []
 
     def run(self, calls):
         return [Result("fine") for _ in calls]
@@ -238,7 +238,7 @@ def test_without_a_reward_of_its_own_an_episode_has_no_part():
 
 def test_an_episode_ends_with_its_world():
     played = episode(connection := Scripted(0.0))
-    connection.ended = True
+    connection.lost = "timeout"
     played.act(answer(GOOD))
     assert played.done and [one.text for one in played.observe()] == ["fine"]
 

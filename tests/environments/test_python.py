@@ -151,6 +151,7 @@ def test_rewards_of_any_size(scored, row, total):
     episode.act(answer(text="Done."))
     assert episode.score().total == total and episode.score().turns == (total,)
     assert bool(episode.score().parts) == (row["reward"] is not None)
+    assert episode.counts == ({"timeout": 1} if row["reward"] == "hang" else {})
     episode.close()
 
 
