@@ -55,7 +55,7 @@ class PythonEnvironment:
     new process. With a class it is over, as its state is lost, and earns `lost_reward`.
 
     Args:
-        path: `FILE.py:CLASS`, `package.module:CLASS`, or functions, `FILE.py:NAME,NAME`.
+        path: `FILE.py:CLASS`, `package.module:CLASS`, or functions, `FILE.py:NAME,NAME`, or a list of such.
         rows: a file of rows with a `prompt`, text or messages, and any other columns; or one for each split. With a
             class the prompt may come from `reset` alone.
         name: for logs and metrics.
@@ -76,7 +76,7 @@ class PythonEnvironment:
 
     def __init__(
         self,
-        path: str,
+        path: str | Sequence[str],
         rows: str | Mapping[str, str],
         *,
         name: str = "python",
@@ -98,21 +98,20 @@ class PythonEnvironment:
             ToolEpisode, result_limit=result_limit, turn_rewards=turn_rewards, success_at=success_at
         )
         self._files = row_files(rows)
-        where, colon, names = path.rpartition(":")
-        where = str(Path(where).resolve()) if where.endswith(".py") and Path(where).is_file() else where
-        self.paths = [f"{where}:{one.strip()}" for one in names.split(",")] if colon else [path]
+        self.paths = [one for given in ([path] if isinstance(path, str) else path) for one in _single_paths(str(given))]
         found: list[Any] = [find("environment.path", one) for one in self.paths]
-        self.has_class = inspect.isclass(found[0])
-        if self.has_class and len(found) > 1:
-            raise ConfigError(f"environment.path: expected one class or functions, found '{path}'.")
+        self.has_class = any(map(inspect.isclass, found))
+        if not found or (self.has_class and len(found) > 1):
+            raise ConfigError(f"environment.path: expected one class or functions, found {', '.join(self.paths)}.")
         if self.has_class and not hasattr(found[0], "reset"):
             raise ConfigError(f"environment.path: {path} has no method reset(**row), which begins an episode. Add it.")
         self.has_reward = self.has_class and hasattr(found[0], "get_reward")
         self.has_close = self.has_class and hasattr(found[0], "close")
-        self.tools = _class_tools(found[0], path) if self.has_class else tuple(_spec(one, path) for one in found)
+        self.tools = _class_tools(found[0], self.paths[0]) if self.has_class else tuple(map(_spec, found, self.paths))
         self._variables = shown_variables(variables)
-        folders = (where.rpartition("/")[0], os.getcwd(), str(Path.home()), sys.prefix, sys.base_prefix, str(_ROOT))
-        self.hidden = [*(one for one in folders if one != "/"), *self._variables.values()]
+        folders = [os.path.dirname(one) for one in self.paths]
+        folders += [os.getcwd(), str(Path.home()), sys.prefix, sys.base_prefix, str(_ROOT)]
+        self.hidden = [*folders, *self._variables.values()]
         self._limits = {"memory_limit_mb": memory_limit_mb, "process_limit": process_limit}
         self._server: _Server | None = None
         self._lock = threading.Lock()
@@ -387,6 +386,13 @@ def _checked(reply: object, token: str, limit: int) -> dict[str, Any]:
         raise ValueError
     text = None if text is None else text[:limit]
     return {"index": index, "text": text, "size": size, "value": value, "error": reply.get("error") is True}
+
+
+def _single_paths(path: str) -> list[str]:
+    """`FILE.py:NAME` for each name, with the file from the root, as it is found from everywhere."""
+    where, colon, names = path.rpartition(":")
+    where = str(Path(where).resolve()) if where.endswith(".py") and Path(where).is_file() else where
+    return [f"{where}:{name.strip()}" for name in names.split(",")] if colon else [path]
 
 
 def _class_tools(factory: type, path: str) -> tuple[ToolSpec, ...]:

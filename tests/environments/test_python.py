@@ -185,7 +185,8 @@ def test_a_prompt_may_come_from_reset_which_is_given_what_it_takes(scored):
 
 
 def test_functions_have_no_state_and_go_on_after_a_limit(tmp_path):
-    made = environment(tmp_path, "add, spin", time_limit=0.5)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Go."}')
+    made = PythonEnvironment([f"{TOOLS}:add", f"{TOOLS}:spin"], str(tmp_path / "rows.jsonl"), time_limit=0.5)
     assert [tool.name for tool in made.tools] == ["add", "spin"]
     assert made.tools[1].parameters["kind"]["enum"] == ["fast", "for ever"]
     episode = made.start(made.tasks("train")[0], seed=0)
@@ -234,6 +235,8 @@ def test_calls_after_the_end_are_answered(tmp_path):
             r"'look' cannot be offered as a tool \(Argument where is missing a type hint.*line under Args:",
         ),
         (f"{TOOLS}:Shop,add", "expected one class or functions"),
+        (f"{TOOLS}:add, Shop", "expected one class or functions"),
+        ([], "expected one class or functions"),
         ("nowhere.py:Shop", "no file 'nowhere.py'"),
         ("nowhere.tools:Shop", "'nowhere.tools' cannot be imported"),
     ],
