@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from src.environments.answers import Result
 from src.environments.protocol import EnvironmentFaultError, Task

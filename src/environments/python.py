@@ -8,7 +8,6 @@ import logging
 import math
 import os
 import secrets
-import signal
 import socket
 import subprocess
 import sys
@@ -297,11 +296,11 @@ class _Server:
     def close(self) -> None:
         """End it and all workers, and remove their folders."""
         self._socket.close()
-        with suppress(subprocess.TimeoutExpired):
+        try:
             self._process.wait(_END_SECONDS)
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         remove_folder(self._folder)
 
 
