@@ -21,7 +21,7 @@ from src.environments.answers import Result
 from src.environments.protocol import EnvironmentFaultError, Task
 from src.environments.python_worker import remove_folder
 from src.environments.tool_episode import ToolEpisode, opening, read_tasks, row_files, shown_variables
-from src.errors import ConfigError
+from src.errors import ConfigError, check_fields
 from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
 from src.rewards.functions.user_function import RewardError, chat_messages, find, is_finite_number
 
@@ -89,6 +89,8 @@ class McpEnvironment:
         self.command = shlex.split(command) if isinstance(command, str) else [str(word) for word in command or ()]
         self.url = url
         self.time_limit, self.start_limit = time_limit, start_limit
+        above = [(one, getattr(self, one) > 0, "seconds above 0") for one in ("time_limit", "start_limit")]
+        check_fields("environment", self, above)
         self.reward = None if reward is None else find("environment.reward", reward)
         self.reward_path = reward
         self.variables = shown_variables(variables)

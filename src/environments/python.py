@@ -27,7 +27,7 @@ from src.environments.bfcl.sandbox import KEPT_ENVIRONMENT, check_limits
 from src.environments.protocol import EnvironmentFaultError, Task
 from src.environments.python_worker import remove_folder
 from src.environments.tool_episode import ToolEpisode, opening, read_tasks, row_files, shown_variables
-from src.errors import ConfigError
+from src.errors import ConfigError, check_fields
 from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
 from src.rewards.functions.user_function import find
 
@@ -93,6 +93,7 @@ class PythonEnvironment:
         self.time_limit = time_limit
         self.lost_reward = lost_reward
         self.result_limit = result_limit
+        check_fields("environment", self, [("result_limit", result_limit > 0, "characters above 0")])
         self._episode = partial(
             ToolEpisode, result_limit=result_limit, turn_rewards=turn_rewards, success_at=success_at
         )

@@ -4,8 +4,9 @@ Run as `python -m src.environments.python_worker DESCRIPTOR`, of a socket to the
 to import, then for each episode a seed with a socket for its worker, and `end`. When the parent is gone, all ends.
 
 A worker answers requests, JSON lines on its socket, with a line for each call as it ends, which repeats the request's
-token. It has a process group, a folder, limits, and nothing on stdin, stdout and stderr. This is no wall: tools may
-read what the user may read. What they start ends with them; what left their group, by when the next worker ends.
+token. It has a process group, a folder, limits, and nothing on stdin, stdout and stderr. What tools start ends with the
+worker, in other process groups too; a daemon that detaches itself ends when any worker does. All this keeps a run going
+and is no wall: tools may read what the user may read.
 """
 
 from __future__ import annotations

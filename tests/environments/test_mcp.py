@@ -229,6 +229,8 @@ def test_what_cannot_be_is_refused(rows, monkeypatch):
     for options in ({}, {"command": ["x"], "url": "http://localhost"}):
         with pytest.raises(ConfigError, match="expected either command or url"):
             McpEnvironment(str(rows), **options)
+    with pytest.raises(ConfigError, match=r"environment\.time_limit: expected seconds above 0, found 0"):
+        McpEnvironment(str(rows), COMMAND, time_limit=0)
     with pytest.raises(ConfigError, match=r"environment\.reward: .*has no function 'notess'\. Did you mean notes\?"):
         McpEnvironment(str(rows), COMMAND, reward=f"{rows.with_name('rewards.py')}:notess")
     real = builtins.__import__

@@ -266,6 +266,8 @@ def test_limits_must_leave_room(tmp_path):
         environment(tmp_path, time_limit=0)
     with pytest.raises(ValueError, match=r"environment\.memory_limit_mb"):
         environment(tmp_path, memory_limit_mb=1)
+    with pytest.raises(ConfigError, match=r"environment\.result_limit: expected characters above 0, found 0"):
+        environment(tmp_path, result_limit=0)
 
 
 def test_variables_must_be_set(tmp_path):
