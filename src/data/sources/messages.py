@@ -113,6 +113,15 @@ class MessagesSource(CorpusSource):
         return [replace(message, trained=index in chosen) for index, message in enumerate(messages)]
 
 
+def read_messages(turns: list[JsonValue], where: str, key: str) -> list[Message]:
+    """The messages under a key of a row. Calls in them need not be of a tool on offer.
+
+    Raises:
+        DataError: a message of another shape.
+    """
+    return _Reader(where, None).dialogue(turns, key)[0]
+
+
 @dataclass(frozen=True, slots=True)
 class _Choice:
     """What a row's `tool_choice` and `parallel_tool_calls` ask of its targets; `kind` is a tool's name after `of:`."""
@@ -160,7 +169,7 @@ class _Reader:
     """Reads the messages of one row."""
 
     where: str
-    tools: tuple[ToolSpec, ...]
+    tools: tuple[ToolSpec, ...] | None
 
     def dialogue(self, turns: list[JsonValue], key: str) -> tuple[list[Message], list[str]]:
         """The messages, and where each begins in the record; messages that are calls alone join the step before."""

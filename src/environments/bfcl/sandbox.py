@@ -23,7 +23,7 @@ from src.environments.bfcl.calls import bounded, well_formed
 from src.protocol.dialogue import JsonValue, ToolCall
 
 _ROOT = Path(__file__).resolve().parents[3]
-_KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
+KEPT_ENVIRONMENT = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "VIRTUAL_ENV")
 _START_SECONDS = 60.0  # a start takes a fifth of a second, on a busy disk more
 _MAX_ERROR = 400
 _LANGUAGES = {"java": "Java", "javascript": "JavaScript"}  # all other categories: Python
@@ -218,7 +218,7 @@ class _Worker:
 
     def __init__(self, time_limit: float, memory_limit_mb: int) -> None:
         self._time_limit = time_limit
-        kept = {name: os.environ[name] for name in _KEPT_ENVIRONMENT if name in os.environ}
+        kept = {name: os.environ[name] for name in KEPT_ENVIRONMENT if name in os.environ}
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "src.environments.bfcl.worker", str(time_limit), str(memory_limit_mb)],
             stdin=subprocess.PIPE,

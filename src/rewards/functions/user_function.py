@@ -8,7 +8,7 @@ import inspect
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ from types import ModuleType
 from typing import Any
 
 from src.errors import ConfigError, Refusal, advice
-from src.protocol.dialogue import ToolCall, TurnExample
+from src.protocol.dialogue import Message, ToolCall, TurnExample
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class UserFunction:
         path, weight = str(given["path"]), given.get("weight", 1.0)
         if not is_finite_number(weight):
             raise ConfigError(f"reward.functions.{name}: expected a finite number as weight, found {weight!r}.")
-        function = find(name, path)
+        function = find(f"reward.functions.{name}", path, _HOW)
         for one in inspect.signature(function).parameters.values():
             if one.name in _TRLS and one.default is one.empty:
                 raise ConfigError(
@@ -142,26 +142,30 @@ def is_finite_number(value: object) -> bool:
     return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
 
 
-def find(name: str, path: str) -> Callable[..., Any]:
-    """The function that a path names, for the entry `name` of `reward.functions`.
+def find(key: str, path: str, how: str = "FILE.py:NAME or package.module.NAME") -> Callable[..., Any]:
+    """The function or class that a path names.
+
+    Args:
+        key: of the config, for errors.
+        path: `FILE.py:NAME`, `package.module:NAME` or `package.module.NAME`.
+        how: what the key may hold, for errors.
 
     Raises:
         ConfigError: there is none, or its file cannot be run.
     """
-    key = f"reward.functions.{name}"
     where, _, attribute = path.rpartition(":" if ":" in path else ".")
     if not where or not attribute:
-        raise ConfigError(f"{key}: expected {_HOW}, found '{path}'.")
+        raise ConfigError(f"{key}: expected {how}, found '{path}'.")
     if ":" not in path and attribute == "py":
-        raise ConfigError(f"{key}: expected {_HOW}, found '{path}': which function of the file?")
+        raise ConfigError(f"{key}: expected {how}, found '{path}': which function of the file?")
     is_file = where.endswith(".py")
     if is_file and not Path(where).is_file():
-        raise ConfigError(f"{key}: no file '{where}' in {Path.cwd()}. Give {_HOW}.")
+        raise ConfigError(f"{key}: no file '{where}' in {Path.cwd()}. Give {how}.")
     try:
         module = _of_file(Path(where).resolve()) if is_file else importlib.import_module(where)
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise ConfigError(f"{key}: '{where}' cannot be imported ({reason}). Mend it, or give {_HOW}.") from error
+        raise ConfigError(f"{key}: '{where}' cannot be imported ({reason}). Mend it, or give {how}.") from error
     function = getattr(module, attribute, None)
     if not callable(function):
         own = [one for one, value in vars(module).items() if callable(value) and not one.startswith("_")]
@@ -190,8 +194,13 @@ def conversation(example: TurnExample) -> list[dict[str, Any]]:
     """
     if (prompt := example.prompt) is not None:
         return [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.user}]
+    return chat_messages(example.history)
+
+
+def chat_messages(history: Iterable[Message]) -> list[dict[str, Any]]:
+    """Messages as OpenAI has them: system, user, assistant and tool."""
     messages = []
-    for message in example.history:
+    for message in history:
         role = "tool" if message.role == "observation" else message.role
         about = {"name": message.name, "tool_call_id": message.call_id}
         plain = {"role": role, "content": message.text} | {key: value for key, value in about.items() if value}
