@@ -18,7 +18,7 @@ import anyio
 import psutil  # type: ignore[import-untyped]
 
 from src.environments.answers import Result
-from src.environments.protocol import EnvironmentFaultError, Task
+from src.environments.protocol import EnvironmentFaultError, Opening, Task
 from src.environments.python_worker import remove_folder
 from src.environments.tool_episode import ToolEpisode, opening, read_tasks, row_files, shown_variables
 from src.errors import ConfigError, check_fields
@@ -62,6 +62,8 @@ class McpEnvironment:
         ConfigError: the SDK is not installed, there is no function, or a key has another value than it may.
     """
 
+    parts = ("environment",)
+
     def __init__(
         self,
         rows: str | Mapping[str, str],
@@ -100,6 +102,7 @@ class McpEnvironment:
         self._episode = partial(
             ToolEpisode, result_limit=result_limit, turn_rewards=turn_rewards, success_at=success_at
         )
+        self._tools: tuple[ToolSpec, ...] | None = None
         self._loop: _Loop | None = None
         self._open: set[_Connection] = set()
         self._lock = threading.Lock()
@@ -111,6 +114,12 @@ class McpEnvironment:
     def tasks(self, split: str) -> Sequence[Task]:
         """See `Environment`."""
         return read_tasks(self._files, split, prompts=True)
+
+    def opening(self, task: Task) -> Opening:
+        """See `Environment`. The server is started for the first task alone: its tools are the same for all."""
+        if self._tools is None:
+            self._tools = Opening.of(self.start(task, 0)).tools
+        return Opening(self._tools, tuple(opening(task.row, f"{self.name}[{task.id}]")))
 
     def start(self, task: Task, seed: int) -> ToolEpisode:
         """See `Environment`. The seed is not used: a server has no place for it."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
 from src.protocol.types import ParsedResponse
@@ -127,6 +127,20 @@ class Episode(Protocol):
         ...
 
 
+class Opening(NamedTuple):
+    """The tools on offer, and what is said first."""
+
+    tools: tuple[ToolSpec, ...]
+    messages: tuple[Message, ...]
+
+    @classmethod
+    def of(cls, episode: Episode) -> Opening:
+        """Of an episode that was only started; it is closed."""
+        messages = episode.observe()
+        episode.close()
+        return cls(episode.tools, messages)
+
+
 class Environment(Protocol):
     """Tasks, and worlds to play them in. Holds no open process or connection before the first `start`.
 
@@ -147,6 +161,14 @@ class Environment(Protocol):
 
         Raises:
             DataError: a row that no episode can start from.
+        """
+        ...
+
+    def opening(self, task: Task) -> Opening:
+        """What every episode of a task begins with.
+
+        Raises:
+            EnvironmentFaultError: see `start`.
         """
         ...
 

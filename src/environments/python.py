@@ -24,7 +24,7 @@ from transformers.utils import get_json_schema
 
 from src.environments.answers import Result
 from src.environments.bfcl.sandbox import KEPT_ENVIRONMENT, check_limits
-from src.environments.protocol import EnvironmentFaultError, Task
+from src.environments.protocol import EnvironmentFaultError, Opening, Task
 from src.environments.python_worker import remove_folder
 from src.environments.tool_episode import ToolEpisode, opening, read_tasks, row_files, shown_variables
 from src.errors import ConfigError, check_fields
@@ -72,6 +72,8 @@ class PythonEnvironment:
         ConfigError: a class or function that is not there or cannot be offered, or a missing file of rows.
         ValueError: a limit that leaves no room.
     """
+
+    parts = ("environment",)
 
     def __init__(
         self,
@@ -123,6 +125,10 @@ class PythonEnvironment:
     def tasks(self, split: str) -> Sequence[Task]:
         """See `Environment`."""
         return read_tasks(self._files, split, prompts=not self.has_class)
+
+    def opening(self, task: Task) -> Opening:
+        """See `Environment`."""
+        return Opening.of(self.start(task, 0))
 
     def start(self, task: Task, seed: int) -> ToolEpisode:
         """See `Environment`."""

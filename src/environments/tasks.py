@@ -10,7 +10,7 @@ class TaskSource:
     """A `Source` of the tasks of an environment, whose splits it has.
 
     Args:
-        environment: starts an episode of each task once, to see what it opens with.
+        environment: asked once how each task begins.
     """
 
     def __init__(self, environment: Environment) -> None:
@@ -29,13 +29,11 @@ class TaskSource:
         """
         examples = []
         for task in self._environment.tasks(split):
-            episode = self._environment.start(task, 0)
-            opening = episode.observe()
-            episode.close()
+            opening = self._environment.opening(task)
             examples.append(
                 TurnExample(
-                    tools=episode.tools,
-                    history=opening,
+                    tools=opening.tools,
+                    history=opening.messages,
                     target=Message("assistant"),
                     source=self.name,
                     id=task.id,

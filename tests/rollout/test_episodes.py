@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from src.data.rendering import PromptRenderer
 from src.data.templates.native import openai_messages, openai_tool
-from src.environments.protocol import EnvironmentFaultError, EpisodeScore, Task
+from src.environments.protocol import EnvironmentFaultError, EpisodeScore, Opening, Task
 from src.environments.tasks import TaskSource
 from src.protocol.dialogue import Message, ToolCall, ToolSpec
 from src.protocol.token_bytes import TokenBytes
@@ -73,6 +73,9 @@ class Scripted:
 
     def tasks(self, split: str) -> list[Task]:
         return [Task(name, {"row": name}, ("kind",)) for name in self.scripts]
+
+    def opening(self, task: Task) -> Opening:
+        return Opening.of(self.start(task, 0))
 
     def start(self, task: Task, seed: int) -> Script:
         self.started.append(Script(self.scripts[task.id]))

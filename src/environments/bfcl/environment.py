@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from src.environments.bfcl.cases import Case, choose_categories, is_multi_turn, load_cases
 from src.environments.bfcl.sandbox import Sandbox
 from src.environments.bfcl.world import CaseWorld, turn_messages
-from src.environments.protocol import EpisodeScore, LimitError, Task
+from src.environments.protocol import EpisodeScore, LimitError, Opening, Task
 from src.errors import ConfigError
 from src.protocol.dialogue import Message, ToolCall
 from src.protocol.types import ParsedResponse
@@ -79,6 +79,10 @@ class BfclEnvironment:
             held_out = max(1, len(cases) // 10)
             cases = cases[held_out:] if split == "train" else cases[:held_out]
         return [Task(case.id, {"case": case.id}, (case.category,)) for case in cases]
+
+    def opening(self, task: Task) -> Opening:
+        """See `Environment`."""
+        return Opening.of(self.start(task, 0))
 
     def start(self, task: Task, seed: int) -> BfclEpisode:
         """See `Environment`. The seed changes nothing."""

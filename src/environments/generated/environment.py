@@ -13,7 +13,7 @@ from src.data.sources.base import generator_splits, kind_shares
 from src.environments.generated.author import KINDS, Author, domains_of
 from src.environments.generated.domains import Store
 from src.environments.generated.scenario import CallError, Scenario
-from src.environments.protocol import EpisodeScore, Task
+from src.environments.protocol import EpisodeScore, Opening, Task
 from src.protocol.dialogue import JsonValue, Message, ToolCall
 from src.protocol.types import ParsedResponse
 
@@ -258,6 +258,10 @@ class GeneratedEnvironment:
         """The world of a task and its right play."""
         row = task.row
         return Author(random.Random(row["seed"]), row["world"], row["domain"], self._invented).write(row["kind"])
+
+    def opening(self, task: Task) -> Opening:
+        """See `Environment`."""
+        return Opening.of(self.start(task, 0))
 
     def start(self, task: Task, seed: int) -> GeneratedEpisode:
         """See `Environment`. All plays of a task begin in the same world, whatever the seed."""
