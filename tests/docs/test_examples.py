@@ -14,7 +14,7 @@ import pytest
 from tests.conftest import FEW_EXAMPLES, ROOT, SMALL
 from tests.docs.pages import Block, Command, blocks, commands
 
-PAGES = ("extending.md", "your_data.md")
+PAGES = ("environments.md", "extending.md", "your_data.md")
 RUNNER = """
 import json, logging, sys
 from pathlib import Path
