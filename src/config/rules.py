@@ -17,6 +17,7 @@ from src.data.sources.base import CorpusSource, check_limits, validation_splits
 from src.data.sources.reading import corpus_files, unread
 from src.data.sources.rlla import RllaSource
 from src.data.sources.synthetic.source import SyntheticSource
+from src.environments.tasks import TaskSource
 from src.errors import ConfigError, advice
 from src.rollout.engine import SamplingParams
 from src.rollout.vllm.requests import check_mode, check_request, require_vllm
@@ -193,6 +194,27 @@ def _engine(config: DictConfig) -> None:
         raise ConfigError(str(error)) from error
 
 
+def _episodes(config: DictConfig) -> None:
+    """An environment and the data that are its tasks go together; what episodes cannot be trained by."""
+    tasks = target_of(config.data.train, "data.train") is TaskSource
+    if tasks and config.environment is None:
+        raise ConfigError("data=episodes: expected an environment, found none. Set environment=generated, say.")
+    if config.environment is None:
+        return
+    if not tasks:
+        raise ConfigError("environment: expected its tasks as data, found another corpus. Set data=episodes.")
+    if not samples(config):
+        raise ConfigError(
+            f"algorithm={config.algorithm.name} with data=episodes: tasks have no targets to imitate. Train on "
+            "dialogues (data=messages), or choose a policy gradient."
+        )
+    if config.algorithm.get("regions", "sampled") != "sampled":
+        raise ConfigError(
+            f"algorithm.regions={config.algorithm.regions} with data=episodes: expected sampled, since a function of "
+            "ids does not know where an answer ends. Set it."
+        )
+
+
 def _data(config: DictConfig) -> None:
     """The datamodule's sources and limits, where the corpora lie, and what the metrics of its splits are called."""
     data = config.data
@@ -272,6 +294,7 @@ RULES: tuple[Callable[[DictConfig], None], ...] = (
     _callbacks,
     _devices,
     _engine,
+    _episodes,
     _data,
 )
 """In the order in which they are held."""

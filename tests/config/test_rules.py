@@ -35,6 +35,16 @@ def test_evaluations_pass():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["data=episodes"], "data=episodes: expected an environment, found none"),
+        (["environment=generated"], "environment: expected its tasks as data, found another corpus"),
+        (
+            ["data=episodes", "environment=generated", "algorithm=sft"],
+            "algorithm=sft with data=episodes: tasks have no targets",
+        ),
+        (
+            ["data=episodes", "environment=generated", "algorithm=rest_published"],
+            "with data=episodes: expected sampled",
+        ),
         (["sampling.temperature=0"], "sampling.temperature=0 makes all completions of a prompt equal"),
         (
             ["updates.rollout_steps=5", "trainer.val_check_interval=6"],
