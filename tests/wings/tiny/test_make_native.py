@@ -15,7 +15,7 @@ from src.rollout.collect import Collector
 from src.rollout.engine import SamplingParams
 from src.rollout.native.engine import NativeEngine
 from src.wings.tiny.make import build_model
-from src.wings.tiny.make_native import FOLDER, Muon, batches, build_tokenizer, loss_of, orthogonal, shares
+from src.wings.tiny.make_native import FOLDER, Batches, Muon, build_tokenizer, loss_of, orthogonal, shares
 
 SCHEMA = {
     "type": "object",
@@ -56,8 +56,10 @@ def test_it_is_small():
     assert json.loads((FOLDER / "config.json").read_text())["model_type"] == "qwen3"
 
 
-def test_its_template_is_the_one_of_the_script(tokenizer):
-    assert build_tokenizer(examples=20).chat_template == tokenizer.chat_template
+def test_its_tokenizer_is_the_one_of_the_script(tokenizer):
+    built = build_tokenizer()
+    assert built.chat_template == tokenizer.chat_template
+    assert built.get_vocab() == tokenizer.get_vocab()
 
 
 def test_it_reads_tools_that_it_never_saw_and_has_bad_habits(loaded, renderer):
@@ -138,7 +140,7 @@ def test_padding_changes_no_loss(tokenizer, renderer):
     torch.manual_seed(0)
     model = build_model(tokenizer, width=64, layers=1).eval()
     examples = ComposedSource(seed=5).stream("train")
-    batch = next(batches(examples, renderer, 3, 0.5, tokenizer.pad_token_id))
+    batch = next(iter(Batches(examples, renderer, 3, 0.5, tokenizer.pad_token_id, torch.get_rng_state())))
     whole = loss_of(model, batch)
     sums = 0.0
     for ids, weights in zip(batch.ids, batch.weights, strict=True):
