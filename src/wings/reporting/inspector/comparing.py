@@ -28,6 +28,7 @@ class Failure(StrEnum):
     WRONG_NAME = "wrong name"
     WRONG_PARAMETER_NAMES = "wrong parameter names"
     WRONG_VALUES = "wrong values"
+    NOT_DONE = "task not done"  # of an episode
 
 
 class State(StrEnum):

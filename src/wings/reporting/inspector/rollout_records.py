@@ -9,7 +9,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,6 +30,8 @@ COLUMNS = ("weights", "entropies", "rollout_logprobs", "old_logprobs", "loss_ter
 """Numbers a token; the last two are not in files of older runs."""
 
 _OPTIONAL = ("old_logprobs", "loss_terms")
+_FIELDS = frozenset((*REWARD_PARTS, *COLUMNS, "rollout_step", "completion", "reward", "advantage"))
+"""Names that the numbers of a record have in any run; others are scores."""
 _LABELS = frozenset(region.label for region in Region)
 _HEAD = re.compile(rb'\{"rollout_step": (\d+), "example": ("(?:[^"\\]|\\.)*"), "completion": (\d+),')
 
@@ -67,6 +69,8 @@ class LoggedCompletion:
         regions: [T], labels of `Region`.
         columns: each of `COLUMNS`, [T]; None where not logged.
         reading: how the text is read; the prefix is a part of it.
+        scores: what else its reward is made of, by name: those of functions of the user, or of an environment.
+        episode: turn by turn, as `callbacks.rollout_log.episode_record` has it; None: the completion is one answer.
     """
 
     index: int
@@ -79,6 +83,8 @@ class LoggedCompletion:
     regions: list[str]
     columns: dict[str, list[float] | None]
     reading: Reading
+    scores: dict[str, float] = field(default_factory=dict)
+    episode: dict[str, Any] | None = None
 
     @cached_property
     def parsed(self) -> ParsedResponse:
@@ -114,6 +120,9 @@ class LoggedGroup:
 
     def failure(self, completion: LoggedCompletion) -> Failure:
         """What is wrong with one of the completions."""
+        if completion.episode is not None:
+            ended = Failure.TRUNCATED if completion.finish_reason == "length" else Failure.NOT_DONE
+            return Failure.CORRECT if completion.parts["exact_match"] == 1 else ended
         return failure_kind(
             completion.parsed,
             self.gold,
@@ -271,4 +280,10 @@ def _completion(record: dict[str, Any], reading: Reading) -> LoggedCompletion:
         regions=record["regions"],
         columns={name: record.get(name) for name in COLUMNS},
         reading=reading,
+        scores={name: value for name, value in record.items() if name not in _FIELDS and _is_number(value)},
+        episode=record.get("episode"),
     )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

@@ -5,8 +5,9 @@ What a model wrote may hold escape sequences; only `printable` text is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import Any
 
 from rich.box import SIMPLE
 from rich.cells import cell_len
@@ -97,8 +98,23 @@ def _show_completion(
         for row in _tokens_over_numbers(completion, column, write.console.width):
             write.text(row, wrap=False)
     write.text(_reward_line(completion))
+    if completion.episode is not None:
+        _show_turns(write, completion.episode)
+        return
     for pair in pair_calls(completion.parsed.calls or (), group.gold):
         write.text(_call_table(pair))
+
+
+def _show_turns(write: _Writer, episode: Mapping[str, Any]) -> None:
+    """What was observed and said in each turn, what it earned, and how the episode ended."""
+    for number, turn in enumerate(episode["turns"], 1):
+        for seen in turn["observed"]:
+            said_by = " ".join(filter(None, (seen["role"], seen["name"])))
+            write.line(f"  {said_by}: {printable(seen['text'])}", _SOFT)
+        numbers = f"earned {turn['earned']:.4g}, advantage {turn['advantage']:.4g}, {turn['tokens']} tokens"
+        write.line(f"  turn {number} ({numbers}): {printable(turn['text'])}")
+    faults = "".join(f", {name.replace('_', ' ')} {count}" for name, count in episode["faults"].items())
+    write.line(f"  ended: {episode['ending']}, rewritten histories {episode['rewrites']}{faults}", _SOFT)
 
 
 def _coloured_tokens(completion: LoggedCompletion) -> Text:
@@ -137,6 +153,8 @@ def _tokens_over_numbers(completion: LoggedCompletion, column: Sequence[float], 
 
 def _reward_line(completion: LoggedCompletion) -> Text:
     parts = {name.replace("_", " "): value for name, value in completion.parts.items()}
+    parts = {name: value for name, value in parts.items() if value is not None or completion.episode is None}
+    parts |= {name.replace("_", " "): value for name, value in completion.scores.items()}
     parts |= {"scaled total": completion.reward, "advantage": completion.advantage}
     text = Text()
     for name, value in parts.items():
