@@ -1,4 +1,4 @@
-"""Training on whole episodes: what the trainer says of sampled tokens is what the sampler said, packed or one by one."""
+"""Training on whole episodes: trainer and sampler agree on what was sampled, packed or one by one."""
 
 from __future__ import annotations
 
