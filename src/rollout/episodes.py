@@ -101,7 +101,7 @@ class PlayedEpisode:
 
     def metrics(self) -> dict[str, float]:
         """Turns, histories that were rewritten, how it ended, and each of `FAULTS`: how often."""
-        endings = {ending: float(self.ending == ending) for ending in get_args(Ending)}
+        endings = {f"ended_{ending}": float(self.ending == ending) for ending in get_args(Ending)}
         faults = {name: float(self.counts.get(name, 0)) for name in FAULTS}
         return {"turns": float(len(self.turns)), "rewrites": float(self.history.rewrites), **endings, **faults}
 

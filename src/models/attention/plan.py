@@ -179,12 +179,12 @@ def _shared_out(tile: Tile, key_heads: int, threads: int) -> Iterator[Tile]:
 
 
 def token_ends(layouts: Sequence[GroupLayout], device: torch.device) -> Tensor:
-    """For each position of a row, the position behind all that follow its token, int32 [L].
+    """For each position of a row, or of a part of one, the position in it behind all that follow its token, int32 [L].
 
     >>> token_ends([GroupLayout.of(0, 2, (3, 2)), GroupLayout.of(5, 1, (2,))], torch.device("cpu")).tolist()
     [5, 5, 4, 4, 5, 7, 7]
     """
-    return _by_run([end for layout in layouts for end in layout.ends], layouts, device)
+    return _by_run([end - layouts[0].offset for layout in layouts for end in layout.ends], layouts, device)
 
 
 def token_positions(layouts: Sequence[GroupLayout], device: torch.device) -> Tensor:
@@ -195,7 +195,7 @@ def token_positions(layouts: Sequence[GroupLayout], device: torch.device) -> Ten
     """
     moved = [d - s for layout in layouts for d, s in zip(layout.depths, layout.starts, strict=True)]
     shifts = _by_run(moved, layouts, device)
-    return shifts + torch.arange(len(shifts), dtype=torch.int32, device=device)
+    return shifts + torch.arange(len(shifts), dtype=torch.int32, device=device) + layouts[0].offset
 
 
 def _by_run(values: Sequence[int], layouts: Sequence[GroupLayout], device: torch.device) -> Tensor:
