@@ -14,12 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from src.config.result_cache import ResultCache
 from src.config.signatures import Accepted, resolved, signature_of
-from src.errors import ConfigError, advice
+from src.errors import ConfigError, Refusal, advice
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 _HYDRAS_OWN = ("_target_", "_partial_", "_args_", "_recursive_", "_convert_")
@@ -237,3 +239,17 @@ def _present(node: DictConfig) -> Iterator[tuple[str, Any]]:
     for key in node:
         if not OmegaConf.is_missing(node, str(key)):
             yield str(key), node[key]
+
+
+def made(config: DictConfig, key: str, *arguments: Any, **overrides: Any) -> Any:
+    """The object of a config at `key`, from further arguments and with keys overridden.
+
+    Raises:
+        ConfigError: it refuses its settings; says what it says.
+    """
+    try:
+        return instantiate(config, *arguments, **overrides)
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        said = str(cause) if isinstance(cause, Refusal) or key in str(cause) else f"{key}: {cause}"
+        raise ConfigError(said) from error

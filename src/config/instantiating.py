@@ -5,30 +5,15 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning import Callback
 from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from src.errors import ConfigError, Refusal
+from src.config.checks import made
 
 log = logging.getLogger(__name__)
-
-
-def made(config: DictConfig, key: str, *arguments: Any, **overrides: Any) -> Any:
-    """The object of a config at `key`, from further arguments and with keys overridden.
-
-    Raises:
-        ConfigError: it refuses its settings; says what it says.
-    """
-    try:
-        return instantiate(config, *arguments, **overrides)
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        said = str(cause) if isinstance(cause, Refusal) or key in str(cause) else f"{key}: {cause}"
-        raise ConfigError(said) from error
 
 
 def instantiate_all(config: DictConfig | None, key: str, kind: type) -> dict[str, Any]:

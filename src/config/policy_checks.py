@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
-from src.config.instantiating import made
+from src.config.checks import made
 from src.config.placement import placement, stored_dtype
 from src.config.rules import samples
 from src.data.rendering import PromptRenderer

@@ -9,8 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
-from src.config.checks import check_composed, names_in, target_of
-from src.config.instantiating import made
+from src.config.checks import check_composed, made, names_in, target_of
 from src.config.placement import placement
 from src.config.signatures import Accepted
 from src.data.sources.base import CorpusSource, check_limits, validation_splits

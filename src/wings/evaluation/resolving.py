@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from src.config.instantiating import made
+from src.config.checks import made
 from src.errors import ConfigError
 from src.models.checkpoints.reading import is_sharded, load_checkpoint
 from src.models.loading.loading import load_model, load_tokenizer, stop_token_ids
