@@ -18,7 +18,7 @@ from src.protocol.formats.known import REST
 from src.protocol.token_bytes import TokenBytes
 from src.protocol.types import Region
 from src.rollout.collect import ScoredGroup
-from src.rollout.episodes import PlayedEpisode
+from src.rollout.history import PlayedEpisode
 from src.training.step import RolloutStep, Training
 
 

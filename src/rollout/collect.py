@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -18,10 +17,7 @@ from src.protocol.token_bytes import TokenBytes
 from src.rewards.functions.python_reward import Batch, score_all
 from src.rewards.tool_call import Reward, RewardFunction
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
-from src.rollout.history import tree_of_histories
-
-if TYPE_CHECKING:
-    from src.rollout.episodes import PlayedEpisode
+from src.rollout.history import PlayedEpisode, tree_of_histories
 
 
 class StaleRolloutError(RuntimeError):

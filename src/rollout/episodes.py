@@ -11,13 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from src.data.rendering import PromptRenderer, RenderedPrompt
-from src.environments.protocol import FAULTS, Environment, EnvironmentFaultError, Episode, EpisodeScore, Task
+from src.environments.protocol import Environment, EnvironmentFaultError, Episode, Task
 from src.errors import check_fields
 from src.protocol.dialogue import Message, TurnExample
 from src.protocol.regions import DecodedCompletion, read_completions
@@ -25,10 +24,7 @@ from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import Reward
 from src.rollout.collect import ScoredCompletion, ScoredGroup, check_fresh, prompt_seed
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
-from src.rollout.history import History
-
-Ending = Literal["done", "turns", "tokens", "time", "cut"]
-"""Why an episode is over: its environment says so, a limit, or an answer that was cut at `max_new_tokens`."""
+from src.rollout.history import Ending, History, PlayedEpisode, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,56 +50,6 @@ class EpisodeLimits:
             ("max_seconds", self.max_seconds is None or self.max_seconds > 0, "null or seconds above 0"),
         )
         check_fields("episodes", self, rules)
-
-
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """An answer, and what was observed before it.
-
-    Attributes:
-        observed: messages since the answer before.
-        completion: as sampled.
-        decoded: the same, read.
-    """
-
-    observed: tuple[Message, ...]
-    completion: Completion
-    decoded: DecodedCompletion
-
-
-@dataclass(frozen=True, slots=True)
-class PlayedEpisode:
-    """An episode that is over.
-
-    Attributes:
-        turns: its answers, at least one.
-        score: what it earned.
-        counts: what went wrong and was answered in words, by name.
-        ending: why it is over.
-        history: its ids.
-    """
-
-    turns: tuple[Turn, ...]
-    score: EpisodeScore
-    counts: Mapping[str, int]
-    ending: Ending
-    history: History
-
-    @property
-    def lengths(self) -> list[int]:
-        """Sampled tokens of each turn."""
-        return [len(turn.completion.token_ids) for turn in self.turns]
-
-    @property
-    def earned(self) -> list[float]:
-        """What each turn earned; nothing where its answer was cut, so that no environment saw it."""
-        return [*self.score.turns, *[0.0] * (len(self.turns) - len(self.score.turns))]
-
-    def metrics(self) -> dict[str, float]:
-        """Turns, histories that were rewritten, how it ended, and each of `FAULTS`: how often."""
-        endings = {f"ended_{ending}": float(self.ending == ending) for ending in get_args(Ending)}
-        faults = {name: float(self.counts.get(name, 0)) for name in FAULTS}
-        return {"turns": float(len(self.turns)), "rewrites": float(self.history.rewrites), **endings, **faults}
 
 
 @dataclass(frozen=True, slots=True)

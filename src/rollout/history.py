@@ -2,17 +2,26 @@
 
 Sampled ids are never tokenised again. Ids are appended to the run that came last; where a prompt is given that writes
 what came before in another way, the run is parted behind the last id that both share, and a new one begins there.
+An episode that is over is its turns, its score and this history.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from src.algorithm.experience import Tree
+from src.environments.protocol import FAULTS, EpisodeScore
+from src.protocol.dialogue import Message
+from src.protocol.regions import DecodedCompletion
+from src.rollout.engine import Completion
+
+Ending = Literal["done", "turns", "tokens", "time", "cut"]
+"""Why an episode is over: its environment says so, a limit, or an answer that was cut at `max_new_tokens`."""
 
 
 @dataclass(slots=True)
@@ -124,6 +133,56 @@ class History:
                 places[index] = len(found)
                 found.append((parent, ids, sampled))
         return found
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """An answer, and what was observed before it.
+
+    Attributes:
+        observed: messages since the answer before.
+        completion: as sampled.
+        decoded: the same, read.
+    """
+
+    observed: tuple[Message, ...]
+    completion: Completion
+    decoded: DecodedCompletion
+
+
+@dataclass(frozen=True, slots=True)
+class PlayedEpisode:
+    """An episode that is over.
+
+    Attributes:
+        turns: its answers, at least one.
+        score: what it earned.
+        counts: what went wrong and was answered in words, by name.
+        ending: why it is over.
+        history: its ids.
+    """
+
+    turns: tuple[Turn, ...]
+    score: EpisodeScore
+    counts: Mapping[str, int]
+    ending: Ending
+    history: History
+
+    @property
+    def lengths(self) -> list[int]:
+        """Sampled tokens of each turn."""
+        return [len(turn.completion.token_ids) for turn in self.turns]
+
+    @property
+    def earned(self) -> list[float]:
+        """What each turn earned; nothing where its answer was cut, so that no environment saw it."""
+        return [*self.score.turns, *[0.0] * (len(self.turns) - len(self.score.turns))]
+
+    def metrics(self) -> dict[str, float]:
+        """Turns, histories that were rewritten, how it ended, and each of `FAULTS`: how often."""
+        endings = {f"ended_{ending}": float(self.ending == ending) for ending in get_args(Ending)}
+        faults = {name: float(self.counts.get(name, 0)) for name in FAULTS}
+        return {"turns": float(len(self.turns)), "rewrites": float(self.history.rewrites), **endings, **faults}
 
 
 def tree_of_histories(prompt: Tensor, histories: Sequence[History]) -> tuple[Tensor, Tree]:

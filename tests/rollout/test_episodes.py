@@ -245,9 +245,8 @@ def test_a_scored_episode_is_its_answers_end_to_end(renderer: PromptRenderer) ->
     assert {key: metrics[key] for key in ("reward/total", "reward/exact_match", "reward/format", "reward/state")} == {
         "reward/total": 3.0, "reward/exact_match": 1.0, "reward/format": 1.0, "reward/state": 0.5,
     }  # fmt: skip
-    assert {key: metrics[f"episode/{key}"] for key in ("turns", "rewrites", "ended_done", "ended_cut", "malformed")} == {
-        "turns": 2.0, "rewrites": 0.0, "ended_done": 1.0, "ended_cut": 0.0, "malformed": 0.0,
-    }  # fmt: skip
+    of_episode = {"turns": 2.0, "rewrites": 0.0, "ended_done": 1.0, "ended_cut": 0.0, "malformed": 0.0}
+    assert {key: metrics[f"episode/{key}"] for key in of_episode} == of_episode
     experience = group.to_experience("dr_grpo", 0.0, "turn")
     assert experience.credit is not None and not experience.credit.any()  # both earned the same
     assert experience.tree is not None
