@@ -205,7 +205,10 @@ def _relocated(saved: DictConfig, file: Path, root: Path) -> Path:
 
 
 def _policy(config: DictConfig, where: str, **overrides: Any) -> PolicyConfig:
-    policy = made(config, where, **overrides)
+    try:
+        policy = made(config, where, **overrides)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     if not isinstance(policy, PolicyConfig):
         raise ConfigError(f"{where}: expected _target_ to make a PolicyConfig, found {type(policy).__name__}.")
     return policy
