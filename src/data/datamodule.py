@@ -206,7 +206,9 @@ class ToolDialogueDataModule(LightningDataModule):
         while order and len(kept) < limit:
             size = max(limit - len(kept), 64)
             taken, order = order[:size], order[size:]
-            good = self.fine(name, {index: examples[index] for index in taken})
+            good = {index: examples[index] for index in taken}
+            if getattr(source, "has_targets", True):
+                good = self.fine(name, good)
             prompts = zip(good, renderer.render_all(list(good.values())), strict=True)
             short = [(index, prompt) for index, prompt in prompts if len(prompt.prompt_ids) <= self.max_prompt_tokens]
             self.dropped[name] += len(good) - len(short)

@@ -11,7 +11,12 @@ class TaskSource:
 
     Args:
         environment: asked once how each task begins.
+
+    Attributes:
+        has_targets: no: there is nothing to imitate, and nothing to check.
     """
+
+    has_targets = False
 
     def __init__(self, environment: Environment) -> None:
         self._environment, self.name = environment, environment.name

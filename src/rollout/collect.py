@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from src.data.rendering import RenderedPrompt
 from src.protocol.regions import DecodedCompletion, read_completions
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.functions.python_reward import Batch, score_all
-from src.rewards.tool_call import Reward, RewardFunction
+from src.rewards.tool_call import Reward, RewardFunction, RewardParts
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
 from src.rollout.history import PlayedEpisode, tree_of_histories
 
@@ -107,6 +108,41 @@ class ScoredGroup:
         )
 
 
+class GroupCollector(Protocol):
+    """Prompts to scored groups: of single answers (`Collector`), or of episodes (`rollout.episodes`).
+
+    Attributes:
+        table: the tokenizer's tokens as bytes.
+        scores: names of what rewards are made of, besides what all have.
+        counts: names of what is counted of an episode (`ScoredCompletion.metrics`).
+    """
+
+    table: TokenBytes
+    scores: tuple[str, ...]
+    counts: tuple[str, ...]
+
+    def collect(
+        self,
+        prompts: Sequence[RenderedPrompt],
+        params: SamplingParams,
+        seed: int,
+        rollout_step: int,
+        progress: float,
+    ) -> list[ScoredGroup]:
+        """Sample and score `params.n` completions of each prompt, in order."""
+        ...
+
+    def demonstrate(
+        self, prompts: Sequence[RenderedPrompt], targets: Sequence[Tensor], rollout_step: int, progress: float
+    ) -> list[ScoredGroup]:
+        """Groups of one completion each: the given targets, scored."""
+        ...
+
+    def close(self) -> None:
+        """Give back what it has started; it is not used after."""
+        ...
+
+
 class Collector:
     """Samples prompts with an engine and scores what comes back.
 
@@ -119,7 +155,10 @@ class Collector:
 
     Attributes:
         scores: names of what the reward logs besides the rules' components.
+        counts: none.
     """
+
+    counts: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -194,7 +233,8 @@ class Collector:
             for completion in completions:
                 decoded, reward = next(read)
                 if completion.finish_reason == "length":  # it never came to its end
-                    reward = replace(reward, parts=replace(reward.parts, exact_match=0.0))
+                    parts = cast(RewardParts, reward.parts)
+                    reward = replace(reward, parts=replace(parts, exact_match=0.0))
                 scored.append(ScoredCompletion(completion, decoded, reward))
             groups.append(ScoredGroup(prompt, tuple(scored)))
         return groups

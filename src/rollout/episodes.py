@@ -24,7 +24,7 @@ from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import Reward
 from src.rollout.collect import ScoredCompletion, ScoredGroup, check_fresh, prompt_seed
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
-from src.rollout.history import Ending, History, PlayedEpisode, Turn
+from src.rollout.history import EPISODE_COUNTS, Ending, History, PlayedEpisode, Turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +222,10 @@ class EpisodeCollector:
 
     Attributes:
         scores: names of what scores are made of, besides those of all completions.
+        counts: `EPISODE_COUNTS`.
     """
+
+    counts = EPISODE_COUNTS
 
     def __init__(self, player: Player, table: TokenBytes) -> None:
         self._player, self.table, self.scores = player, table, player.environment.parts

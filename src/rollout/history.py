@@ -24,6 +24,10 @@ Ending = Literal["done", "turns", "tokens", "time", "cut"]
 """Why an episode is over: its environment says so, a limit, or an answer that was cut at `max_new_tokens`."""
 
 
+EPISODE_COUNTS = ("turns", "rewrites", *(f"ended_{ending}" for ending in get_args(Ending)), *FAULTS)
+"""Names of what is counted of an episode."""
+
+
 @dataclass(slots=True)
 class _Run:
     """Ids that follow another run, or the first `shared` ids of the prompt where `parent` is -1."""
@@ -180,9 +184,9 @@ class PlayedEpisode:
 
     def metrics(self) -> dict[str, float]:
         """Turns, histories that were rewritten, how it ended, and each of `FAULTS`: how often."""
-        endings = {f"ended_{ending}": float(self.ending == ending) for ending in get_args(Ending)}
-        faults = {name: float(self.counts.get(name, 0)) for name in FAULTS}
-        return {"turns": float(len(self.turns)), "rewrites": float(self.history.rewrites), **endings, **faults}
+        values = {"turns": len(self.turns), "rewrites": self.history.rewrites, **self.counts}
+        values[f"ended_{self.ending}"] = 1
+        return {name: float(values.get(name, 0)) for name in EPISODE_COUNTS}
 
 
 def tree_of_histories(prompt: Tensor, histories: Sequence[History]) -> tuple[Tensor, Tree]:

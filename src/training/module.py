@@ -32,7 +32,7 @@ from src.errors import ConfigError
 from src.models.loading.sharding import place_policy
 from src.models.loading.weight_source import WeightSource
 from src.models.policy import Policy
-from src.rollout.collect import Collector
+from src.rollout.collect import GroupCollector
 from src.rollout.engine import RolloutEngine, SamplingParams
 from src.runs.random_states import random_states, restore_random_states
 from src.training.objective import Objective
@@ -76,7 +76,7 @@ class TrainingModule(LightningModule):
         self,
         policy: Policy,
         engine: RolloutEngine,
-        collector: Collector,
+        collector: GroupCollector,
         objective: Objective,
         updates: UpdateSettings,
         optimizer: OptimizerSettings,
@@ -227,7 +227,8 @@ class TrainingModule(LightningModule):
         self._val_metrics = {}
         for name in self._datamodule.val_names:
             tags = sorted({tag for prompt in self._datamodule.prompts(name) for tag in prompt.example.tags})
-            for key in (*VALIDATION_METRICS, *self.sampler.collector.scores, *(f"exact_match/{tag}" for tag in tags)):
+            found = self.sampler.collector
+            for key in (*VALIDATION_METRICS, *found.scores, *found.counts, *(f"exact_match/{tag}" for tag in tags)):
                 metric = MeanMetric().to(self.device)
                 metric.update(0.0, weight=0.0)  # a rank without such a prompt takes part in the mean all the same
                 self._val_metrics[f"{name}/{key}"] = metric

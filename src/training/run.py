@@ -30,7 +30,7 @@ from src.models.loading.weight_source import WeightSource
 from src.models.structure import positions_of
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import RewardFunction
-from src.rollout.collect import Collector
+from src.rollout.collect import Collector, GroupCollector
 from src.rollout.engine import EngineSource
 from src.rollout.episodes import EpisodeCollector, Player
 from src.rollout.splitting import SplittingEngine
@@ -171,7 +171,7 @@ def build_module(
     else:
         objective, tagger = PolicyGradient(algorithm, ranks, datamodule.draw), algorithm.tagger(loaded.tokenizer)
     table, stop_ids = TokenBytes.from_tokenizer(loaded.tokenizer), loaded.stop_token_ids
-    collector: Collector | EpisodeCollector
+    collector: GroupCollector
     if config.environment is not None:
         positions, limits = positions_of(loaded.policy.model.config), instantiate(config.episodes)
         player = Player(engine, instantiate(config.environment), renderer, table, stop_ids, limits, positions)

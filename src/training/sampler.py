@@ -17,7 +17,7 @@ from src.models.loading.lora import merged_named_tensors
 from src.models.loading.sharding import reshard
 from src.models.moe import choices_recorded, share_of_equal_choices
 from src.models.policy import Policy
-from src.rollout.collect import Collector, ScoredGroup
+from src.rollout.collect import GroupCollector, ScoredGroup
 from src.rollout.engine import RolloutEngine, SamplingParams
 from src.rollout.probe import check_gap, probe_group, probe_params
 from src.rollout.splitting import SplittingEngine
@@ -73,7 +73,7 @@ class Sampler:
     def __init__(
         self,
         engine: RolloutEngine,
-        collector: Collector,
+        collector: GroupCollector,
         params: SamplingParams,
         rollout_steps: int,
         seed: int,

@@ -8,6 +8,7 @@ import pytest
 from hydra.errors import InstantiationException
 
 from src.train import train
+from src.wings.tiny.make_native import FOLDER as NATIVE_FOLDER
 from tests.conftest import FEW_EXAMPLES, ROOT, SMALL, published_corpus, train_config
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
@@ -29,6 +30,9 @@ def _overrides(name: str, corpus: Path, policy: Path) -> list[str]:
         overrides = [override for override in overrides if override not in FEW_EXAMPLES]
     if "composed" in config.data.train.get("_target_", ""):  # a tokenizer that was not made for it
         overrides += ["data.max_prompt_tokens=1500"]
+    if config.environment is not None:
+        overrides += ["environment.num_train=40", "environment.num_val=4", f"policy.path={NATIVE_FOLDER}"]
+        overrides += ["warm_start.source.num_train=32"]
     if "rlla" in config.data.train.get("_target_", ""):
         overrides += [f"data.path={corpus}", "data.train.val_share=0.25"]
     return overrides

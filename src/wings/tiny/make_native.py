@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import cast
 
 import lightning as L
 import torch
@@ -38,7 +39,7 @@ from src.data.templates.native import NativeTemplate
 from src.models.policy import Policy
 from src.protocol.dialogue import TurnExample
 from src.protocol.token_bytes import TokenBytes
-from src.rewards.tool_call import ToolCallReward
+from src.rewards.tool_call import RewardParts, ToolCallReward
 from src.rollout.collect import Collector, ScoredGroup
 from src.rollout.engine import SamplingParams
 from src.rollout.native.engine import NativeEngine
@@ -268,7 +269,7 @@ def shares(groups: Sequence[ScoredGroup]) -> dict[str, float]:
     found: dict[str, list[float]] = defaultdict(list)
     for group in groups:
         example, answer = group.prompt.example, group.completions[0]
-        parts = answer.reward.parts
+        parts = cast(RewardParts, answer.reward.parts)
         found["exact"].append(parts.exact_match)
         if example.target.calls:
             found["names"].append(parts.name)
