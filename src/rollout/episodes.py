@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from src.data.rendering import PromptRenderer, RenderedPrompt
 from src.environments.protocol import Environment, EnvironmentFaultError, Episode, Task
 from src.errors import check_fields
-from src.protocol.dialogue import Message, TurnExample
+from src.protocol.dialogue import DataError, Message, TurnExample
 from src.protocol.regions import DecodedCompletion, read_completions
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import Reward
@@ -186,8 +186,15 @@ class Player:
         if game.ending is not None:
             return False
         game.observed = game.episode.observe()
-        said = _message(game.turns[-1].decoded)
-        ids, appended = self._renderer.continued(replace(game.example, target=said), game.observed)
+        for said, observed in _ways_to_say(game.turns[-1].decoded, game.observed):
+            try:
+                ids, appended = self._renderer.continued(replace(game.example, target=said), observed)
+                break
+            except DataError:
+                continue
+        else:
+            game.ending = "template"
+            return False
         size = len(ids) + len(game.history.ids) * appended
         if self._longest is not None and size + room > self._longest:
             game.ending = "tokens"
@@ -196,7 +203,7 @@ class Player:
             game.history.append(ids.tolist(), sampled=False)
         else:
             game.history.rewrite(ids.tolist())
-        game.example = replace(game.example, history=(*game.example.history, said, *game.observed))
+        game.example = replace(game.example, history=(*game.example.history, said, *observed))
         return True
 
     def _ended(self, game: _Going) -> PlayedEpisode:
@@ -205,12 +212,21 @@ class Player:
         return PlayedEpisode(tuple(game.turns), score, Counter(game.episode.counts), game.ending, game.history)
 
 
-def _message(answer: DecodedCompletion) -> Message:
-    """An answer as a later prompt shows it; one whose calls cannot be read as it was written."""
-    said = answer.parsed
-    if said.calls is None and "tool_call" in said.fields:
-        return Message("assistant", answer.text)
-    return Message("assistant", (said.response or "").strip(), (said.thought or "").strip(), said.calls or ())
+def _ways_to_say(
+    answer: DecodedCompletion, observed: tuple[Message, ...]
+) -> Iterator[tuple[Message, tuple[Message, ...]]]:
+    """An answer and what was observed as a later prompt may show them, the best first.
+
+    A chat template may refuse what a policy writes: several calls in one answer, or a result without a call, behind
+    calls that cannot be read. Then the answer stands as it was written, and results as what the user says.
+    """
+    read = answer.parsed
+    if read.calls is not None or "tool_call" not in read.fields:
+        thought, response = (read.thought or "").strip(), (read.response or "").strip()
+        yield Message("assistant", response, thought, read.calls or ()), observed
+    written = Message("assistant", answer.text)
+    yield written, observed
+    yield written, tuple(Message("user", one.text) if one.role == "observation" else one for one in observed)
 
 
 class EpisodeCollector:

@@ -20,8 +20,9 @@ from src.protocol.dialogue import Message
 from src.protocol.regions import DecodedCompletion
 from src.rollout.engine import Completion
 
-Ending = Literal["done", "turns", "tokens", "time", "cut"]
-"""Why an episode is over: its environment says so, a limit, or an answer that was cut at `max_new_tokens`."""
+Ending = Literal["done", "turns", "tokens", "time", "cut", "template"]
+"""Why an episode is over: its environment says so, a limit, an answer that was cut at `max_new_tokens`, or a chat
+template that cannot write what was observed."""
 
 
 EPISODE_COUNTS = ("turns", "rewrites", *(f"ended_{ending}" for ending in get_args(Ending)), *FAULTS)

@@ -310,6 +310,30 @@ def test_a_call_that_cannot_be_read_stays_in_rewritten_prompts(tokenizer: PreTra
     assert broken in tokenizer.decode(engine.asked[1][0])
 
 
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("gptoss", "<|channel|>commentary to=functions.find_city<|message|>{oops<|call|>"),
+        ("llama3_2", '{"name": "find_city", "parameters": {}}; {"name": "find_city", "parameters": {}}<|eot_id|>'),
+    ],
+)
+def test_what_a_template_refuses_is_shown_as_it_was_written(
+    name: str,
+    answer: str,
+    tokenizer: PreTrainedTokenizerBase,  # noqa: F811
+) -> None:
+    tokenizer.chat_template = template(name)
+    renderer = PromptRenderer(tokenizer, layout="native", date="2026-11-30")
+    environment = Scripted({"a": [RESULT]})
+    (prompt,) = renderer.render_all(TaskSource(environment).load("train"))
+    first = torch.tensor(tokenizer(answer, add_special_tokens=False)["input_ids"])
+    engine = Forced([[first], ids_of(renderer, "Done.")])
+    ((episode,),) = player(environment, engine, renderer).play([prompt], SamplingParams(), lambda key: 0)
+    assert episode.ending == "done" and len(episode.turns) == 2
+    text = tokenizer.decode(engine.asked[1][0])
+    assert answer.partition("<|call|>")[0].partition("<|eot_id|>")[0] in text and "{}" in text
+
+
 def test_refuses_a_task_that_starts_in_another_way(renderer: PromptRenderer) -> None:
     environment = Scripted({"a": []})
     (example,) = TaskSource(environment).load("train")
