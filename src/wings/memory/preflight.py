@@ -126,6 +126,16 @@ def preflight(config: DictConfig) -> bool:
     return True
 
 
+def _completion_tokens(config: DictConfig) -> int:
+    """Tokens of the longest completion; of an episode all behind its prompt, observations guessed as long as answers."""
+    answer, episodes = int(config.sampling.max_new_tokens), config.get("episodes")
+    if config.get("environment") is None or episodes is None:
+        return answer
+    if episodes.max_tokens is None:
+        return int(2 * answer * episodes.max_turns)
+    return max(answer, int(episodes.max_tokens - config.data.max_prompt_tokens))
+
+
 def plan_memory(config: DictConfig) -> MemoryPlan:
     """Predict the memory of each rank of a training run from its config and its policy's architecture.
 
@@ -145,7 +155,7 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
     per_rank = -(-config.data.prompts_per_step // place.ranks)
     samples = "loss" in config.algorithm
     completions = config.sampling.n if samples else 1
-    group = (config.data.max_prompt_tokens, completions, config.sampling.max_new_tokens)
+    group = (config.data.max_prompt_tokens, completions, _completion_tokens(config))
     in_minibatch = min(per_rank, max(1, -(-config.updates.prompts_per_minibatch // place.ranks)))
     rows, scored = run.shapes(in_minibatch, *group), run.shapes(per_rank, *group)
     parts = [MemoryPart.always("runtime", *_runtime(place))]
