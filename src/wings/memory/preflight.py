@@ -127,7 +127,7 @@ def preflight(config: DictConfig) -> bool:
 
 
 def _completion_tokens(config: DictConfig) -> int:
-    """Tokens of the longest completion; of an episode all behind its prompt, observations guessed as long as answers."""
+    """Tokens of the longest completion. Of an episode all behind its prompt; observations are as long as answers."""
     answer, episodes = int(config.sampling.max_new_tokens), config.get("episodes")
     if config.get("environment") is None or episodes is None:
         return answer
