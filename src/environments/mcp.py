@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shlex
+import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
@@ -267,7 +268,8 @@ class _Connection:
                 yield streamable_http_client(self._environment.url, http_client=http)
             return
         command, *words = self._environment.command
-        variables = {**self._environment.variables, "TMPDIR": str(self._folder)}
+        ours = os.pathsep.join((os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)))
+        variables = {"PATH": ours, **self._environment.variables, "TMPDIR": str(self._folder)}  # `python` is this one
         with (self._folder / "stderr").open("w") as stderr:
             parameters = StdioServerParameters(
                 command=command, args=words, env=variables, encoding_error_handler="replace"
