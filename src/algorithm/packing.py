@@ -164,6 +164,14 @@ def row_tokens(group: PromptGroup) -> int:
     return layout_of(group).num_tokens
 
 
+def completion_tokens(group: PromptGroup) -> list[int]:
+    """Input positions of each completion in a packed row, without the prompt; of single answers T_i - 1."""
+    found = [0] * len(group.lengths)
+    for completion, size in zip(tree_of(group).completions.tolist(), layout_of(group).sizes[1:], strict=True):
+        found[completion] += size
+    return found
+
+
 def layout_of(group: PromptGroup, offset: int = 0) -> GroupLayout:
     """Where a group lies in a row that has `offset` positions before it."""
     return _layout(len(group.prompt_ids), tree_of(group), offset)

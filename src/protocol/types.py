@@ -64,6 +64,11 @@ class ParsedResponse:
     stray: bool = False
     native: bool = False
 
+    @property
+    def unreadable(self) -> bool:
+        """Whether it tries to call and its calls cannot be read."""
+        return self.calls is None and "tool_call" in self.fields
+
     def cut(self) -> ParsedResponse:
         """The same of a response that ends without its stop token: its last field has no end."""
         return replace(self, closed=(*self.closed[:-1], False)) if self.closed else self

@@ -195,7 +195,7 @@ class Player:
         else:
             game.ending = "template"
             return False
-        size = len(ids) + len(game.history.ids) * appended
+        size = len(ids) + len(game.history) * appended
         if self._longest is not None and size + room > self._longest:
             game.ending = "tokens"
             return False
@@ -221,7 +221,7 @@ def _ways_to_say(
     calls that cannot be read. Then the answer stands as it was written, and results as what the user says.
     """
     read = answer.parsed
-    if read.calls is not None or "tool_call" not in read.fields:
+    if not read.unreadable:
         thought, response = (read.thought or "").strip(), (read.response or "").strip()
         yield Message("assistant", response, thought, read.calls or ()), observed
     written = Message("assistant", answer.text)

@@ -55,6 +55,10 @@ class History:
         self._path = [0]
         self.rewrites = 0
 
+    def __len__(self) -> int:
+        """How many ids the next answer follows."""
+        return self._runs[self._path[0]].shared + sum(len(self._runs[run].ids) for run in self._path)
+
     @property
     def ids(self) -> Tensor:
         """Int64, everything that the next answer follows."""

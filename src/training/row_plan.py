@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from src.algorithm.experience import PromptGroup
-from src.algorithm.packing import balance, layout_of, row_tokens
+from src.algorithm.packing import balance, completion_tokens, layout_of, row_tokens
 from src.models.rows import batches
 
 
@@ -100,8 +100,7 @@ def split_group(group: PromptGroup, max_tokens: int) -> list[PromptGroup]:
         group: with or without log-probabilities.
         max_tokens: of a part.
     """
-    prompt = len(group.prompt_ids)
-    inputs = [row_tokens(_completions(group, index, index + 1)) - prompt for index in range(len(group.lengths))]
+    prompt, inputs = len(group.prompt_ids), completion_tokens(group)
     stops: list[int] = []
     size = prompt
     for index, more in enumerate(inputs):

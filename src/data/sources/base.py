@@ -6,10 +6,11 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cached_property
-from typing import Literal, Protocol
+from itertools import islice
+from typing import Literal, Protocol, TypeVar
 
 from src.data.sources.reading import Record, parse_json, read_records, require, shape_advice
 from src.data.sources.tools import check_on_offer
@@ -28,6 +29,7 @@ from src.protocol.dialogue import (
 )
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 REFUSAL = "None of the provided functions can be used to answer this request."
 """The response where a corpus has an empty list of calls."""
@@ -96,6 +98,17 @@ def generator_splits(num_train: int, num_val: int) -> dict[str, int]:
         if count < 1:
             raise ConfigError(f"data.train.{key}: expected at least 1, found {count}.")
     return {"train": num_train, "val": num_val, "val_unseen": num_val}
+
+
+def generated_split(counts: Mapping[str, int], split: str, stream: Callable[[str], Iterator[T]]) -> list[T]:
+    """The beginning of a split's endless sequence, as many as `counts` says.
+
+    Raises:
+        ValueError: unknown split.
+    """
+    if split not in counts:
+        raise ValueError(f"split: expected one of {sorted(counts)}, found {split!r}.")
+    return list(islice(stream(split), counts[split]))
 
 
 def kind_shares(kinds: Mapping[str, float] | None, known: Mapping[str, float]) -> dict[str, float]:

@@ -128,7 +128,7 @@ class BfclEpisode:
         self._answers += 1
         if answer.calls:
             self._run(answer.calls)
-        elif answer.calls is None and "tool_call" in answer.fields:
+        elif answer.unreadable:
             self._wrong["malformed"] += 1
             self._new = (Message("observation", _UNREADABLE),)
         elif len(self._turns) == len(self._case.question):

@@ -8,8 +8,9 @@ import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
+from itertools import count
 
-from src.data.sources.base import generator_splits, kind_shares
+from src.data.sources.base import generated_split, generator_splits, kind_shares
 from src.environments.generated.author import KINDS, Author, domains_of
 from src.environments.generated.domains import Store
 from src.environments.generated.scenario import CallError, Scenario
@@ -171,7 +172,7 @@ class GeneratedEpisode:
         if not self.done:
             if answer.calls:
                 self._new += [self._result(call) for call in answer.calls]
-            elif answer.calls is None and "tool_call" in answer.fields:
+            elif answer.unreadable:
                 self._wrong["malformed"] += 1
                 self._new.append(Message("observation", json.dumps({"error": "cannot read the calls"})))
             else:
@@ -243,9 +244,7 @@ class GeneratedEnvironment:
         Raises:
             ValueError: unknown split.
         """
-        if split not in self._counts:
-            raise ValueError(f"split: expected one of {sorted(self._counts)}, found {split!r}.")
-        return [self.task(split, index) for index in range(self._counts[split])]
+        return generated_split(self._counts, split, lambda split: (self.task(split, index) for index in count()))
 
     def task(self, split: str, index: int) -> Task:
         """One task of the endless sequence of which `tasks` returns the beginning."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import count
 
-from src.data.sources.base import generator_splits
+from src.data.sources.base import generated_split, generator_splits
 from src.environments.generated.environment import GeneratedEnvironment, GeneratedEpisode
 from src.environments.generated.scenario import Scenario, Turn, calls_of
 from src.environments.protocol import Task
@@ -146,9 +146,7 @@ class GeneratedSource:
         Raises:
             ValueError: unknown split.
         """
-        if split not in self._counts:
-            raise ValueError(f"split: expected one of {sorted(self._counts)}, found {split!r}.")
-        return list(islice(self.stream(split), self._counts[split]))
+        return generated_split(self._counts, split, self.stream)
 
     def stream(self, split: str) -> Iterator[TurnExample]:
         """The endless sequence of which `load` returns the beginning."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
-from src.data.sources.base import generator_splits, kind_shares
+from src.data.sources.base import generated_split, generator_splits, kind_shares
 from src.protocol.dialogue import Dialogue, JsonValue, Message, ToolCall, ToolSpec, TurnExample, split_turns
 
 KINDS: dict[str, float] = {
@@ -121,10 +121,7 @@ class ComposedSource:
         Raises:
             ValueError: unknown split.
         """
-        if split not in self._counts:
-            raise ValueError(f"split: expected one of {sorted(self._counts)}, found {split!r}.")
-        stream = self.stream(split)
-        return [next(stream) for _ in range(self._counts[split])]
+        return generated_split(self._counts, split, self.stream)
 
     def stream(self, split: str) -> Iterator[TurnExample]:
         """The endless sequence of which `load` returns the beginning."""

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from src.data.sources.base import generator_splits, kind_shares
+from src.data.sources.base import generated_split, generator_splits, kind_shares
 from src.data.sources.synthetic.domains import TRAINING_DOMAINS, UNSEEN_DOMAINS, WORDS, SyntheticTool
 from src.data.sources.synthetic.thoughts import (
     Reasoning,
@@ -108,10 +108,7 @@ class SyntheticSource:
         Raises:
             ValueError: unknown split.
         """
-        if split not in self._counts:
-            raise ValueError(f"split: expected one of {sorted(self._counts)}, found {split!r}.")
-        stream = self.stream(split)
-        return [next(stream) for _ in range(self._counts[split])]
+        return generated_split(self._counts, split, self.stream)
 
     def stream(self, split: str) -> Iterator[TurnExample]:
         """The endless sequence of which `load` returns the beginning."""
