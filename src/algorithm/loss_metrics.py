@@ -38,7 +38,13 @@ class LossMetrics:
 
 
 class RowLoss(Protocol):
-    """A row's share of its minibatch's loss, as a sum over the row's N tokens."""
+    """A row's share of its minibatch's loss, as a sum over the row's N tokens.
+
+    Attributes:
+        whole: whether it is to be asked about all of them at once.
+    """
+
+    whole: bool
 
     def __call__(self, logprobs: Tensor, entropies: Tensor, part: slice) -> Tensor:
         """What the tokens `part` add, from their log-probabilities [n] and entropies [n]: a scalar with gradient."""

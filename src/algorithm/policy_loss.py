@@ -19,6 +19,7 @@ from src.algorithm.loss_metrics import LossMetrics
 from src.errors import check_fields
 
 Aggregation = Literal["sequence", "published", "token_sum_constant"]
+Surrogate = Literal["clipped", "gspo", "cispo"]
 
 _MAX_LOG_RATIO = 20.0  # exp stays finite; far outside any clip range
 
@@ -31,6 +32,8 @@ class PolicyLossConfig:
         aggregation: `sequence` is Eq. 19, the mean over sequences of sum_t w_t / T_i; `published` divides the whole
             sum by the sum of the minibatch's weights; `token_sum_constant` divides each sequence by `max_length`
             instead of T_i (Dr.GRPO).
+        surrogate: `clipped` is Eq. 19's; `gspo` (2507.18071) puts the sequence's ratio in place of the token's; `cispo`
+            (2506.13585) makes the clipped ratio a constant factor of log p, so that clipped tokens keep a gradient.
         clip_low: the ratio is clipped from below at 1 - clip_low.
         clip_high: and from above at 1 + clip_high.
         dual_clip: bounds the loss at a negative advantage A to dual_clip * |A|, however likely a token has become;
@@ -43,6 +46,7 @@ class PolicyLossConfig:
     """
 
     aggregation: Aggregation = "sequence"
+    surrogate: Surrogate = "clipped"
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
@@ -52,10 +56,11 @@ class PolicyLossConfig:
     max_length: int | None = None
 
     def __post_init__(self) -> None:
-        if self.aggregation not in get_args(Aggregation):
-            raise ValueError(
-                f"algorithm.loss.aggregation: expected one of {get_args(Aggregation)}, found '{self.aggregation}'."
-            )
+        for key, kind in (("aggregation", Aggregation), ("surrogate", Surrogate)):
+            if getattr(self, key) not in get_args(kind):
+                raise ValueError(
+                    f"algorithm.loss.{key}: expected one of {get_args(kind)}, found '{getattr(self, key)}'."
+                )
         if (self.aggregation == "token_sum_constant") != (self.max_length is not None):
             raise ValueError(
                 "algorithm.loss.aggregation 'token_sum_constant' and algorithm.loss.max_length go together: expected "
@@ -65,6 +70,7 @@ class PolicyLossConfig:
             ("clip_low", 0 <= self.clip_low <= 1, "in [0, 1]"),
             ("clip_high", self.clip_high >= 0, "at least 0"),
             ("dual_clip", self.dual_clip is None or self.dual_clip > 1, "null or more than 1"),
+            ("dual_clip", self.dual_clip is None or self.surrogate != "cispo", "null with surrogate 'cispo'"),
             ("kl_coef", self.kl_coef >= 0, "at least 0"),
             ("importance_cap", self.importance_cap is None or self.importance_cap > 0, "null or more than 0"),
             ("max_length", self.max_length is None or self.max_length > 0, "null or more than 0"),
@@ -148,6 +154,8 @@ class PolicyLoss:
         published           -1/weight_total  sum_i sum_t w     min(r A, clip(r) A)
         token_sum_constant  -1/num_sequences sum_i sum_t w/max_length min(r A, clip(r) A)
 
+    With `gspo`, r is exp(mean of logprob - old over the sequence) in value, and in its gradient by a token's logprob
+    (GSPO-token, Eq. 14 there). With `cispo`, clip(r) A logprob stands for the minimum, and clip(r) carries no gradient.
     The KL penalty and the entropy bonus are means of the same kind without token weights (`published`: over tokens).
     Log-ratios are held within ±20, so that a token that became impossible gives a finite loss.
 
@@ -155,6 +163,9 @@ class PolicyLoss:
         inputs: of the row.
         config: which loss.
         counts: totals of the minibatch.
+
+    Attributes:
+        whole: a term depends on all tokens of its sequence, so the row's are to be given at once.
 
     Raises:
         ValueError: a penalty without ref_logprobs.
@@ -167,7 +178,8 @@ class PolicyLoss:
             )
         self._config = config
         self._old, self._rollout, self._ref = inputs.old_logprobs, inputs.rollout_logprobs, inputs.ref_logprobs
-        self._advantages = inputs.advantages
+        self._advantages, self._lengths = inputs.advantages, inputs.lengths
+        self.whole = config.surrogate == "gspo" and self._old is not None
         if config.aggregation == "published":
             self._scale = torch.full_like(inputs.weights, 1 / max(counts.num_tokens, 1.0))
             self._weights = inputs.weights / (counts.weight_total or 1.0)
@@ -190,9 +202,12 @@ class PolicyLoss:
         """
         config, advantages = self._config, self._advantages[part]
         old = self._old_logprobs(logprobs, part)
-        ratio = _bounded(logprobs - old).exp()
+        ratio = self._ratio(logprobs, old)
         clipped = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
-        surrogate = torch.minimum(ratio * advantages, clipped * advantages)
+        if config.surrogate == "cispo":
+            surrogate = clipped.detach() * advantages * logprobs
+        else:
+            surrogate = torch.minimum(ratio * advantages, clipped * advantages)
         if config.dual_clip is not None:
             surrogate = torch.where(advantages < 0, torch.maximum(surrogate, config.dual_clip * advantages), surrogate)
         if config.importance_cap is not None:
@@ -217,7 +232,7 @@ class PolicyLoss:
             entropies: float32 [N].
         """
         old = self._old_logprobs(logprobs, slice(None))
-        ratio = _bounded(logprobs - old).exp()
+        ratio = self._ratio(logprobs, old)
         gap = (old - self._rollout).abs()
         per_token = {
             "entropy": entropies,
@@ -232,6 +247,14 @@ class PolicyLoss:
         sums = {key: value.double().sum() for key, value in per_token.items()}
         sums["tokens"] = torch.tensor(float(len(ratio)), dtype=torch.float64, device=ratio.device)
         return LossMetrics(sums, {"ratio_max": ratio.max(), "sampler_gap_max": gap.max()})
+
+    def _ratio(self, logprobs: Tensor, old: Tensor) -> Tensor:
+        """What the surrogate clips."""
+        log_ratio = _bounded(logprobs - old)
+        if self.whole:
+            means = torch.segment_reduce(log_ratio.detach(), "mean", lengths=self._lengths)
+            log_ratio = log_ratio - log_ratio.detach() + means.repeat_interleave(self._lengths)
+        return log_ratio.exp()
 
     def _old_logprobs(self, logprobs: Tensor, part: slice) -> Tensor:
         return logprobs.detach() if self._old is None else self._old[part]

@@ -27,6 +27,8 @@ class SupervisedLoss:
         weight_total: the minibatch's sum of weights; 0 gives a loss of 0.
     """
 
+    whole = False
+
     def __init__(self, weights: Tensor, weight_total: float) -> None:
         self._weights = weights / (weight_total or 1.0)
 

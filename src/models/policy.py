@@ -95,6 +95,7 @@ class Policy(nn.Module):
         *,
         temperature: float = 1.0,
         loss: TokenLoss | None = None,
+        whole: bool = False,
         last_layer: Literal["moments", "gram"] | None = None,
     ) -> TokenScores:
         """Log-probability and entropy of the row's N sampled tokens.
@@ -104,6 +105,7 @@ class Policy(nn.Module):
             temperature: the sampler's; divides the logits.
             loss: a sum over tokens, whose gradient is made in the same pass over the logits (`head.token_loss`);
                 log-probabilities and entropies then carry none.
+            whole: the loss is asked once, for all tokens together, and backward computes the logits again.
             last_layer: measure the head's gradients too, their size (`moments`, nearly free) or also their inner
                 products (`gram`, [N, N]). Only under `torch.no_grad()`. They belong to the forward because FSDP
                 gathers the head's weight there. A head that is frozen (LoRA) or tied to the embeddings is measured as
@@ -126,7 +128,11 @@ class Policy(nn.Module):
         if last_layer is not None:
             return TokenScores(*last_layer_gradients(*inputs, **settings, gram=last_layer == "gram"))
         if loss is not None:
-            total, logprobs, entropies = token_loss(*inputs, loss, **settings)
+            if whole:
+                scores = token_logprobs_and_entropies(*inputs, **settings)
+                total, (logprobs, entropies) = loss(*scores, slice(None)), (one.detach() for one in scores)
+            else:
+                total, logprobs, entropies = token_loss(*inputs, loss, **settings)
             balance = balance_loss(states.router_logits, self.model, states.real)
             return TokenScores(logprobs, entropies, loss=total, balance=self._router_loss * balance)
         return TokenScores(*token_logprobs_and_entropies(*inputs, **settings))

@@ -214,7 +214,8 @@ class Updater:
         for indices in plan.rows:
             row = plan.row(indices)
             loss = row_loss(row, minibatch.counts, first=minibatch.first) if row else None
-            scores = scorer.policy(scorer.pack(row), temperature=minibatch.temperature, loss=loss or _nothing)
+            asked = {"loss": loss, "whole": loss.whole} if loss else {"loss": _nothing}
+            scores = scorer.policy(scorer.pack(row), temperature=minibatch.temperature, **asked)
             share = scores.loss + scores.balance * (len(scores.logprobs) / minibatch.counts.num_tokens)
             with self._optimization.unreduced():
                 self._optimization.backward(share * self._ranks.size)

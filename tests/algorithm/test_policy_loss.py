@@ -31,7 +31,15 @@ VARIANTS = [
     PolicyLossConfig(aggregation="token_sum_constant", max_length=40, kl_coef=0.05, entropy_coef=0.02),
     PolicyLossConfig(importance_cap=1.05),
     PolicyLossConfig(dual_clip=1.2),
+    PolicyLossConfig(surrogate="cispo", clip_low=1.0, clip_high=0.1, kl_coef=0.05),
+    PolicyLossConfig(surrogate="gspo", clip_low=0.05, clip_high=0.05, entropy_coef=0.02, importance_cap=1.05),
 ]
+BY_TOKEN = [config for config in VARIANTS if config.surrogate != "gspo"]
+
+
+def name_of(config: PolicyLossConfig) -> str:
+    return config.aggregation if config.surrogate == "clipped" else config.surrogate
+
 
 # In float32. A token's gradient is an exponential, which may differ in its last place between a vector's body and its
 # end, times some 6 factors: 2^-23 + 6 * 2^-24 = 4.8e-7 of it. The loss sums up to 40 terms, 1.34 in all: each sum is
@@ -89,9 +97,14 @@ def formula(inputs: LossInputs, logprobs: Tensor, entropies: Tensor, config: Pol
     for index in range(len(inputs.lengths)):
         part = slice(starts[index], starts[index + 1])
         advantage = inputs.advantages[part][0]
-        ratio = torch.exp(logprobs[part] - inputs.old_logprobs[part])
+        log_ratio = logprobs[part] - inputs.old_logprobs[part]
+        ratio = torch.exp(log_ratio)
+        if config.surrogate == "gspo":  # Eq. 14 there: the sequence's ratio without gradient, times p / p without one
+            ratio = torch.exp(log_ratio.mean()).detach() * torch.exp(logprobs[part] - logprobs[part].detach())
         clipped = torch.clip(ratio, 1 - config.clip_low, 1 + config.clip_high)
         term = torch.min(ratio * advantage, clipped * advantage)
+        if config.surrogate == "cispo":
+            term = clipped.detach() * advantage * logprobs[part]
         if config.dual_clip is not None and advantage < 0:
             term = torch.max(term, config.dual_clip * advantage)
         if config.importance_cap is not None:
@@ -108,7 +121,7 @@ def formula(inputs: LossInputs, logprobs: Tensor, entropies: Tensor, config: Pol
     return total
 
 
-@pytest.mark.parametrize("config", VARIANTS, ids=lambda config: config.aggregation)
+@pytest.mark.parametrize("config", VARIANTS, ids=name_of)
 def test_loss_and_gradient_agree_with_the_formula(config: PolicyLossConfig) -> None:
     groups = [random_group(0, [3, 7, 1]), random_group(1, [5, 2])]
     logprobs, entropies = scores(groups)
@@ -121,7 +134,7 @@ def test_loss_and_gradient_agree_with_the_formula(config: PolicyLossConfig) -> N
     )
 
 
-@pytest.mark.parametrize("config", VARIANTS, ids=lambda config: config.aggregation)
+@pytest.mark.parametrize("config", VARIANTS, ids=name_of)
 def test_rows_sum_to_the_minibatch_however_it_is_split(config: PolicyLossConfig) -> None:
     groups = [random_group(seed, lengths) for seed, lengths in enumerate([[3, 7, 1], [5, 2], [4], [6, 6, 6]])]
     counts = LossCounts.of(groups)
@@ -146,7 +159,7 @@ def test_rows_sum_to_the_minibatch_however_it_is_split(config: PolicyLossConfig)
         assert metrics.means() == pytest.approx(whole.metrics.means(), rel=1e-5)
 
 
-@pytest.mark.parametrize("config", VARIANTS, ids=lambda config: config.aggregation)
+@pytest.mark.parametrize("config", BY_TOKEN, ids=name_of)
 def test_parts_of_a_row_sum_to_its_loss(config: PolicyLossConfig) -> None:
     """By token, as the head asks for it: parts end inside of sequences."""
     groups = [random_group(0, [3, 7, 1]), random_group(1, [5, 2])]
@@ -161,7 +174,7 @@ def test_parts_of_a_row_sum_to_its_loss(config: PolicyLossConfig) -> None:
     )
 
 
-@pytest.mark.parametrize("config", VARIANTS, ids=lambda config: config.aggregation)
+@pytest.mark.parametrize("config", VARIANTS, ids=name_of)
 def test_before_the_first_update_the_scores_are_the_old_log_probabilities(config: PolicyLossConfig) -> None:
     groups = [random_group(0, [3, 7, 1]), random_group(1, [5, 2])]
     counts = LossCounts.of(groups)
@@ -257,6 +270,42 @@ def test_dual_clip_bounds_the_loss_of_bad_completions_that_became_likely() -> No
     assert loss.item() == pytest.approx((6 / 3 - 1.2) / 2, abs=1e-6)
 
 
+def test_cispo_keeps_the_gradient_of_clipped_tokens() -> None:
+    """Ratios 2 and 1/2 at advantage 1, clipped to [0, 1.5]; Eq. 19 would leave the first without a gradient."""
+    one = {"lengths": torch.tensor([5]), "rewards": torch.ones(1), "advantages": torch.ones(1)}
+    group = replace(two_completions(0.0), **one, weights=torch.ones(5))
+    logprobs = (group.old_logprobs + torch.tensor([2.0, 0.5, 1.0, 1.0, 1.0]).log()).requires_grad_()
+    config = PolicyLossConfig(surrogate="cispo", clip_low=1.0, clip_high=0.5)
+    loss = policy_loss([group], logprobs, torch.zeros(5), config, LossCounts.of([group])).loss
+    expected = torch.tensor([-0.3, -0.1, -0.2, -0.2, -0.2])  # -clip(ratio) / 5
+    torch.testing.assert_close(torch.autograd.grad(loss, logprobs)[0], expected, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize(("clip_high", "slope"), [(0.5, 1.0), (0.1, 0.0)])
+def test_gspo_clips_whole_sequences_and_weighs_their_tokens(clip_high: float, slope: float) -> None:
+    """Ratios 1.44 and 1 of one sequence: s = sqrt(1.44) = 1.2, so each token has -w 1.2 / 2, or none outside the clip.
+
+    The other sequence, of ratio 1, has -w / 1 halved by the number of sequences in both.
+    """
+    group = replace(
+        two_completions(0.0),
+        token_ids=torch.arange(3),
+        lengths=torch.tensor([2, 1]),
+        weights=torch.tensor([0.5, 1.5, 1.0]),
+        advantages=torch.ones(2),
+        old_logprobs=torch.full((3,), -1.0),
+        rollout_logprobs=torch.full((3,), -1.0),
+        regions=torch.zeros(3, dtype=torch.int64),
+    )
+    logprobs = (group.old_logprobs + torch.tensor([1.44, 1.0, 1.0]).log()).requires_grad_()
+    config = PolicyLossConfig(surrogate="gspo", clip_low=0.5, clip_high=clip_high)
+    loss, metrics = policy_loss([group], logprobs, torch.zeros(3), config, LossCounts.of([group]))
+    torch.testing.assert_close(loss, torch.tensor(-(min(1.2, 1 + clip_high) + 1) / 2), atol=1e-6, rtol=0)
+    expected = torch.tensor([-0.5 * 1.2 / 4 * slope, -1.5 * 1.2 / 4 * slope, -0.5])
+    torch.testing.assert_close(torch.autograd.grad(loss, logprobs)[0], expected, atol=1e-6, rtol=0)
+    assert metrics.means()["clip_fraction_high"] == pytest.approx((1 - slope) * 2 / 3)
+
+
 def test_sampler_gap_and_its_truncated_correction() -> None:
     # old - rollout = ln 3 and -ln 2: correction min(3, 2) = 2 and 1/2. One token each, ratio 1, advantages 1 and 1.
     group = replace(random_group(0, [1, 1]), old_logprobs=torch.tensor([-1.0, -1.0]), advantages=torch.ones(2))
@@ -296,6 +345,11 @@ def test_missing_log_probabilities_are_named() -> None:
         ({"aggregation": "token_sum_constant"}, "max_length go together"),
         ({"max_length": 5}, "max_length go together"),
         ({"clip_low": 1.5}, r"loss\.clip_low: expected in \[0, 1\], found 1.5"),
+        ({"surrogate": "ppo"}, r"loss\.surrogate: expected one of"),
+        (
+            {"surrogate": "cispo", "dual_clip": 3.0},
+            r"loss\.dual_clip: expected null with surrogate 'cispo', found 3\.0",
+        ),
         ({"importance_cap": 0.0}, r"loss\.importance_cap: expected null or more than 0"),
     ],
 )

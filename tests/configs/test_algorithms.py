@@ -157,6 +157,23 @@ def test_entropy_bonus_clip_higher_and_importance_are_in_the_loss():
     assert settings("rest_importance").loss == PolicyLossConfig(importance_cap=2.0)
 
 
+def test_gspo_and_cispo_are_grpo_with_another_surrogate():
+    grpo = settings("grpo")
+    for name, low, high in (("gspo", 3e-4, 4e-4), ("cispo", 1.0, 4.0)):
+        other = settings(name)
+        assert other.loss == PolicyLossConfig(surrogate=name, clip_low=low, clip_high=high)
+        assert (other.weighting, other.estimator) == (grpo.weighting, grpo.estimator)
+
+
+def test_gspo_clips_sequences_from_the_second_minibatch_on(random_policy, tmp_path):
+    """Ratios are 1 in the first one; a step of 1e-3 then moves whole sequences past 3e-4."""
+    overrides = ("algorithm=gspo", EVEN, "optimizer.learning_rate=1.0e-3", "optimizer.warmup_steps=0", *FIRST)
+    (one,) = run(tmp_path / "one", random_policy, *overrides, "updates.prompts_per_minibatch=4")
+    (two,) = run(tmp_path / "two", random_policy, *overrides, "updates.prompts_per_minibatch=4", "updates.passes=2")
+    assert one["train/clip_fraction_low"] == one["train/clip_fraction_high"] == 0.0
+    assert two["train/clip_fraction_low"] + two["train/clip_fraction_high"] > 0.1
+
+
 def test_auto_factors_come_from_the_first_rollouts(tmp_path):
     """Both forms of Eq. 9 on the entropies that the step itself logged; the largest is the name factor 1.2."""
     for name, size in (("rest_auto", lambda h: h), ("rest_auto_impurity", lambda h: -torch.expm1(-h))):

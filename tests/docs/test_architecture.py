@@ -47,7 +47,7 @@ def listed() -> set[str]:
 def test_the_core_is_listed_and_can_be_read_in_one_sitting() -> None:
     assert listed() == {path.relative_to(ROOT).as_posix() for path in core()}
     assert len(core()) <= 41
-    assert lines(core()) <= 7150
+    assert lines(core()) <= 7200
 
 
 def test_the_house_stays_small() -> None:

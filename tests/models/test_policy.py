@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import pack, pack_sequences
+from src.algorithm.policy_loss import LossCounts, LossInputs, PolicyLoss, PolicyLossConfig
 from src.models.loading.loading import PolicyConfig, load_policy
 from src.models.policy import Policy, TokenScores
 from src.wings.tiny.make import FOLDERS
@@ -84,6 +85,22 @@ def test_trees_agree_with_one_path_at_a_time(kind: str, rows: Literal["packed", 
     torch.testing.assert_close(scores.logprobs, logprobs.float(), atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(scores.entropies, entropies.float(), atol=TOLERANCE, rtol=0)
     assert_same_gradients(gradients(model), expected)
+
+
+def test_a_loss_of_whole_sequences_is_given_all_tokens_at_once() -> None:
+    """GSPO's, against the same loss on padded rows; the head's chunks of 7 tokens end inside of sequences."""
+    model = tiny_model("qwen3").train()
+    groups = [replace(group, old_logprobs=group.rollout_logprobs) for group in ragged_groups()]
+    config = PolicyLossConfig(surrogate="gspo", clip_low=1.0, clip_high=1e9, entropy_coef=0.1)
+    loss = PolicyLoss(LossInputs.of(groups), config, LossCounts.of(groups))
+    expected = loss(*(scores.float() for scores in padded_scores(model, groups, temperature=1.0)))
+    expected.backward()
+    by_rows = gradients(model)
+    scores = Policy(model, head_chunk=7)(pack(groups), loss=loss, whole=loss.whole)
+    assert scores.loss is not None and not scores.logprobs.requires_grad
+    scores.loss.backward()
+    torch.testing.assert_close(scores.loss, expected, atol=0, rtol=1e-5)
+    assert_same_gradients(gradients(model), by_rows)
 
 
 def test_trees_and_single_answers_share_a_row() -> None:

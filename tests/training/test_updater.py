@@ -72,6 +72,8 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_told(tmp_path):
         loss = row_loss(groups, counts, first=first)
 
         class Broken:
+            whole = False
+
             def __call__(self, logprobs, entropies, part):
                 return loss(logprobs, entropies, part) * math.nan
 
