@@ -52,6 +52,7 @@ class McpEnvironment:
         name: for logs and metrics.
         time_limit: seconds for the calls of an answer.
         start_limit: seconds for a connection.
+        concurrent: episodes that may start, or whose calls may run, at once.
         result_limit: characters of a result.
         variables: names of environment variables that a started server sees; all others but PATH and the like are
             hidden from it.
@@ -75,6 +76,7 @@ class McpEnvironment:
         name: str = "mcp",
         time_limit: float = 30.0,
         start_limit: float = 60.0,
+        concurrent: int = 16,
         result_limit: int = 8000,
         variables: Sequence[str] = (),
         headers: Mapping[str, str] | None = None,
@@ -91,8 +93,9 @@ class McpEnvironment:
         self.name = name
         self.command = shlex.split(command) if isinstance(command, str) else [str(word) for word in command or ()]
         self.url = url
-        self.time_limit, self.start_limit = time_limit, start_limit
+        self.time_limit, self.start_limit, self.concurrent = time_limit, start_limit, concurrent
         above = [(one, getattr(self, one) > 0, "seconds above 0") for one in ("time_limit", "start_limit")]
+        above.append(("concurrent", concurrent >= 1, "at least 1"))
         check_fields("environment", self, above)
         self.reward = None if reward is None else find("environment.reward", reward)
         self.reward_path = reward
@@ -107,6 +110,7 @@ class McpEnvironment:
         self._loop: _Loop | None = None
         self._open: set[_Connection] = set()
         self._lock = threading.Lock()
+        self.reward_lock = threading.Lock()  # a function of the user may not be made for threads
 
     def splits(self) -> tuple[str, ...]:
         """See `Environment`."""
@@ -209,7 +213,8 @@ class _Connection:
             return None
         path = self._environment.reward_path
         try:
-            value = self._environment.reward(dict(self._row), chat_messages(history))
+            with self._environment.reward_lock:
+                value = self._environment.reward(dict(self._row), chat_messages(history))
         except Exception as error:
             error.add_note(f"Raised by environment.reward ({path}).")
             raise

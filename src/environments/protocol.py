@@ -147,10 +147,13 @@ class Environment(Protocol):
     Attributes:
         name: for logs and metrics.
         parts: names of the parts of its scores.
+        concurrent: how many of its episodes may start, act or end at once, each in a thread; 1 where that waits for
+            nothing outside.
     """
 
     name: str
     parts: tuple[str, ...]
+    concurrent: int
 
     def splits(self) -> tuple[str, ...]:
         """Names of the splits that there are; `train` among them."""

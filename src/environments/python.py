@@ -61,6 +61,7 @@ class PythonEnvironment:
         time_limit: seconds for the calls of an answer, for `reset` and for `get_reward`.
         memory_limit_mb: MiB that each process of an episode may allocate, and of a file that it writes.
         process_limit: processes that the calls of an answer may start.
+        concurrent: episodes that may start, or whose calls may run, at once.
         result_limit: characters of a result.
         variables: names of environment variables that tools see; all others but PATH and the like are hidden.
         turn_rewards: call `get_reward` after every answer, which earns the difference, not once at the end.
@@ -84,6 +85,7 @@ class PythonEnvironment:
         time_limit: float = 10.0,
         memory_limit_mb: int = 1024,
         process_limit: int = 64,
+        concurrent: int = 8,
         result_limit: int = 8000,
         variables: Sequence[str] = (),
         turn_rewards: bool = False,
@@ -95,7 +97,12 @@ class PythonEnvironment:
         self.time_limit = time_limit
         self.lost_reward = lost_reward
         self.result_limit = result_limit
-        check_fields("environment", self, [("result_limit", result_limit > 0, "characters above 0")])
+        self.concurrent = concurrent
+        rules = (
+            ("result_limit", result_limit > 0, "characters above 0"),
+            ("concurrent", concurrent >= 1, "at least 1"),
+        )
+        check_fields("environment", self, rules)
         self._episode = partial(
             ToolEpisode, result_limit=result_limit, turn_rewards=turn_rewards, success_at=success_at
         )

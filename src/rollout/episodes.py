@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +27,9 @@ from src.rewards.tool_call import Reward
 from src.rollout.collect import ScoredCompletion, ScoredGroup, check_fresh, prompt_seed
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
 from src.rollout.history import EPISODE_COUNTS, Ending, History, PlayedEpisode, Turn
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +133,12 @@ class Player:
         Raises:
             EnvironmentFaultError: a world does not start, or not as its prompt says.
         """
+        opened: list[Episode] = []
         with ExitStack() as stack:
-            games = [[self._start(prompt, index, seed, stack) for index in range(params.n)] for prompt in prompts]
-            going = [game for group in games for game in group]
+            stack.callback(self._at_once, lambda episode: episode.close(), opened)
+            wanted = [(prompt, index) for prompt in prompts for index in range(params.n)]
+            games = self._at_once(lambda one: self._start(*one, seed, opened), wanted)
+            going = games
             started = time.monotonic()
             first = self._engine.generate(
                 [prompt.prompt_ids for prompt in prompts], params, [seed(prompt.example.id) for prompt in prompts]
@@ -143,12 +151,20 @@ class Player:
                 seeds = [game.seed(len(game.turns)) for game in going]
                 answers = self._engine.generate(ids, replace(params, n=1), seeds)
                 self._take(going, [completion for (completion,) in answers])
-            return [[self._ended(game) for game in group] for group in games]
+            ended = self._at_once(self._ended, games)
+            return [ended[start : start + params.n] for start in range(0, len(ended), params.n)]
 
-    def _start(self, prompt: RenderedPrompt, index: int, seed: Callable[[str], int], stack: ExitStack) -> _Going:
+    def _at_once(self, work: Callable[[S], T], items: Iterable[S]) -> list[T]:
+        """The results of some work on worlds, on as many at a time as their environment says."""
+        if self.environment.concurrent == 1:
+            return [work(item) for item in items]
+        with ThreadPoolExecutor(self.environment.concurrent, "episode") as pool:
+            return list(pool.map(work, items))
+
+    def _start(self, prompt: RenderedPrompt, index: int, seed: Callable[[str], int], opened: list[Episode]) -> _Going:
         example = prompt.example
         episode = self.environment.start(Task(example.id, example.columns, example.tags), 0)
-        stack.callback(episode.close)
+        opened.append(episode)
         observed = episode.observe()
         if observed != example.history or episode.tools != example.tools:
             raise EnvironmentFaultError(
@@ -170,12 +186,8 @@ class Player:
         for game, completion, read in zip(going, completions, decoded, strict=True):
             game.turns.append(Turn(game.observed, completion, read))
             game.history.append(completion.token_ids.tolist(), sampled=True)
-            if completion.finish_reason == "length":
-                game.ending = "cut"
-                continue
-            game.episode.act(read.parsed)
-            if game.episode.done:
-                game.ending = "done"
+            game.ending = "cut" if completion.finish_reason == "length" else None
+        self._at_once(_act, [game for game in going if game.ending is None])
 
     def _goes_on(self, game: _Going, started: float, room: int) -> bool:
         """Put what was observed behind the answer, unless a limit has come."""
@@ -210,6 +222,12 @@ class Player:
         assert game.ending is not None
         score = game.episode.score()
         return PlayedEpisode(tuple(game.turns), score, Counter(game.episode.counts), game.ending, game.history)
+
+
+def _act(game: _Going) -> None:
+    """Let the environment act on the last answer."""
+    game.episode.act(game.turns[-1].decoded.parsed)
+    game.ending = "done" if game.episode.done else None
 
 
 def _ways_to_say(

@@ -246,13 +246,13 @@ def test_what_cannot_be_is_refused(rows, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_trainer_that_is_killed_leaves_no_server(rows):
+def test_a_trainer_that_is_killed_leaves_no_server(rows, tmp_path):
     program = (
         "import time; from src.environments.mcp import McpEnvironment\n"
         f"made = McpEnvironment({str(rows)!r}, {COMMAND!r})\n"
         "episode = made.start(made.tasks('train')[0], 0)\nprint('ready', flush=True)\ntime.sleep(99)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(
         [sys.executable, "-c", program], stdout=subprocess.PIPE, cwd=ROOT, env=environment
     ) as process:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from itertools import cycle, islice
+from threading import Barrier
 
 import pytest
 import torch
@@ -65,6 +66,7 @@ class Scripted:
     scripts: Mapping[str, Sequence[tuple[Message, ...]]]
     name: str = "scripted"
     parts: tuple[str, ...] = ("state",)
+    concurrent: int = 1
     started: list[Script] = field(default_factory=list)
     closed: bool = False
 
@@ -229,6 +231,51 @@ def test_episodes_are_played_in_lock_step(renderer: PromptRenderer) -> None:
         "<|im_start|>assistant\nTwo, too.<|im_end|>\n"
         "<|im_start|>user\n<tool_response>\n{}\n</tool_response><|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+@dataclass
+class Together(Script):
+    """A script whose calls wait until another episode's run too."""
+
+    meeting: Barrier = field(default_factory=lambda: Barrier(1))
+
+    def act(self, answer: ParsedResponse) -> None:
+        self.meeting.wait(timeout=20)
+        super().act(answer)
+
+
+@dataclass
+class Meeting(Scripted):
+    """An environment whose episodes act two at a time, and of which the third does not start."""
+
+    meeting: Barrier = field(default_factory=lambda: Barrier(2))
+    allowed: int = 2
+
+    def start(self, task: Task, seed: int) -> Script:
+        if len(self.started) == self.allowed:
+            raise EnvironmentFaultError("no more")
+        self.started.append(Together(self.scripts[task.id], meeting=self.meeting))
+        return self.started[-1]
+
+
+def test_calls_of_a_step_run_at_once_where_the_environment_says_so(renderer: PromptRenderer) -> None:
+    prompts = renderer.render_all(TaskSource(Scripted({"a": [RESULT]})).load("train"))
+    environment = Meeting({"a": [RESULT]}, concurrent=2)
+    engine = Forced([ids_of(renderer, "One.", "Two."), ids_of(renderer, "Three.", "Four.")])
+    (played,) = player(environment, engine, renderer).play(prompts, SamplingParams(n=2), lambda key: 0)
+    texts = [[turn.decoded.text for turn in episode.turns] for episode in played]
+    assert texts == [["One.", "Three."], ["Two.", "Four."]]
+    assert [episode.ending for episode in played] == ["done", "done"]
+    assert all(script.closed for script in environment.started)
+
+
+@pytest.mark.parametrize("concurrent", [1, 2])
+def test_episodes_that_did_start_are_closed_where_another_does_not(concurrent: int, renderer: PromptRenderer) -> None:
+    prompts = renderer.render_all(TaskSource(Scripted({"a": []})).load("train"))
+    environment = Meeting({"a": []}, concurrent=concurrent)
+    with pytest.raises(EnvironmentFaultError, match="no more"):
+        player(environment, Forced([]), renderer).play(prompts, SamplingParams(n=3), lambda key: 0)
+    assert [script.closed for script in environment.started] == [True, True]
 
 
 def test_a_scored_episode_is_its_answers_end_to_end(renderer: PromptRenderer) -> None:

@@ -39,6 +39,7 @@ class BfclEnvironment:
 
     name = "bfcl"
     parts = ("passed",)
+    concurrent = 1
 
     def __init__(
         self,

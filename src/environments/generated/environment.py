@@ -221,6 +221,7 @@ class GeneratedEnvironment:
 
     name = "generated"
     parts = ("state", "calls", "answer")
+    concurrent = 1
 
     def __init__(
         self,
