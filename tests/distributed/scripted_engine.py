@@ -4,12 +4,16 @@ from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+from transformers import AutoTokenizer
 
 from src.rollout.engine import Completion, EngineSource, SamplingParams
 
 
-def scripted_engine(source: EngineSource, **_: object) -> "ScriptedEngine":
-    return ScriptedEngine()
+def scripted_engine(source: EngineSource, texts: Sequence[str] = (), **_: object) -> "ScriptedEngine":
+    if not texts:
+        return ScriptedEngine()
+    tokenizer = AutoTokenizer.from_pretrained(source.folder)
+    return ScriptedAnswers([tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts])
 
 
 class ScriptedEngine:
@@ -40,3 +44,19 @@ class ScriptedEngine:
     def release_memory(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+class ScriptedAnswers(ScriptedEngine):
+    """One of some answers, by the seed."""
+
+    def __init__(self, answers: Sequence[Sequence[int]]) -> None:
+        self._answers = [torch.tensor(ids) for ids in answers]
+
+    def _completions(self, params: SamplingParams, seed: int) -> list[Completion]:
+        generator = torch.Generator().manual_seed(seed)
+        made = []
+        for _ in range(params.n):
+            ids = self._answers[int(torch.randint(0, len(self._answers), (), generator=generator))]
+            logprobs = -torch.rand(len(ids), generator=generator)
+            made.append(Completion(ids, logprobs, "stop", self.weights_version))
+        return made

@@ -1,5 +1,6 @@
 """Two ranks do what one process does: FSDP2 and DDP over gloo against a plain run, on the same ragged rollouts."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,37 @@ def test_two_ranks_are_one_process(trainer: str, alone: Path, random_policy: Pat
     assert expected[2]["train/grad_norm"] > 0.01 and abs(expected[2]["train/loss"]) > 1e-4
     for name, value in weights(tmp_path).items():
         torch.testing.assert_close(value, weights(alone)[name], rtol=0, atol=1e-5, msg=name)
+
+
+CALL = '<tool_call>{"name": "add", "arguments": {"item": "tea"}}</tool_call>'
+ANSWERS = (f"<think>Tea.</think>{CALL}", CALL + CALL, CALL, "<tool_call>tea", "Done.")
+PLAYED = (
+    *(setting for setting in SCRIPTED if not setting.startswith(("reward.", "data.train.", "sampling.max"))),
+    *("experiment=tiny_native", "data=episodes", "environment=python", "algorithm.credit=turn"),
+    *("environment.path=tests/distributed/cart.py:Cart", "environment.turn_rewards=true", "episodes.max_turns=4"),
+    "+rollout.texts=[" + ",".join(f"'{answer}<|im_end|>'" for answer in ANSWERS) + "]",
+    *("updates.rollout_steps=2", "data.prompts_per_step=6", "updates.prompts_per_minibatch=3", SMOOTH),
+)
+"""Ragged episodes of up to four answers, whose history the template rewrites where they thought."""
+
+
+@pytest.mark.slow
+def test_two_ranks_play_the_episodes_of_one_process(tmp_path: Path) -> None:
+    for name in ("train", "val"):
+        rows = [json.dumps({"prompt": f"Fill the cart of {name} {number}."}) for number in range(8)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(rows))
+    files = f"environment.rows={{train: {tmp_path}/train.jsonl, val: {tmp_path}/val.jsonl}}"
+    one_file = ("trainer=fsdp_cpu", "trainer.strategy.save_distributed_checkpoint=false")
+    run(tmp_path / "one", *PLAYED, files, "trainer=cpu")
+    run(tmp_path / "two", *PLAYED, files, *one_file)
+    expected, found = steps(tmp_path / "one"), steps(tmp_path / "two")
+    assert len(expected) == len(found) == 2
+    for one, two in zip(expected, found, strict=True):
+        assert two == pytest.approx(one, rel=TOLERANCE, abs=TOLERANCE)
+    assert expected[1]["train/grad_norm"] > 0.01 and expected[1]["episode/rewrites"] > 0.1
+    assert 1 < expected[1]["episode/turns"] < 4 and expected[1]["reward/total"] > 0.5
+    for name, value in weights(tmp_path / "two").items():
+        torch.testing.assert_close(value, weights(tmp_path / "one")[name], rtol=0, atol=1e-5, msg=name)
 
 
 @pytest.fixture(scope="module")
