@@ -2,6 +2,7 @@
 
     python -m tests.faults.kill --kills 20
     python -m tests.faults.kill --kills 5 --ranks 2        # two gloo processes, sharded checkpoints
+    python -m tests.faults.kill --kills 10 --episodes      # whole episodes, with credit by turn
 
 Half of the kills come from outside at a random moment, the start of the process included; with two ranks some hit one
 of them only. The others are SIGKILLs that the process sends itself at the worst points of saving (`dying`). Each start
@@ -34,7 +35,6 @@ SETTINGS = (
     "ckpt_path=auto",
     "algorithm=rest_auto",  # with Eq. 9's measurement of the start
     "optimizer.schedule=cosine",
-    "data.train.num_train=13",  # three rollout steps an epoch
     "data.prompts_per_step=4",
     "updates.prompts_per_minibatch=2",
     "data.limit_val=4",
@@ -48,6 +48,15 @@ SETTINGS = (
     "callbacks.checkpoint.every_n_rollout_steps=1",
     "benchmark=[]",
     "preflight.action=off",
+)
+
+
+STEPS = ("data.train.num_train=13",)
+"""Single steps of a corpus, three rollout steps an epoch."""
+
+EPISODES = (
+    *("experiment=tiny_episodes", "warm_start=null", "algorithm.credit=turn", "episodes.max_turns=4"),
+    *("environment.num_train=13", "environment.num_val=4"),
 )
 
 
@@ -67,7 +76,7 @@ class Victim:
     folder: Path
     steps: int
     ranks: int
-    overrides: tuple[str, ...] = ()
+    overrides: tuple[str, ...] = STEPS
     kills: Counter[str] = field(default_factory=Counter)
     starts: int = 0
 
@@ -143,7 +152,7 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def compare(
-    folder: Path, kills: int, *, ranks: int = 1, steps: int = 12, seed: int = 0, overrides: tuple[str, ...] = ()
+    folder: Path, kills: int, *, ranks: int = 1, steps: int = 12, seed: int = 0, overrides: tuple[str, ...] = STEPS
 ) -> tuple[str, list[str]]:
     """Do it all; what was done in words, and what is not as it must be."""
     dice = random.Random(seed)
@@ -196,11 +205,15 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=1)
     parser.add_argument("--steps", type=int, default=12, help="rollout steps of a run")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--episodes", action="store_true", help="of a run that plays episodes")
     parser.add_argument("--folder", type=Path, default=None, help="where the runs go; default: a temporary folder")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kill-"))
-    told, problems = compare(folder, options.kills, ranks=options.ranks, steps=options.steps, seed=options.seed)
+    overrides = EPISODES if options.episodes else STEPS
+    told, problems = compare(
+        folder, options.kills, ranks=options.ranks, steps=options.steps, seed=options.seed, overrides=overrides
+    )
     log.info("%s: %s", told, f"{len(problems)} differences" if problems else "bit for bit the uninterrupted run")
     return 1 if problems else 0
 

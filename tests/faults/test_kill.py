@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from src.runs.signals import EXIT_SAVED
-from tests.faults.kill import Victim, compare
+from tests.faults.kill import EPISODES, Victim, compare
 from tests.faults.states import differences, steps_done
 
 
@@ -36,3 +36,9 @@ def test_sigterm_on_one_of_two_ranks_stops_both_with_a_checkpoint(tmp_path: Path
     assert 0 < steps_done(stopped.folder) < 4
     assert stopped.end() == 0
     assert differences(whole.folder, stopped.folder) == []
+
+
+@pytest.mark.slow
+def test_two_kills_of_an_episode_run_change_nothing(tmp_path: Path) -> None:
+    told, problems = compare(tmp_path, kills=2, steps=4, overrides=EPISODES)
+    assert problems == [] and told.startswith("2 kills (1 any moment, 1 writing) of")
