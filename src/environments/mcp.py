@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import shlex
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -30,9 +32,12 @@ if TYPE_CHECKING:
     from mcp import Client
     from mcp.types import CallToolResult
 
+log = logging.getLogger(__name__)
+
 _MOST_PAGES = 100  # of a list of tools
 _STDERR_LINES = 5
 _PROBE_SECONDS = 2.0
+_RETRY_SECONDS = 0.5
 T = TypeVar("T")
 
 
@@ -51,7 +56,7 @@ class McpEnvironment:
             episode, as OpenAI has them, and returns a number, or None for no reward; null: there is no reward.
         name: for logs and metrics.
         time_limit: seconds for the calls of an answer.
-        start_limit: seconds for a connection.
+        start_limit: seconds for a connection. Where others have worked before, it is tried again for as long.
         concurrent: episodes that may start, or whose calls may run, at once.
         result_limit: characters of a result.
         variables: names of environment variables that a started server sees; all others but PATH and the like are
@@ -129,11 +134,20 @@ class McpEnvironment:
     def start(self, task: Task, seed: int) -> ToolEpisode:
         """See `Environment`. The seed is not used: a server has no place for it."""
         messages = opening(task.row, f"{self.name}[{task.id}]")
-        with self._lock:
-            self._loop = self._loop or _Loop()
-            connection = _Connection(self, self._loop, task.row)
-            self._open.add(connection)
-        tools = connection.open()
+        until = time.monotonic() + self.start_limit
+        while True:
+            with self._lock:
+                self._loop = self._loop or _Loop()
+                connection = _Connection(self, self._loop, task.row)
+                self._open.add(connection)
+            try:
+                tools = connection.open()
+                break
+            except EnvironmentFaultError as error:
+                if self._tools is None or time.monotonic() > until:  # it never worked, or is gone for good
+                    raise
+                log.warning("%s Trying again.", error)
+                time.sleep(_RETRY_SECONDS)
         return self._episode(tools, messages, connection)
 
     def forget(self, connection: _Connection) -> None:

@@ -178,6 +178,33 @@ def test_a_server_that_does_not_start_is_one_clear_error(rows, command, words):
     assert psutil.Process().children(recursive=True) == []
 
 
+FLAKY = """
+import runpy, sys
+from pathlib import Path
+starts = Path(sys.argv.pop(1))
+starts.write_text(starts.read_text() + "." if starts.exists() else ".")
+if starts.read_text() == ".." or Path(f"{starts}.gone").exists():
+    sys.exit("out of luck")
+runpy.run_path(sys.argv.pop(1), run_name="__main__")
+"""
+
+
+def test_a_server_that_once_worked_is_started_again_until_it_is_gone_for_good(rows, tmp_path, caplog):
+    (tmp_path / "flaky.py").write_text(FLAKY)
+    starts = tmp_path / "starts"
+    made = McpEnvironment(str(rows), [sys.executable, str(tmp_path / "flaky.py"), str(starts), *COMMAND[1:]])
+    (task,) = made.tasks("train")
+    assert len(made.opening(task).tools) == 4
+    made.start(task, 0).close()
+    assert starts.read_text() == "..." and "out of luck Trying again." in caplog.text
+    (tmp_path / "starts.gone").touch()
+    made.start_limit = 4.0
+    with pytest.raises(EnvironmentFaultError, match="Connection closed"):
+        made.start(task, 0)
+    assert len(starts.read_text()) >= 5
+    made.close()
+
+
 def test_streamable_http(rows, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

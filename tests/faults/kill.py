@@ -3,6 +3,7 @@
     python -m tests.faults.kill --kills 20
     python -m tests.faults.kill --kills 5 --ranks 2        # two gloo processes, sharded checkpoints
     python -m tests.faults.kill --kills 10 --episodes      # whole episodes, with credit by turn
+    python -m tests.faults.kill --mcp --steps 20           # against an MCP server, which is killed too
 
 Half of the kills come from outside at a random moment, the start of the process included; with two ranks some hit one
 of them only. The others are SIGKILLs that the process sends itself at the worst points of saving (`dying`). Each start
@@ -11,17 +12,21 @@ is the same command with `ckpt_path=auto`. A run that ends before all kills are 
 
 import argparse
 import contextlib
+import json
 import logging
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
@@ -30,6 +35,7 @@ from tests.faults.states import differences, steps_done
 
 ROOT = Path(__file__).parents[2]
 log = logging.getLogger("kill")
+T = TypeVar("T")
 
 SETTINGS = (
     "ckpt_path=auto",
@@ -192,6 +198,77 @@ def compare(
     return f"{total.total()} kills ({kinds}) of {runs} run(s) on {ranks} rank(s), {starts - runs} resumes", problems
 
 
+def mcp_run(folder: Path, steps: int) -> list[str]:
+    """Train against MCP servers; kill one of them, then the trainer; resume, and resume again with one more kill.
+
+    Returns:
+        What is not as it must be: servers that outlive the trainer, or differences between the two resumed runs.
+    """
+    victim = Victim(folder / "first", steps, 1, _mcp_settings(folder))
+    process = victim.start()
+    try:
+        _until(process, lambda: steps_done(victim.folder) >= 1)
+        server = _until(process, lambda: _servers(process.pid))[0]
+        server.kill()
+        log.info("killed a server after %d rollout steps", steps_done(victim.folder))
+        _until(process, lambda: steps_done(victim.folder) >= 3)
+        servers = _until(process, lambda: _servers(process.pid))
+        process.kill()
+        process.wait()
+        log.info("killed the trainer after %d rollout steps", steps_done(victim.folder))
+    finally:
+        _kill_group(process)
+    problems = [f"server {left.pid} is left" for left in psutil.wait_procs(servers, timeout=10)[1]]
+    again = replace(victim, folder=folder / "again")
+    shutil.copytree(victim.folder, again.folder)
+    done = steps_done(again.folder)
+    process = again.start()
+    try:
+        _until(process, lambda: steps_done(again.folder) > done)
+        process.kill()
+        process.wait()
+    finally:
+        _kill_group(process)
+    for run in (victim, again):
+        if run.end() != 0 or steps_done(run.folder) != steps:
+            raise RuntimeError(f"it failed, see '{run.folder / 'output.txt'}'")
+    return problems + differences(victim.folder, again.folder)
+
+
+def _mcp_settings(folder: Path) -> tuple[str, ...]:
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "val"):
+        rows = [{"prompt": f"Add a note: {split} {word}."} for word in ("tea", "rain", "rice", "salt")]
+        (folder / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (folder / "reward.py").write_text(
+        "def calls(row, messages):\n    return sum(len(one.get('tool_calls') or ()) for one in messages)\n"
+    )
+    return (
+        *("experiment=tiny_native", "data=episodes", "environment=mcp", "data.max_prompt_tokens=600"),
+        f"environment.command=[python,{ROOT}/tests/environments/sqlite_server.py]",
+        f"environment.rows={{train: {folder}/train.jsonl, val: {folder}/val.jsonl}}",
+        *(f"environment.reward={folder}/reward.py:calls", "episodes.max_turns=3", "data.limit_val=1"),
+        *("data.prompts_per_step=2", "updates.prompts_per_minibatch=2", "sampling.n=2"),
+    )
+
+
+def _servers(trainer: int) -> list[psutil.Process]:
+    """The MCP servers that a trainer has started."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        children = psutil.Process(trainer).children(recursive=True)
+        return [one for one in children if "sqlite_server.py" in " ".join(one.cmdline())]
+    return []
+
+
+def _until(process: subprocess.Popen[bytes], found: Callable[[], T]) -> T:
+    """What is found, once it is, in a run that goes on."""
+    while process.poll() is None:
+        if value := found():
+            return value
+        time.sleep(0.02)
+    raise RuntimeError("the run ended before it was killed")
+
+
 def _step_seconds(folder: Path) -> float:
     """Mean time between two checkpoints' lines of a run."""
     file, first = folder / "metrics.jsonl", folder / ".hydra/config.yaml"
@@ -207,9 +284,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--episodes", action="store_true", help="of a run that plays episodes")
     parser.add_argument("--folder", type=Path, default=None, help="where the runs go; default: a temporary folder")
+    parser.add_argument("--mcp", action="store_true", help="a run against MCP servers, with three kills")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     folder = options.folder or Path(tempfile.mkdtemp(prefix="kill-"))
+    if options.mcp:
+        problems = mcp_run(folder, options.steps)
+        log.info("%s", problems or "nothing is left behind; bit for bit the run that was resumed once")
+        return 1 if problems else 0
     overrides = EPISODES if options.episodes else STEPS
     told, problems = compare(
         folder, options.kills, ranks=options.ranks, steps=options.steps, seed=options.seed, overrides=overrides
