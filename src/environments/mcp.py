@@ -127,9 +127,8 @@ class McpEnvironment:
 
     def opening(self, task: Task) -> Opening:
         """See `Environment`. The server is started for the first task alone: its tools are the same for all."""
-        if self._tools is None:
-            self._tools = Opening.of(self.start(task, 0)).tools
-        return Opening(self._tools, tuple(opening(task.row, f"{self.name}[{task.id}]")))
+        tools = self._tools or Opening.of(self.start(task, 0)).tools
+        return Opening(tools, tuple(opening(task.row, f"{self.name}[{task.id}]")))
 
     def start(self, task: Task, seed: int) -> ToolEpisode:
         """See `Environment`. The seed is not used: a server has no place for it."""
@@ -142,6 +141,7 @@ class McpEnvironment:
                 self._open.add(connection)
             try:
                 tools = connection.open()
+                self._tools = self._tools or tools
                 break
             except EnvironmentFaultError as error:
                 if self._tools is None or time.monotonic() > until:  # it never worked, or is gone for good

@@ -194,8 +194,8 @@ def test_a_server_that_once_worked_is_started_again_until_it_is_gone_for_good(ro
     starts = tmp_path / "starts"
     made = McpEnvironment(str(rows), [sys.executable, str(tmp_path / "flaky.py"), str(starts), *COMMAND[1:]])
     (task,) = made.tasks("train")
-    assert len(made.opening(task).tools) == 4
-    made.start(task, 0).close()
+    for _ in range(2):
+        made.start(task, 0).close()
     assert starts.read_text() == "..." and "out of luck Trying again." in caplog.text
     (tmp_path / "starts.gone").touch()
     made.start_limit = 4.0
