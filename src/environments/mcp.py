@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 _MOST_PAGES = 100  # of a list of tools
 _STDERR_LINES = 5
-_PROBE_SECONDS = 2.0
+_PROBE_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
 T = TypeVar("T")
 

@@ -67,7 +67,7 @@ def notes(rows, tmp_path_factory):
         patch.setattr(tempfile, "tempdir", None)
         patch.setattr("mcp.client.stdio.PROCESS_TERMINATION_TIMEOUT", 0.5)
         patch.setattr("mcp.client.stdio.FORCE_KILL_TIMEOUT", 0.5)
-        options = {"time_limit": 2.0, "result_limit": 300, "variables": ["SHOWN_TO_SERVER"]}
+        options = {"time_limit": 8.0, "result_limit": 300, "variables": ["SHOWN_TO_SERVER"]}
         made = McpEnvironment(str(rows), COMMAND, reward=f"{rows.with_name('rewards.py')}:notes", **options)
         yield made
         made.close()
@@ -135,7 +135,7 @@ def test_a_server_that_dies_is_answered_and_the_next_episode_has_a_new_one(notes
 
 
 def test_a_server_that_hangs_is_answered_and_ended(episode):
-    assert said(episode, ToolCall("misbehave", {"how": "hang"})) == ["Error: the call did not end within 2 seconds."]
+    assert said(episode, ToolCall("misbehave", {"how": "hang"})) == ["Error: the call did not end within 8 seconds."]
     assert said(episode, ToolCall("add_note", {"text": "x"})) == [DIED]
     assert episode.counts == {"timeout": 1, "tool_died": 1}
 
