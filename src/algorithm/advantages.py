@@ -48,11 +48,14 @@ def turn_advantages(rewards: Tensor, *, estimator: Estimator = "grpo", delta: fl
     An episode that is over has nothing to go: it counts as 0 in the means of later turns. So the mean is over G at
     every turn, and what an episode adds to it only scales its advantages by (G - 1) / G, as in `group_advantages`. A
     mean over those that are still going would divide by a number that the policy decides on when it stops, and the
-    gradient would be of something else. Divisors are those of the episodes' whole rewards.
+    gradient would be of something else. What the estimator divides by is that of the turn where rewards-to-go differ
+    most, usually the first: episodes that earn the same at different turns differ at later ones only.
 
     >>> turn_advantages(torch.tensor([[1.0, 2.0], [1.0, 0.0]]), estimator="dr_grpo").tolist()
     [[1.0, 1.0], [-1.0, -1.0]]
     >>> turn_advantages(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), estimator="dr_grpo").tolist()
+    [[0.0, -1.0], [0.0, 1.0]]
+    >>> turn_advantages(torch.tensor([[2.0, 0.0], [0.0, 2.0]]), delta=0.0).tolist()
     [[0.0, -1.0], [0.0, 1.0]]
 
     Args:
@@ -65,12 +68,13 @@ def turn_advantages(rewards: Tensor, *, estimator: Estimator = "grpo", delta: fl
     """
     to_go = rewards.double().flip(-1).cumsum(-1).flip(-1)
     centred = to_go - to_go.mean(0)
-    advantages = _scaled(centred, centred[:, 0], estimator, delta)
+    widest = int(centred.square().sum(0).argmax())
+    advantages = _scaled(centred, centred[:, widest], estimator, delta)
     return torch.where(to_go.amax(0) == to_go.amin(0), 0.0, advantages).float()
 
 
 def _scaled(centred: Tensor, whole: Tensor, estimator: Estimator, delta: float) -> Tensor:
-    """Centred values [..., G] or [G, K], divided as the estimator divides the centred rewards [..., G]."""
+    """Centred values [..., G] or [G, K], divided as the estimator divides the centred rewards `whole` [..., G]."""
     if estimator not in get_args(Estimator):
         raise ValueError(f"algorithm.estimator: expected one of {get_args(Estimator)}, found '{estimator}'.")
     if delta < 0:

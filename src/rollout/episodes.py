@@ -276,9 +276,7 @@ class EpisodeCollector:
         played = self._player.play(prompts, params, lambda key: prompt_seed(seed, rollout_step, key))
         turns = [turn for group in played for episode in group for turn in episode.turns]
         check_fresh([turn.completion for turn in turns], rollout_step)
-        return [
-            ScoredGroup(prompt, tuple(map(_scored, episodes))) for prompt, episodes in zip(prompts, played, strict=True)
-        ]
+        return [scored_group(prompt, episodes) for prompt, episodes in zip(prompts, played, strict=True)]
 
     def demonstrate(
         self, prompts: Sequence[RenderedPrompt], targets: Sequence[Tensor], rollout_step: int, progress: float
@@ -293,6 +291,11 @@ class EpisodeCollector:
     def close(self) -> None:
         """End what the environment has started."""
         self._player.environment.close()
+
+
+def scored_group(prompt: RenderedPrompt, episodes: Sequence[PlayedEpisode]) -> ScoredGroup:
+    """The episodes of a task, each as one completion."""
+    return ScoredGroup(prompt, tuple(map(_scored, episodes)))
 
 
 def _scored(episode: PlayedEpisode) -> ScoredCompletion:

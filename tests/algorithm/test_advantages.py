@@ -86,6 +86,13 @@ def test_turn_advantages_of_a_worked_example() -> None:
     assert not turn_advantages(torch.tensor([[1.0, 2.0], [1.0, 2.0]])).any()
 
 
+def test_episodes_that_earn_the_same_at_different_turns_have_bounded_advantages() -> None:
+    # To go [1, 0] and [1, 1]: no variance at the first turn, 1/4 at the second, so deviations of 1/2 are 1. Divided by
+    # the first turn's, sqrt(delta) = 1e-3 would be left: 500.
+    found = turn_advantages(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), delta=1e-6)
+    assert found.flatten().tolist() == pytest.approx([0.0, -1.0, 0.0, 1.0], abs=1e-5)
+
+
 def by_turn_index(rewards: torch.Tensor, going: torch.Tensor) -> torch.Tensor:
     """Reward-to-go less its mean over the episodes that are still going at that turn."""
     to_go = rewards.flip(-1).cumsum(-1).flip(-1)

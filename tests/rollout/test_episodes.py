@@ -25,6 +25,7 @@ from src.rollout.engine import Completion, SamplingParams
 from src.rollout.episodes import EpisodeCollector, EpisodeLimits, Player
 from tests.data.templates.test_native import FORMATS, template, tokenizer  # noqa: F401  # a fixture
 from tests.protocol.conftest import smollm2  # noqa: F401  # a fixture
+from tests.rollout.forced import TEMPLATES, native_outcome
 
 TOOLS = (ToolSpec.of("find_city", "Finds a city.", {"name": {"type": "string"}}),)
 OPENING = (Message("user", "How many live in Oslo?"),)
@@ -190,6 +191,21 @@ def test_the_engine_sees_what_the_template_writes(
         )
         assert tokenizer.decode(asked) == written
     assert episode.history.rewrites == REWRITES[name, thought]
+
+
+@pytest.mark.parametrize(
+    ("name", "thoughts"), [(name, some) for name, thinks in TEMPLATES.items() for some in {thinks, False}]
+)
+def test_the_trainer_scores_every_token_as_the_engine_did(
+    name: str,
+    thoughts: bool,
+    tokenizer: PreTrainedTokenizerBase,  # noqa: F811
+) -> None:
+    """Plays of generated worlds, forced through the native engine; `python -m tests.rollout.forced` has 200 of each."""
+    tokenizer.chat_template = template(name)
+    outcome = native_outcome(tokenizer, tasks=2, thoughts=thoughts)
+    assert outcome.episodes == 16 and outcome.strays == 0
+    assert outcome.gap < 3e-5 and outcome.called > 0.4
 
 
 def test_every_format_is_played() -> None:
