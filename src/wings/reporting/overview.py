@@ -159,5 +159,5 @@ def _written(value: str | float | None) -> str:
         return "–"
     if not isinstance(value, str):
         return f"{value:.6g}"
-    kept = _LONGEST // 2
-    return plain(value if len(value) <= _LONGEST else f"{value[:kept]} … {value[-kept:]}")
+    left, kept = len(value) - _LONGEST, _LONGEST // 2
+    return plain(value if left <= 0 else f"{value[:kept]} … ({left:,} more characters) … {value[-kept:]}")
