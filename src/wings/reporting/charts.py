@@ -92,7 +92,9 @@ def curves(key: str, runs: Sequence[RunRecord]) -> Chart:
     about = TEXTS[key]
     if "panels" in about:
         found = [Panel(title, unit, _series(runs, metric)) for metric, title, unit in about["panels"]]
-        return Chart(key, about["title"], about["caption"], tuple(panel for panel in found if panel.series))
+        zeros = about.get("zeros", True)
+        shown = tuple(panel for panel in found if any(zeros or any(series.y) for series in panel.series))
+        return Chart(key, about["title"], about["caption"], shown)
     labels = [region.label for region in Region if _appears(runs, region)]
     panels = []
     alone = len(methods(runs)) == 1

@@ -32,7 +32,7 @@ from src.wings.reporting.panel_drawing import DRAWN, INK, MUTED, Styles
 CHARTS: Mapping[str, Callable[[Sequence[RunRecord]], Chart]] = {
     **{
         key: partial(charts.curves, key)
-        for key in ("learning_curves", "region_entropy", "region_weights", "gradient_share")
+        for key in ("learning_curves", "episodes", "region_entropy", "region_weights", "gradient_share")
     },
     "benchmark_bars": benchmark_charts.benchmark_bars,
     "benchmark_radar": benchmark_charts.benchmark_radar,

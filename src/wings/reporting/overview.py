@@ -18,6 +18,7 @@ from src.wings.reporting.tables import Table, events, headline_metrics, results
 
 _SPECIAL = {ord(sign): f"&#{ord(sign)};" for sign in "&<>|*_`[]\\~#!"} | {ord("\n"): " ↵ ", ord("\r"): ""}
 _LONGEST = 600
+_BFCL = "src.environments.bfcl.environment.BfclEnvironment"
 _NOW = (REWARD, EXACT_MATCH, ENTROPY, RESPONSE_TOKENS, "train/loss", NLL)
 
 
@@ -52,9 +53,27 @@ def sentences(runs: Sequence[RunRecord]) -> list[str]:
     return told
 
 
+def trained_on_tests(runs: Sequence[RunRecord]) -> str:
+    """That BFCL's scores of runs are worth nothing, as they trained on its test cases; empty if none did.
+
+    >>> settings = {"data.train.environment._target_": _BFCL, "data.train.environment.train_on_test": True}
+    >>> trained_on_tests([RunRecord("a", "rest", 1, {}, settings=settings), RunRecord("b", "rest", 2, {})])
+    "a trained on BFCL's multi-turn test cases (environment.train_on_test): its BFCL scores are worth nothing."
+    """
+    found = [run.name for run in runs if _trains_on_tests(run.settings)]
+    if not found:
+        return ""
+    whose = "its" if len(found) == 1 else "their"
+    return (
+        f"{', '.join(found)} trained on BFCL's multi-turn test cases (environment.train_on_test): {whose} BFCL scores "
+        "are worth nothing."
+    )
+
+
 def overview(run: RunRecord) -> str:
     """What became of a run so far: sentences, headline numbers before training and now, the last step, health."""
-    parts = [f"# {plain(title([run]))}", plain(" ".join(sentences([run])))]
+    tested = trained_on_tests([run])
+    parts = [f"# {plain(title([run]))}", f"**{plain(tested)}**" if tested else "", plain(" ".join(sentences([run])))]
     scores = results([run], run.method)
     if scores.rows:
         parts += ["## Before training and now", _table(replace(scores, head=("Metric", "Start", "Now", "Change")))]
@@ -98,6 +117,14 @@ def plain(text: str) -> str:
     return text.translate(_SPECIAL)
 
 
+def _trains_on_tests(settings: Mapping[str, object]) -> bool:
+    """Whether BFCL's environment is among the training data and gives its test cases for it."""
+    given = (
+        key.rpartition(".")[0] for key, value in settings.items() if key.endswith(".train_on_test") and value is True
+    )
+    return any(where.startswith("data.train") and settings.get(f"{where}._target_") == _BFCL for where in given)
+
+
 def _told(key: str, runs: Sequence[RunRecord]) -> str:
     scored = [run for run in runs if key in run.final]
     order = methods(scored)
@@ -132,5 +159,5 @@ def _written(value: str | float | None) -> str:
         return "–"
     if not isinstance(value, str):
         return f"{value:.6g}"
-    kept = _LONGEST // 2
-    return plain(value if len(value) <= _LONGEST else f"{value[:kept]} … {value[-kept:]}")
+    left, kept = len(value) - _LONGEST, _LONGEST // 2
+    return plain(value if left <= 0 else f"{value[:kept]} … ({left:,} more characters) … {value[-kept:]}")

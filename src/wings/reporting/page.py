@@ -58,6 +58,7 @@ def render(
         title=overview.title(runs),
         sentences=overview.sentences(runs),
         warning=tables.comparable(runs),
+        tested=overview.trained_on_tests(runs),
         results=tables.results(runs, baseline),
         paper=tables.paper_tables(runs, reference_rows),
         differences=tables.differences(runs) if len(runs) > 1 else None,

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from src.rollout.history import EPISODE_COUNTS
 from src.wings.comparing.run_folders import RunRecord, read_runs
 from src.wings.reporting import benchmark_charts, charts
 from tests.wings.reporting.made_runs import REGIONS, step_metrics, write_run
@@ -22,6 +23,21 @@ def test_learning_curves_have_a_panel_for_each_metric_that_a_run_has() -> None:
     )
     assert [series.run for series in panels["Policy entropy"].series] == ["rest-1", "sft-1"]
     assert panels["Negative log-likelihood"].series[0].y == (1.5,)
+
+
+def test_episodes_have_a_panel_for_each_thing_that_happened() -> None:
+    steps = {0: {"episode/turns": 2.0, "episode/ended_done": 1.0, "episode/ended_time": 0.0, "episode/timeout": 0.0}}
+    steps[1] = {"episode/turns": 3.5, "episode/ended_done": 0.75, "episode/ended_time": 0.0, "episode/timeout": 0.25}
+    chart = charts.curves("episodes", [RunRecord("rest-1", "rest", 1, steps), record()])
+    assert [panel.title for panel in chart.panels] == ["Turns", "Ended: done", "Timeouts"]
+    assert chart.panels[0].series == (charts.Series("rest-1", "rest", (0, 1), (2.0, 3.5)),)
+    assert chart.panels[2].series[0].y == (0.0, 0.25)
+    assert charts.curves("episodes", [record()]).panels == ()
+
+
+def test_every_count_of_an_episode_has_a_panel() -> None:
+    shown = {metric for metric, _, _ in charts.TEXTS["episodes"]["panels"]}
+    assert shown == {f"episode/{name}" for name in EPISODE_COUNTS}
 
 
 def test_regions_share_a_panel_for_one_method_and_have_their_own_for_several() -> None:

@@ -12,9 +12,10 @@ from omegaconf import DictConfig
 
 from src.report import report
 from src.wings.comparing.run_folders import ComparisonError, read_runs
-from src.wings.reporting import page
+from src.wings.reporting import overview, page
 from src.wings.reporting.inspector.section import PageSection
 from tests.conftest import ROOT
+from tests.wings.reporting.inspector.samples import episode_record
 from tests.wings.reporting.made_runs import NASTY, write_run
 
 
@@ -118,6 +119,37 @@ def test_runs_of_every_state_have_a_page(tmp_path: Path, runs: dict) -> None:
     assert "rest, seed 1, on tiny" in make(tmp_path)
     write_run(tmp_path, "grpo", 2)
     assert "grpo, rest, seeds 1, 2, on tiny" in make(tmp_path)
+
+
+BFCL = {"_target_": "src.environments.bfcl.environment.BfclEnvironment", "train_on_test": True}
+
+
+def test_scores_on_test_cases_that_were_trained_on_are_worth_nothing(tmp_path: Path) -> None:
+    write_run(tmp_path, "rest", 1, data__train={"environment": BFCL})
+    write_run(tmp_path, "rest", 2, environment=BFCL)  # composed, not trained on
+    warning = (
+        "rest-1 trained on BFCL's multi-turn test cases (environment.train_on_test): its BFCL scores are worth nothing."
+    )
+    assert html.unescape(make(tmp_path)).count(warning) == 2  # above the results and above the benchmarks
+    trained, other = read_runs([tmp_path])
+    assert overview.plain(warning) in overview.overview(trained)
+    assert "worth nothing" not in overview.overview(other)
+
+
+@pytest.mark.parametrize("changes", [{"train_on_test": False}, {"_target_": "my.environment.Cases"}])
+def test_other_episodes_have_no_such_warning(changes: dict, tmp_path: Path) -> None:
+    write_run(tmp_path, "rest", 1, data__train={"environment": BFCL | changes})
+    assert "Trained on test cases" not in make(tmp_path)
+
+
+def test_a_run_of_episodes_has_their_chart_and_their_turns(tmp_path: Path) -> None:
+    numbers = {"episode/turns": 2.5, "episode/rewrites": 0.5, "episode/ended_cut": 0.25, "episode/malformed": 0.0}
+    run = write_run(tmp_path, "rest", 1, more=[{"event": "rollout_step", "rollout_step": 3, **numbers}])
+    (run / "rollouts.jsonl").write_text(json.dumps(episode_record()) + "\n")
+    page = make(run)
+    titles = [panel["title"] for panel in data(page)["episodes"]["panels"]]
+    assert titles == ["Turns", "Rewritten histories", "Ended: answer cut"]
+    assert '"observed":[["result of sky",' in page
 
 
 def test_figures_of_an_earlier_report_go_when_they_have_no_numbers(tmp_path: Path) -> None:

@@ -13,8 +13,9 @@ from src.protocol.dialogue import JsonValue, ToolCall
 from src.protocol.matching import json_equal, match_calls
 from src.protocol.types import ParsedResponse
 
-_LONGEST_VALUE = 2000  # characters shown
-_MOST_CALLS = 64  # compared; rewards compare all
+_LONGEST_TEXT = 2000  # characters shown
+MOST_CALLS = 64
+"""Of an answer that are compared or shown; rewards compare all."""
 
 
 class Failure(StrEnum):
@@ -133,7 +134,7 @@ def pair_calls(predicted: Sequence[ToolCall], gold: Sequence[ToolCall]) -> list[
     >>> [(row.name, row.predicted, row.gold, row.state.value) for row in pair.rows]
     [('city', '"Rome"', '"Oslo"', 'differs'), ('day', None, '1', 'missing'), ('hour', '2', None, 'extra')]
     """
-    predicted, gold = predicted[:_MOST_CALLS], gold[:_MOST_CALLS]
+    predicted, gold = predicted[:MOST_CALLS], gold[:MOST_CALLS]
     partners = {match.gold: match.predicted for match in match_calls(predicted, gold) if match.predicted is not None}
     left = [index for index in range(len(predicted)) if index not in partners.values()]
     beside: dict[int, int] = {}
@@ -176,13 +177,22 @@ def _rows(predicted: ToolCall | None, gold: ToolCall | None) -> tuple[ParameterR
 
 
 def shown_value(value: JsonValue) -> str:
-    """A value as JSON, cut where it is endless.
+    """A value as JSON, `shortened`.
 
-    >>> shown_value({"day": [1, None]}), len(shown_value("x" * 9999))
-    ('{"day": [1, null]}', 2001)
+    >>> shown_value({"day": [1, None]})
+    '{"day": [1, null]}'
     """
     try:
-        text = json.dumps(value, ensure_ascii=False)
+        return shortened(json.dumps(value, ensure_ascii=False))
     except RecursionError:
         return "… (nested too deeply to show)"
-    return text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + "…"
+
+
+def shortened(text: str) -> str:
+    """A text from outside, cut where it is endless; it says by how much.
+
+    >>> shortened("rain"), shortened("x" * 12345)[1999:]
+    ('rain', 'x… (10,345 more characters)')
+    """
+    left = len(text) - _LONGEST_TEXT
+    return text if left <= 0 else f"{text[:_LONGEST_TEXT]}… ({left:,} more characters)"

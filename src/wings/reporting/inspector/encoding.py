@@ -15,7 +15,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from src.protocol.types import Region
-from src.wings.reporting.inspector.comparing import CallPair, Failure, State, pair_calls
+from src.wings.reporting.inspector.comparing import (
+    MOST_CALLS,
+    CallPair,
+    Failure,
+    State,
+    pair_calls,
+    shortened,
+    shown_value,
+)
+from src.wings.reporting.inspector.episode_records import LoggedEpisode, LoggedTurn
 from src.wings.reporting.inspector.rollout_records import COLUMNS, REWARD_PARTS, LoggedCompletion, LoggedGroup
 
 JsonObject = dict[str, Any]
@@ -33,7 +42,7 @@ class Encoder:
 
     Attributes:
         tokens: texts of tokens.
-        lines: of prompts and targets.
+        lines: of prompts, targets and messages.
     """
 
     def __init__(self) -> None:
@@ -45,7 +54,9 @@ class Encoder:
         comparisons: list[list[Any]] = []
         completions = []
         for completion in group.completions:
-            pairs = [_pair(pair) for pair in pair_calls(completion.parsed.calls or (), group.gold)]
+            pairs = (
+                [] if completion.episode else list(map(_pair, pair_calls(completion.parsed.calls or (), group.gold)))
+            )
             if pairs not in comparisons:
                 comparisons.append(pairs)
             kind = _FAILURES.index(group.failure(completion))
@@ -77,14 +88,48 @@ class Encoder:
             "regions": "".join(map(_DIGITS.__getitem__, completion.regions)),
             **{name: column for name in COLUMNS if (column := encode_numbers(completion.columns[name])) is not None},
         }
-        if not "".join(completion.tokens).startswith(completion.text):  # it has a prefix, or tokens share characters
+        if completion.scores:
+            encoded["scores"] = {name: _finite(value) for name, value in completion.scores.items()}
+        if completion.episode is not None:
+            encoded["episode"] = self._episode(completion.episode, completion.tokens)
+        elif _reads_otherwise(completion.text, completion.tokens):
             encoded["text"] = self._text(completion.text)
+        return encoded
+
+    def _episode(self, episode: LoggedEpisode, tokens: Sequence[str]) -> JsonObject:
+        return {
+            "ending": episode.ending,
+            "rewrites": episode.rewrites,
+            "faults": dict(episode.faults),
+            "turns": [self._turn(turn, tokens[turn.start : turn.stop]) for turn in episode.turns],
+        }
+
+    def _turn(self, turn: LoggedTurn, tokens: Sequence[str]) -> JsonObject:
+        """A turn; of what is outside the policy's tokens no more than a page can hold."""
+        encoded: JsonObject = {
+            "size": len(tokens),
+            "earned": _finite(turn.earned),
+            "advantage": _finite(turn.advantage),
+            "observed": [
+                [shortened(seen.speaker), self._text(shortened(seen.text))] for seen in turn.observed[:MOST_CALLS]
+            ],
+            "unseen": max(0, len(turn.observed) - MOST_CALLS),
+            "calls": [[shortened(call.name), shown_value(call.parameters)] for call in turn.calls[:MOST_CALLS]],
+            "uncalled": max(0, len(turn.calls) - MOST_CALLS),
+        }
+        if _reads_otherwise(turn.text, tokens):
+            encoded["text"] = self._text(turn.text)
         return encoded
 
 
 def _numbered(strings: Sequence[str], table: dict[str, int]) -> list[int]:
     """The number of each string; new ones join the table."""
     return [table.setdefault(string, len(table)) for string in strings]
+
+
+def _reads_otherwise(text: str, tokens: Sequence[str]) -> bool:
+    """Whether an answer has a prefix, or tokens that share characters."""
+    return not "".join(tokens).startswith(text)
 
 
 def names() -> JsonObject:

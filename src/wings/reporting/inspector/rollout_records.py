@@ -22,6 +22,7 @@ from src.protocol.output_format import Reading
 from src.protocol.types import ParsedResponse, Region
 from src.runs.line_file import LineError, parse_line
 from src.wings.reporting.inspector.comparing import Failure, failure_kind
+from src.wings.reporting.inspector.episode_records import LoggedEpisode, logged_episode
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class LoggedCompletion:
         columns: each of `COLUMNS`, [T]; None where not logged.
         reading: how the text is read; the prefix is a part of it.
         scores: what else its reward is made of, by name: those of functions of the user, or of an environment.
-        episode: turn by turn, as `callbacks.rollout_log.episode_record` has it; None: the completion is one answer.
+        episode: turn by turn; None: the completion is one answer.
     """
 
     index: int
@@ -84,7 +85,7 @@ class LoggedCompletion:
     columns: dict[str, list[float] | None]
     reading: Reading
     scores: dict[str, float] = field(default_factory=dict)
-    episode: dict[str, Any] | None = None
+    episode: LoggedEpisode | None = None
 
     @cached_property
     def parsed(self) -> ParsedResponse:
@@ -241,6 +242,7 @@ def _check(record: dict[str, Any]) -> None:
     for call in record.get("gold_calls") or ():
         call["name"], call["parameters"].items()
     _reading(record)
+    _episode(record)
 
 
 def logged_group(records: Sequence[dict[str, Any]]) -> LoggedGroup:
@@ -268,6 +270,11 @@ def _reading(record: dict[str, Any]) -> Reading:
     return Reading(format_named(record.get("output_format", REST.name)), tools=tools)
 
 
+def _episode(record: dict[str, Any]) -> LoggedEpisode | None:
+    found = record.get("episode")
+    return None if found is None else logged_episode(found, len(record["tokens"]))
+
+
 def _completion(record: dict[str, Any], reading: Reading) -> LoggedCompletion:
     return LoggedCompletion(
         index=int(record["completion"]),
@@ -281,7 +288,7 @@ def _completion(record: dict[str, Any], reading: Reading) -> LoggedCompletion:
         columns={name: record.get(name) for name in COLUMNS},
         reading=reading,
         scores={name: value for name, value in record.items() if name not in _FIELDS and _is_number(value)},
-        episode=record.get("episode"),
+        episode=_episode(record),
     )
 
 

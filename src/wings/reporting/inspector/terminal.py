@@ -5,9 +5,8 @@ What a model wrote may hold escape sequences; only `printable` text is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
-from typing import Any
 
 from rich.box import SIMPLE
 from rich.cells import cell_len
@@ -16,7 +15,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from src.wings.reporting.inspector.comparing import CallPair, Failure, State, pair_calls
+from src.wings.reporting.inspector.comparing import CallPair, Failure, State, pair_calls, shortened
+from src.wings.reporting.inspector.episode_records import LoggedEpisode
 from src.wings.reporting.inspector.rollout_records import LoggedCompletion, LoggedGroup
 
 STYLES = {
@@ -57,8 +57,9 @@ def show_group(console: Console, group: LoggedGroup, *, numbers: str | None = No
     if prompt:
         write.line("Prompt", _SOFT)
         write.line("not logged" if group.prompt is None else printable(group.prompt, "\n"))
-    write.line("Target", _SOFT)
-    write.line(printable(group.target, "\n"))
+    if group.target:
+        write.line("Target", _SOFT)
+        write.line(printable(group.target, "\n"))
     if coloured:
         write.text(Text("  ").join(Text(name.replace("_", " "), style) for name, style in STYLES.items()))
     for completion in group.completions:
@@ -105,16 +106,15 @@ def _show_completion(
         write.text(_call_table(pair))
 
 
-def _show_turns(write: _Writer, episode: Mapping[str, Any]) -> None:
+def _show_turns(write: _Writer, episode: LoggedEpisode) -> None:
     """What was observed and said in each turn, what it earned, and how the episode ended."""
-    for number, turn in enumerate(episode["turns"], 1):
-        for seen in turn["observed"]:
-            said_by = " ".join(filter(None, (seen["role"], seen["name"])))
-            write.line(f"  {said_by}: {printable(seen['text'])}", _SOFT)
-        numbers = f"earned {turn['earned']:.4g}, advantage {turn['advantage']:.4g}, {turn['tokens']} tokens"
-        write.line(f"  turn {number} ({numbers}): {printable(turn['text'])}")
-    faults = "".join(f", {name.replace('_', ' ')} {count}" for name, count in episode["faults"].items())
-    write.line(f"  ended: {episode['ending']}, rewritten histories {episode['rewrites']}{faults}", _SOFT)
+    for number, turn in enumerate(episode.turns, 1):
+        for seen in turn.observed:
+            write.line(f"  {printable(shortened(seen.speaker))}: {printable(shortened(seen.text))}", _SOFT)
+        numbers = f"earned {turn.earned:.4g}, advantage {turn.advantage:.4g}, {turn.stop - turn.start} tokens"
+        write.line(f"  turn {number} ({numbers}): {printable(turn.text)}")
+    faults = "".join(f", {printable(name).replace('_', ' ')} {count}" for name, count in episode.faults.items())
+    write.line(f"  ended: {printable(episode.ending)}, rewritten histories {episode.rewrites}{faults}", _SOFT)
 
 
 def _coloured_tokens(completion: LoggedCompletion) -> Text:
@@ -155,7 +155,9 @@ def _reward_line(completion: LoggedCompletion) -> Text:
     parts = {name.replace("_", " "): value for name, value in completion.parts.items()}
     parts = {name: value for name, value in parts.items() if value is not None or completion.episode is None}
     parts |= {name.replace("_", " "): value for name, value in completion.scores.items()}
-    parts |= {"scaled total": completion.reward, "advantage": completion.advantage}
+    parts["scaled total"] = completion.reward
+    if completion.episode is None:  # else each turn has its own
+        parts["advantage"] = completion.advantage
     text = Text()
     for name, value in parts.items():
         text.append(f"{name} ", _SOFT).append("not logged" if value is None else f"{value:.4g}").append("   ")

@@ -5,8 +5,6 @@ Nothing of the training depends on it: it draws between rollout steps, on rank 0
 
 from __future__ import annotations
 
-import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -21,19 +19,14 @@ from src.training.step import RolloutCallback, RolloutStep, Training
 from src.wings.comparing.run_folders import RunRecord, flat_settings, read_events, sort_events
 from src.wings.reporting import overview
 from src.wings.reporting.figures import CHARTS, draw
-from src.wings.reporting.inspector.rollout_records import REWARD_PARTS, LoggedCompletion, LoggedGroup, logged_group
+from src.wings.reporting.inspector.rollout_records import logged_group
 from src.wings.reporting.live.dashboards import Dashboard, dashboards_of, show_figure
+from src.wings.reporting.live.samples import SampleTable, sample_table
 from src.wings.reporting.shown_settings import shown_settings
-
-COLUMNS = (
-    *("rollout_step", "example", "completion", "prompt", "text", "gold_calls", "failure", "reward", "advantage"),
-    *(*REWARD_PARTS, "regions", "finish_reason"),
-)
-"""Of `sample_rows`."""
 
 
 class LiveFigures(RolloutCallback):
-    """Shows `figures/<chart>`, `text/overview`, `text/config` and `samples/completions` where a logger can show them.
+    """Shows `figures/<chart>`, `text/overview`, `text/config` and `samples/…` where a logger can show them.
 
     At the start, every N rollout steps and at the end, each with the validation and benchmarks of that step; a run that
     goes on shows what it had. Loggers other than TensorBoard and W&B get nothing; without these two it does nothing.
@@ -70,7 +63,7 @@ class LiveFigures(RolloutCallback):
         self._every, self._figures, self._groups, self._dpi = every_n_rollout_steps, tuple(figures), groups, dpi
         self._dashboards: list[Dashboard] = []
         self._settings: Mapping[str, object] | None = None
-        self._samples: list[tuple[str | float | None, ...]] = []
+        self._samples: SampleTable | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Find the loggers."""
@@ -87,7 +80,7 @@ class LiveFigures(RolloutCallback):
             group_records(step.index, scored, group, entropies, module.sampler.collector.table)
             for scored, group, entropies in logged
         )
-        self._samples = sample_rows([logged_group(found) for found in records])
+        self._samples = sample_table([logged_group(found) for found in records])
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Show the steps so far: by now their validation and benchmarks are there."""
@@ -115,9 +108,9 @@ class LiveFigures(RolloutCallback):
         told = overview.overview(run)
         for dashboard in self._dashboards:
             dashboard.text("text/overview", told, step)
-            if self._samples:
-                dashboard.table("samples/completions", COLUMNS, self._samples, step)
-        self._samples = []
+            if self._samples is not None and self._samples.rows:
+                dashboard.table(self._samples.name, self._samples.columns, self._samples.rows, step)
+        self._samples = None
         restore_random_states(states)
 
     def _record(self, settings: Mapping[str, object], *, ended: bool) -> RunRecord:
@@ -132,34 +125,3 @@ class LiveFigures(RolloutCallback):
             settings=settings,
             summary={} if ended else None,
         )
-
-
-def sample_rows(groups: Sequence[LoggedGroup]) -> list[tuple[str | float | None, ...]]:
-    """A row a completion, of `COLUMNS`; what a group shares is in each of its rows."""
-    found = []
-    for group in groups:
-        calls = ({"name": call.name, "parameters": call.parameters} for call in group.gold)
-        gold = "\n".join(json.dumps(call, ensure_ascii=False) for call in calls)
-        for completion in group.completions:
-            failure = group.failure(completion).value
-            told = (group.rollout_step, group.example, completion.index, group.prompt, completion.text, gold, failure)
-            parts = (completion.parts[name] for name in REWARD_PARTS)
-            numbers = (completion.reward, completion.advantage, *parts)
-            found.append((*told, *numbers, by_region(completion), completion.finish_reason))
-    return found
-
-
-def by_region(completion: LoggedCompletion) -> str:
-    r"""A completion's tokens, a line for each stretch of one region; line breaks in it are written as ↵.
-
-    >>> tokens, regions = ["<think>", " hm", "\n", "</think>"], ["format", "reasoning", "reasoning", "format"]
-    >>> from src.protocol.formats.known import REST
-    >>> from src.protocol.output_format import Reading
-    >>> print(by_region(LoggedCompletion(0, "", 0.0, 0.0, {}, "stop", tokens, regions, {}, Reading(REST))))
-    format: <think>
-    reasoning:  hm↵
-    format: </think>
-    """
-    stretches = itertools.groupby(zip(completion.regions, completion.tokens, strict=True), key=lambda pair: pair[0])
-    lines = ((region, "".join(token for _, token in found)) for region, found in stretches)
-    return "\n".join(f"{region}: {text}".replace("\n", "↵") for region, text in lines)

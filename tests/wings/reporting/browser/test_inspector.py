@@ -6,7 +6,16 @@ import math
 import pytest
 
 from src.wings.reporting.inspector.section import InspectedRun, section, standalone_page
-from tests.wings.reporting.inspector.samples import CALL, HOSTILE, group, old_record, record, run_folder
+from tests.wings.reporting.inspector.samples import (
+    CALL,
+    HOSTILE,
+    episode,
+    episode_record,
+    group,
+    old_record,
+    record,
+    run_folder,
+)
 
 pytestmark = pytest.mark.browser
 
@@ -170,6 +179,53 @@ def test_reward_and_gold_call_are_beside_the_completion(opened, tmp_path):
     assert row.locator("code").all_inner_texts() == ['"Rome"', '"Oslo"'] and "differs" in row.locator("th").inner_text()
     page.locator("summary", has_text="Prompt").click()
     assert page.locator(".ri-block pre").first.inner_text() == "system\nWeather in Oslo?"
+
+
+def test_an_episode_is_shown_turn_by_turn(opened, tmp_path):
+    told = episode(result="fog")
+    page = opened([one_run(tmp_path, [episode_record(episode=told), episode_record(1, episode=told)])])
+    card = page.locator(".ri-card").first
+    assert card.locator("h5").all_inner_texts() == ["Turn 1", "Turn 2"]
+    assert card.locator(".ri-earned").all_inner_texts() == [
+        "earned 0.25, advantage -0.5, 3 tokens",
+        "earned 0.5, advantage 1.5, 2 tokens",
+    ]
+    assert card.locator(".ri-speaker").all_inner_texts() == ["user", "policy", "result of sky", "policy"]
+    assert card.locator(".ri-turn > pre").all_inner_texts() == ["Weather in Oslo?", "fog"]
+    assert card.locator(".ri-made li").all_inner_texts() == ['sky {"city": "Oslo"}']
+    parts = card.locator("[data-part]").evaluate_all(
+        "nodes => Object.fromEntries(nodes.map(node => Array.from(node.children, child => child.textContent)))"
+    )
+    assert parts["state"] == "1" and parts["ended"] == "done" and parts["rewritten histories"] == "1"
+    assert parts["malformed"] == "2" and "name" not in parts and "advantage" not in parts
+    page.locator('[name="text"]').fill("FOG")
+    page.wait_for_function("document.querySelector('[data-ri=status]').textContent.startsWith('1 of 1')")
+
+
+def test_a_turn_s_tokens_have_their_own_numbers(opened, tmp_path):
+    source = episode_record()
+    page = opened([one_run(tmp_path, [source, episode_record(1)])])
+    token(page, 1, 0).hover()  # the second turn's first
+    assert readout(page, "token") == "Rain." and readout(page, "advantage") == "1.5"
+    assert float(readout(page, "weight")) == source["weights"][3]
+    token(page, 0, 0).focus()
+    for key, advantage in (("ArrowRight", "-0.5"), ("ArrowDown", "1.5"), ("ArrowDown", "-0.5"), ("ArrowUp", "1.5")):
+        page.keyboard.press(key)
+        assert readout(page, "advantage") == advantage, key
+    page.locator('[data-ri="shade"]').select_option(value="weights")
+    assert token(page, 1, 0).evaluate("node => node.style.getPropertyValue('--shade')") == "0.800"  # 1.0 of 1.25
+
+
+def test_what_an_episode_observed_does_nothing(opened, tmp_path):
+    hostile = [text for text in HOSTILE.values() if "\ud800" not in text]
+    page = opened(
+        [one_run(tmp_path, [episode_record(step=i, episode=episode(result=hostile[i])) for i in range(len(hostile))])]
+    )
+    for index, text in enumerate(hostile):
+        assert page.locator(".ri-turn > pre").nth(1).evaluate("node => node.textContent") == text
+        if index + 1 < len(hostile):
+            page.locator('[data-ri="next"]').click()
+    assert page.evaluate("window.pwned") is None
 
 
 def test_shades(opened, tmp_path):

@@ -56,6 +56,37 @@ def record(completion: int = 0, step: int = 0, example: str = "doc/0", **changes
     }
 
 
+def episode(*answers: str, result: str = "rain", **changes: Any) -> dict[str, Any]:
+    """A logged episode of two turns, of three tokens and of two; its answers may be others."""
+    first, second = answers or (CALL % "Oslo", "It rains.")
+    call = {"name": "sky", "arguments": {"city": "Oslo"}}
+    of_turn_1 = {"text": first, "calls": [call], "tokens": 3, "earned": 0.25, "advantage": -0.5}
+    of_turn_2 = {"text": second, "calls": [], "tokens": 2, "earned": 0.5, "advantage": 1.5}
+    asked = {"role": "user", "name": "", "text": "Weather in Oslo?"}
+    answered = {"role": "observation", "name": "sky", "text": result}
+    return {
+        "ending": "done",
+        "rewrites": 1,
+        "faults": {"malformed": 2, "tool_error": 1},
+        "turns": [{"observed": [asked], **of_turn_1}, {"observed": [answered], **of_turn_2}],
+        **changes,
+    }
+
+
+def episode_record(completion: int = 0, step: int = 0, **changes: Any) -> dict[str, Any]:
+    """A logged completion that is an episode."""
+    lists = ("weights", "entropies", "rollout_logprobs", "old_logprobs", "loss_terms")
+    found = record(completion, step, "world/0", episode=episode(), target="", reward=0.75, exact_match=0.0)
+    if completion == 0:
+        found["gold_calls"] = []
+    for name in ("name", "parameter_names", "parameter_values", "correctness"):
+        del found[name]
+    columns = {name: [*found[name], 0.0625] for name in lists}
+    said = {"tokens": ["<think>", " Look.", "<eos>", "Rain.", "<eos>"]}
+    regions = ["format", "reasoning", "format", "response", "format"]
+    return found | columns | said | {"regions": regions, "state": 1.0, "answer": 0.5} | changes
+
+
 def old_record(**changes: Any) -> dict[str, Any]:
     """The same as older versions wrote it."""
     new = record(**changes)

@@ -12,7 +12,7 @@ from src.protocol.types import Region
 from src.wings.reporting.inspector.encoding import CODES, Encoder, encode_numbers, names
 from src.wings.reporting.inspector.rollout_records import COLUMNS, RolloutFile
 from src.wings.reporting.inspector.section import for_script
-from tests.wings.reporting.inspector.samples import HOSTILE, group, run_folder
+from tests.wings.reporting.inspector.samples import CALL, HOSTILE, episode, episode_record, group, run_folder
 
 rounded = st.floats(-50, 50).map(lambda value: round(value, 5))
 six_digits = st.floats(-1, 1).map(lambda value: float(f"{value:.6g}"))
@@ -86,3 +86,48 @@ def test_a_group_is_all_there(tmp_path):
         assert names()["kinds"][one["kind"]] == "wrong values"
     assert encoded["comparisons"] == [[["sky", "sky", 1, [["city", '"Rome"', '"Oslo"', 1]]]]]
     assert names()["states"][1] == "differs"
+
+
+def encoded_episode(tmp_path, **changes):
+    """The first completion of a group, and the text of some lines."""
+    file = RolloutFile(run_folder(tmp_path, [episode_record(**changes)]))
+    encoder = Encoder()
+    (encoded,) = [encoder.group(0, one) for one in file.read(file.places)]
+    lines = list(encoder.lines)
+    return encoded, lambda indices: "\n".join(lines[index] for index in indices)
+
+
+def test_an_episode_is_its_turns(tmp_path):
+    encoded, text = encoded_episode(tmp_path)
+    (completion,) = encoded["completions"]
+    assert encoded["comparisons"] == [[]]  # a task has no gold calls
+    assert completion["parts"] == [1.0, None, None, None, None, 0.0]
+    assert completion["scores"] == {"state": 1.0, "answer": 0.5}
+    assert "text" not in completion
+    found = completion["episode"]
+    assert (found["ending"], found["rewrites"], found["faults"]) == ("done", 1, {"malformed": 2, "tool_error": 1})
+    first, second = found["turns"]
+    assert [(turn["size"], turn["earned"], turn["advantage"]) for turn in (first, second)] == [
+        (3, 0.25, -0.5),
+        (2, 0.5, 1.5),
+    ]
+    assert [(who, text(said)) for who, said in first["observed"]] == [("user", "Weather in Oslo?")]
+    assert [(who, text(said)) for who, said in second["observed"]] == [("result of sky", "rain")]
+    assert (first["calls"], second["calls"]) == ([["sky", '{"city": "Oslo"}']], [])
+    assert text(first["text"]) == CALL % "Oslo"  # which is not what its tokens say
+
+
+def test_tokens_that_say_the_text_of_a_turn_are_enough(tmp_path):
+    encoded, _ = encoded_episode(tmp_path, episode=episode("<think> Look.", "Rain."))
+    assert ["text" in turn for turn in encoded["completions"][0]["episode"]["turns"]] == [False, False]
+
+
+def test_endless_results_are_cut_and_say_by_how_much(tmp_path):
+    told = episode(result="r" * 1_002_000)
+    told["turns"][0]["calls"] *= 70
+    told["turns"][1]["observed"] *= 70
+    encoded, text = encoded_episode(tmp_path, episode=told)
+    first, second = encoded["completions"][0]["episode"]["turns"]
+    assert (len(first["calls"]), first["uncalled"], first["unseen"]) == (64, 6, 0)
+    assert (len(second["observed"]), second["uncalled"], second["unseen"]) == (64, 0, 6)
+    assert {text(said) for _, said in second["observed"]} == {"r" * 2000 + "… (1,000,000 more characters)"}

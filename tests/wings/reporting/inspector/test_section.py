@@ -9,7 +9,16 @@ import pytest
 
 from src.wings.reporting.inspector.rollout_records import GroupPlace, InspectorError
 from src.wings.reporting.inspector.section import InspectedRun, evenly, section, standalone_page
-from tests.wings.reporting.inspector.samples import CALL, HOSTILE, group, old_record, record, run_folder
+from tests.wings.reporting.inspector.samples import (
+    CALL,
+    HOSTILE,
+    episode,
+    episode_record,
+    group,
+    old_record,
+    record,
+    run_folder,
+)
 from tests.wings.reporting.inspector.test_encoding import Page
 
 
@@ -117,6 +126,39 @@ def test_hostile_texts_stay_texts(tmp_path):
     assert page.tags == harmless.tags and page.comments == harmless.comments
     assert [one["example"] for one in content["groups"]] == [f"{text}/1" for text in hostile]
     assert content["runs"][0]["name"] == hostile[0]
+
+
+def test_what_an_episode_observed_stays_text(tmp_path):
+    """Results, names of tools, users' words and arguments come from outside."""
+
+    def tags(texts):
+        told = [episode(text, text, result=text) for text in texts]
+        for one, text in zip(told, texts, strict=True):
+            one["turns"][1]["observed"][0]["name"] = text
+            one["turns"][0]["calls"] = [{"name": text, "arguments": {text: text}}]
+            one["ending"], one["faults"] = text, {text: 1}
+        records = [episode_record(step=step, episode=one, **{texts[step]: 1.0}) for step, one in enumerate(told)]
+        fragment = section(runs_of(tmp_path, records))
+        page = Page()
+        page.feed(standalone_page(fragment))
+        return page, payload(fragment)
+
+    hostile = [text for text in HOSTILE.values() if "\ud800" not in text]
+    page, content = tags(hostile)
+    harmless, _ = tags([f"a{index}" for index in range(len(hostile))])
+    assert page.tags == harmless.tags and page.comments == harmless.comments
+    for one, text in zip(content["groups"], hostile, strict=True):
+        speaker, said = one["completions"][0]["episode"]["turns"][1]["observed"][0]
+        assert speaker == f"result of {text}" and "\n".join(content["lines"][index] for index in said) == text
+
+
+def test_runs_of_episodes_and_of_answers_side_by_side(tmp_path):
+    runs = runs_of(tmp_path, [episode_record(), episode_record(1)], [episode_record(step=5)], group(0))
+    episodes, later, answers = payload(section(runs))["groups"]
+    assert [len(one["completions"]) for one in (episodes, later, answers)] == [2, 1, 2]
+    assert all("episode" in one for one in (*episodes["completions"], *later["completions"]))
+    assert not any("episode" in one or "scores" in one for one in answers["completions"])
+    assert answers["comparisons"] != [[]]
 
 
 def test_values_that_are_no_text(tmp_path):

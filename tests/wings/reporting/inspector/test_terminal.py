@@ -12,7 +12,16 @@ from src.inspect_rollouts import inspect_rollouts
 from src.wings.reporting.inspector.rollout_records import InspectorError, RolloutFile
 from src.wings.reporting.inspector.terminal import show_group
 from tests.conftest import ROOT
-from tests.wings.reporting.inspector.samples import CALL, HOSTILE, group, old_record, record, run_folder
+from tests.wings.reporting.inspector.samples import (
+    CALL,
+    HOSTILE,
+    episode,
+    episode_record,
+    group,
+    old_record,
+    record,
+    run_folder,
+)
 
 
 def config(*overrides):
@@ -91,6 +100,19 @@ def test_no_run_is_refused():
 def test_runs_of_older_versions(tmp_path, capsys):
     out = shown(run_folder(tmp_path, [old_record()]), capsys, "numbers=loss_terms", "prompt=true")
     assert "loss_terms: not logged" in out and "Prompt\nnot logged" in out
+
+
+def test_an_episode_turn_by_turn(tmp_path, capsys):
+    records = [episode_record(), episode_record(1, episode=episode("<think>", "done", result="r" * 2500 + "\x1b[2J"))]
+    out = shown(run_folder(tmp_path, records), capsys)
+    first, second = out.split("Completion 1")
+    lines = [line.rstrip() for line in first.splitlines()]
+    assert "Target" not in out and "advantage 1" not in out.replace("advantage 1.5", "")
+    assert "  user: Weather in Oslo?" in lines and "  result of sky: rain" in lines
+    assert "  turn 2 (earned 0.5, advantage 1.5, 2 tokens): It rains." in lines
+    assert lines[-2] == "  ended: done, rewritten histories 1, malformed 2, tool error 1"
+    assert "state 1   answer 0.5   scaled total 0.75" in first
+    assert "r" * 2000 + "… (504 more characters)" in second and "\x1b" not in out
 
 
 def test_hostile_texts_reach_no_terminal(tmp_path):

@@ -26,6 +26,7 @@ from src.wings.reporting.figures import CHARTS, draw
 from src.wings.reporting.live import callback as live_figures
 from src.wings.reporting.live.callback import LiveFigures
 from src.wings.reporting.live.dashboards import dashboards_of, show_figure
+from src.wings.reporting.live.samples import COLUMNS
 from tests.conftest import ROOT, SMALL, train_config
 from tests.wings.reporting.live.wandb_file import OfflineRun
 from tests.wings.reporting.made_runs import write_run
@@ -139,7 +140,7 @@ def test_samples_are_in_both(shown, tensorboard, offline):
     logged = [json.loads(line) for line in (shown / "rollouts.jsonl").read_text().splitlines()]
     assert sorted(tables) == [2, 3]
     for done, table in tables.items():
-        assert table["columns"] == list(live_figures.COLUMNS)
+        assert table["columns"] == list(COLUMNS)
         rows = [dict(zip(table["columns"], row, strict=True)) for row in table["data"]]
         expected = [record for record in logged if record["rollout_step"] == done - 1]
         for row, record in zip(rows, expected, strict=True):
@@ -193,7 +194,7 @@ def test_a_run_that_goes_on_shows_what_it_had(tmp_path, monkeypatch):
         for step in (4, 5):
             module.rollout_step = step
             callback.on_train_batch_start(None, module, [], 0)
-        measured = [f"figures/{name}" for name in CHARTS if name != "updates"]  # of which these steps have no numbers
+        measured = [f"figures/{name}" for name in CHARTS if name not in ("updates", "episodes")]  # without numbers here
         assert [name for name in screen.names if name.startswith("figures/")] == (measured if main else [])
         assert [name for name in screen.names if not name.startswith("figures/")] == (
             ["settings", "text/config", "text/overview"] if main else []

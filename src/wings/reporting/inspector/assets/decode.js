@@ -20,8 +20,21 @@ class Samples {
     return completion.tokens.map((index) => this.data.tokens[index]);
   }
 
-  completionText(completion) {
-    return completion.text ? this.text(completion.text) : this.tokens(completion).join("");
+  // The answers of a completion, each of the tokens [start, stop): the turns of an episode, or the completion itself.
+  answers(completion) {
+    if (!completion.episode) return [{ text: completion.text, start: 0, stop: completion.tokens.length }];
+    let stop = 0;
+    return completion.episode.turns.map((turn) => ({ ...turn, start: stop, stop: (stop += turn.size) }));
+  }
+
+  answerText(completion, { text, start, stop }) {
+    return text ? this.text(text) : this.tokens(completion).slice(start, stop).join("");
+  }
+
+  // Of a token: its turn's, in an episode.
+  advantage(completion, index) {
+    if (!completion.episode) return completion.advantage;
+    return this.answers(completion).find(({ stop }) => index < stop).advantage;
   }
 
   // A column by name: numbers a token, or null where it was not logged.
@@ -64,7 +77,9 @@ class Samples {
   }
 
   searched(completion) {
-    return this.cached(completion, () => this.completionText(completion));
+    const read = (answer) => (answer.observed ?? []).map(([speaker, text]) => `${speaker}\n${this.text(text)}`);
+    const whole = (answer) => [...read(answer), this.answerText(completion, answer)];
+    return this.cached(completion, () => this.answers(completion).flatMap(whole).join("\n"));
   }
 
   cached(key, text) {

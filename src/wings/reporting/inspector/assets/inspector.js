@@ -16,7 +16,7 @@ const FIELDS = {
   rollout_logprob: (token) => token.number("rollout_logprobs"),
   old_logprob: (token) => token.number("old_logprobs"),
   ratio: (token) => ratio(token),
-  advantage: (token) => brief(token.completion.advantage),
+  advantage: (token) => brief(samples.advantage(token.completion, token.index)),
   contribution: (token) => token.number("loss_terms"),
 };
 
@@ -140,7 +140,7 @@ function tokenOf(node) {
   return {
     completion,
     index,
-    size: box.children.length,
+    size: completion.tokens.length,
     text: samples.data.tokens[completion.tokens[index]],
     region: node.dataset.region,
     columns: box.columns,
@@ -174,7 +174,7 @@ function focusToken(node) {
 function neighbour(node, key) {
   const box = node.closest(".ri-tokens");
   const boxes = Array.from(stage.querySelectorAll(".ri-tokens"));
-  const index = Number(node.dataset.index);
+  const index = Array.from(box.children).indexOf(node);
   const beside = (other) => other && other.children[Math.min(index, other.children.length - 1)];
   return {
     ArrowLeft: () => box.children[index - 1],
