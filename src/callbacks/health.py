@@ -88,32 +88,39 @@ def column_means(rows: Rows) -> list[float]:
     return [sum(column) / len(rows) for column in zip(*rows, strict=True)]
 
 
-class EntropyCollapse(Alarm):
-    """Mean entropy of the last `window` rollout steps is below a share of that of the first ones."""
+class Fallen(Alarm):
+    """The mean of a metric over some rollout steps is below a share of its first mean, or of its highest.
+
+    Args:
+        name: see `Alarm`.
+        advice: see `Alarm`.
+        key: the metric.
+        share: that is left at least.
+        window: rollout steps of a mean.
+        from_highest: compare with the highest mean so far, not with the first.
+    """
 
     remembered = ("rows", "start")
 
-    def __init__(self, share: float, window: int) -> None:
-        super().__init__(
-            "entropy_collapse",
-            "the policy stops exploring: raise sampling.temperature or algorithm.loss.clip_high, add "
-            "algorithm.loss.entropy_coef, or lower optimizer.learning_rate",
-        )
-        self._share, self._window = share, window
+    def __init__(
+        self, name: str, advice: str, key: str, share: float, window: int, *, from_highest: bool = False
+    ) -> None:
+        super().__init__(name, advice)
+        self._key, self._share, self._window, self._from_highest = key, share, window, from_highest
         self.rows: Rows = []
         self.start: float | None = None
 
     def read(self, metrics: Metrics) -> str | None:
         """See `Alarm.read`."""
-        self.rows = with_row(self.rows, [metrics.get("train/entropy", math.nan)], self._window)
+        self.rows = with_row(self.rows, [metrics.get(self._key, math.nan)], self._window)
         if len(self.rows) < self._window:
             return None
         (mean,) = column_means(self.rows)
-        if self.start is None:
+        if self.start is None or (self._from_highest and mean > self.start):
             self.start = mean
         if mean >= self._share * self.start:
             return None
-        return f"train/entropy fell to {mean:.3g} nats from {self.start:.3g}, below {self._share:.3g} of it"
+        return f"{self._key} fell to {mean:.3g} from {self.start:.3g}, below {self._share:.3g} of it"
 
 
 class FormatWithoutCorrectness(Alarm):
@@ -199,6 +206,7 @@ class Health(RolloutCallback):
         max_sampler_gap: mean |sampler's - trainer's log-probability| in nats; 0.02 is large even for bf16.
         max_truncated: share of completions cut at `sampling.max_new_tokens`.
         min_entropy: share of the start's entropy that is left, both means over 5 rollout steps.
+        min_calls: share of the most completions with a call that is left, both means over 5 rollout steps.
         format_rise: of reward/format since reward/correctness was best, together with
         correctness_fall: of the latter, both means over 10 rollout steps.
         region_patience: rollout steps in which every region of an answer is expected to appear.
@@ -210,6 +218,7 @@ class Health(RolloutCallback):
         max_sampler_gap: float = 0.02,
         max_truncated: float = 0.3,
         min_entropy: float = 0.1,
+        min_calls: float = 0.2,
         format_rise: float = 0.02,
         correctness_fall: float = 0.1,
         region_patience: int = 20,
@@ -235,7 +244,23 @@ class Health(RolloutCallback):
                 "response/truncated",
                 max_truncated,
             ),
-            EntropyCollapse(min_entropy, window=5),
+            Fallen(
+                "entropy_collapse",
+                "the policy stops exploring: raise sampling.temperature or algorithm.loss.clip_high, add "
+                "algorithm.loss.entropy_coef, or lower optimizer.learning_rate",
+                "train/entropy",
+                min_entropy,
+                window=5,
+            ),
+            Fallen(
+                "fewer_calls",
+                "the policy stops calling tools: look at rollouts.jsonl, and at whether answers without a call earn as "
+                "much as those with one",
+                "response/with_call",
+                min_calls,
+                window=5,
+                from_highest=True,
+            ),
             FormatWithoutCorrectness(format_rise, correctness_fall, window=10),
             MissingRegion([region.label for region in Region if region is not Region.OTHER], region_patience),
         ]

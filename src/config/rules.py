@@ -22,7 +22,7 @@ from src.rollout.engine import SamplingParams
 from src.rollout.vllm.requests import check_mode, check_request, require_vllm
 
 VALIDATION_METRICS = tuple(
-    "reward format name parameter_names parameter_values correctness exact_match tokens truncated".split()
+    "reward format name parameter_names parameter_values correctness exact_match tokens truncated with_call".split()
 )
 _SETTINGS = ("sampling", "updates", "optimizer", "algorithm", "reward", "policy")
 """Made of plain values: their own checks cost nothing."""

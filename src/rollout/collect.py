@@ -15,6 +15,7 @@ from src.algorithm.experience import PromptGroup
 from src.data.rendering import RenderedPrompt
 from src.protocol.regions import DecodedCompletion, read_completions
 from src.protocol.token_bytes import TokenBytes
+from src.protocol.types import Region
 from src.rewards.functions.python_reward import Batch, score_all
 from src.rewards.tool_call import Reward, RewardFunction, RewardParts
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
@@ -49,6 +50,7 @@ class ScoredCompletion:
         found |= {f"reward/{name}": value for name, value in self.reward.parts.metrics().items()}
         found["response/tokens"] = float(len(self.completion.token_ids))
         found["response/truncated"] = float(self.completion.finish_reason == "length")
+        found["response/with_call"] = float((self.decoded.regions == Region.TOOL_NAME).any())
         if self.episode is not None:
             found |= {f"episode/{name}": value for name, value in self.episode.metrics().items()}
         return found

@@ -198,7 +198,7 @@ class Player:
         if game.ending is not None:
             return False
         game.observed = game.episode.observe()
-        for said, observed in _ways_to_say(game.turns[-1].decoded, game.observed):
+        for said, observed in _ways_to_say(game.turns[-1].decoded, game.observed, self._renderer.control):
             try:
                 ids, appended = self._renderer.continued(replace(game.example, target=said), observed)
                 break
@@ -231,12 +231,18 @@ def _act(game: _Going) -> None:
 
 
 def _ways_to_say(
-    answer: DecodedCompletion, observed: tuple[Message, ...]
+    answer: DecodedCompletion, observed: tuple[Message, ...], marks: Sequence[str]
 ) -> Iterator[tuple[Message, tuple[Message, ...]]]:
     """An answer and what was observed as a later prompt may show them, the best first.
 
     A chat template may refuse what a policy writes: several calls in one answer, or a result without a call, behind
-    calls that cannot be read. Then the answer stands as it was written, and results as what the user says.
+    calls that cannot be read. Then the answer stands as it was written, and results as what the user says; where its
+    own marks are refused too (gpt-oss' of a thought), without them.
+
+    Args:
+        answer: of the policy.
+        observed: since.
+        marks: that the template writes around messages.
     """
     read = answer.parsed
     if not read.unreadable:
@@ -244,7 +250,12 @@ def _ways_to_say(
         yield Message("assistant", response, thought, read.calls or ()), observed
     written = Message("assistant", answer.text)
     yield written, observed
-    yield written, tuple(Message("user", one.text) if one.role == "observation" else one for one in observed)
+    in_words = tuple(Message("user", one.text) if one.role == "observation" else one for one in observed)
+    yield written, in_words
+    bare = answer.text
+    for mark in marks:
+        bare = bare.replace(mark, " ")
+    yield Message("assistant", bare), in_words
 
 
 class EpisodeCollector:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise, product
+from itertools import pairwise
 from typing import get_args
 
 import pytest
@@ -91,35 +91,3 @@ def test_episodes_that_earn_the_same_at_different_turns_have_bounded_advantages(
     # the first turn's, sqrt(delta) = 1e-3 would be left: 500.
     found = turn_advantages(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), delta=1e-6)
     assert found.flatten().tolist() == pytest.approx([0.0, -1.0, 0.0, 1.0], abs=1e-5)
-
-
-def by_turn_index(rewards: torch.Tensor, going: torch.Tensor) -> torch.Tensor:
-    """Reward-to-go less its mean over the episodes that are still going at that turn."""
-    to_go = rewards.flip(-1).cumsum(-1).flip(-1)
-    return (to_go - (to_go * going).sum(0) / going.sum(0).clamp(min=1)) * going
-
-
-def test_turn_credit_is_unbiased_where_the_policy_decides_when_to_stop() -> None:
-    """The expected gradient over all pairs of episodes of a policy that can be written down.
-
-    At its first turn the policy goes on with probability 1/2 and earns 0.2, or stops with 0.5; at a second turn it
-    earns 1 with probability 1/2, or nothing. J = (1 - p) 0.5 + p (0.2 + q), and with p and q sigmoids of θ₁ and θ₂:
-    dJ/dθ₁ = p (1 - p) (q - 0.3) = 0.05, dJ/dθ₂ = p q (1 - q) = 0.125. Ours is (G - 1) / G = 1/2 of that. A mean over
-    those that still go on leaves nothing to a lone one: the second turn gets P(the other goes on) = 1/2 of its share.
-    """
-    episodes = [  # probability, rewards of the turns, d log π / dθ of each turn, turns that there are
-        (0.5, [0.5, 0.0], [[-0.5, 0.0], [0.0, 0.0]], [1.0, 0.0]),
-        (0.25, [0.2, 1.0], [[0.5, 0.0], [0.0, 0.5]], [1.0, 1.0]),
-        (0.25, [0.2, 0.0], [[0.5, 0.0], [0.0, -0.5]], [1.0, 1.0]),
-    ]
-    ours, by_index = torch.zeros(2), torch.zeros(2)
-    for pair in product(episodes, repeat=2):
-        chance = pair[0][0] * pair[1][0]
-        rewards, scores, going = (torch.tensor([one[index] for one in pair]) for index in (1, 2, 3))
-        for total, advantages in (
-            (ours, turn_advantages(rewards, estimator="dr_grpo") * going),
-            (by_index, by_turn_index(rewards, going)),
-        ):
-            total += chance * (advantages[..., None] * scores).sum((0, 1)) / 2
-    torch.testing.assert_close(ours, torch.tensor([0.05, 0.125]) / 2)
-    torch.testing.assert_close(by_index, torch.tensor([0.025, 0.03125]))

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from src.callbacks.health import EntropyCollapse, FormatWithoutCorrectness, Health, MissingRegion
+from src.callbacks.health import Fallen, FormatWithoutCorrectness, Health, MissingRegion
 from src.callbacks.metrics_file import MetricsFile
 from src.callbacks.slow_logger import SlowLogger
 from src.training.step import RolloutCallback, RolloutStep
@@ -28,13 +28,13 @@ def feed(callback: Health, trainer: Any, run: list[dict[str, float]], start: int
     return [{key: value for key, value in step.metrics.items() if key.startswith("health/")} for step in steps]
 
 
-def test_entropy_collapse_by_hand():
+def test_a_fall_from_the_first_mean_by_hand():
     """Means over 2: 1.0 at the start; 0.55, then 0.1 and 0.09 < 0.1 * 1.0."""
-    alarm = EntropyCollapse(share=0.1, window=2)
+    alarm = Fallen("entropy_collapse", "advice", "train/entropy", share=0.1, window=2)
     entropies = [1.0, 1.0, 0.1, float("nan"), 0.1, 0.08]
     found = [alarm.read({"train/entropy": entropy}) for entropy in entropies]
     assert found[:5] == [None] * 5
-    assert found[5] == "train/entropy fell to 0.09 nats from 1, below 0.1 of it"
+    assert found[5] == "train/entropy fell to 0.09 from 1, below 0.1 of it"
 
 
 def test_format_up_while_correctness_is_down_by_hand():
@@ -68,9 +68,11 @@ BAD = {
     "token_share/format": 1.0,
     **{f"token_share/{region}": 0.0 for region in ("tool_name", "tool_parameters", "reasoning", "response")},
 }
-GOOD = {"train/entropy": 1.0, "reward/format": 0.5, "reward/correctness": 0.9}
-WORSE = {"train/entropy": 0.01, "reward/format": 0.9, "reward/correctness": 0.1}
-ALARMS = "zero_variance sampler_gap truncated entropy_collapse format_without_correctness missing_region".split()
+GOOD = {"train/entropy": 1.0, "response/with_call": 0.5, "reward/format": 0.5, "reward/correctness": 0.9}
+WORSE = {"train/entropy": 0.01, "response/with_call": 0.0, "reward/format": 0.9, "reward/correctness": 0.1}
+ALARMS = (
+    "zero_variance sampler_gap truncated entropy_collapse fewer_calls format_without_correctness missing_region"
+).split()
 
 
 def test_every_alarm_is_an_event_once_with_advice(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -110,7 +112,8 @@ def test_a_resumed_run_counts_on_and_tells_nothing_twice():
     second.load_state_dict(json.loads(json.dumps(first.state_dict())))  # plain values only
     told = Told()
     assert counts + feed(second, trainer_with(told), run[13:], start=13) == whole
-    assert told.alarms == ["entropy_collapse", "missing_region"]  # at steps 14 and 19; the others came before
+    # at steps 14, 14 and 19; the others came before
+    assert told.alarms == ["entropy_collapse", "fewer_calls", "missing_region"]
 
 
 class Sleepy:

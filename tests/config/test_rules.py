@@ -131,7 +131,7 @@ def test_a_run_needs_no_logger():
 
 def test_metrics_are_those_that_validation_logs():
     logged = RewardParts(0.0, 0.0, 0.0, 0.0, 0.0, 0.0).metrics()
-    assert set(logged) | {"reward", "tokens", "truncated"} == set(VALIDATION_METRICS)
+    assert set(logged) | {"reward", "tokens", "truncated", "with_call"} == set(VALIDATION_METRICS)
 
 
 def test_prompt_and_completion_must_fit_the_model():

@@ -79,10 +79,10 @@ def test_an_episode(shop):
 def test_the_prompt_may_be_messages_and_methods_that_are_no_tools_are_never_called(shop):
     episode = shop.start(shop.tasks("train")[1], seed=0)
     assert [(one.role, one.text) for one in episode.observe()] == [("system", "Be brief."), ("user", "Buy tea.")]
-    for name in ("close", "reset", "get_reward", "_private", "undocumented", "__init__"):
+    for name in ("reset", "get_reward", "_private", "undocumented", "__init__"):
         episode.act(answer(ToolCall(name, {})))
         assert "there is no tool" in episode.observe()[0].text
-    assert episode.counts == {"unknown_tool": 6}
+    assert episode.counts == {"unknown_tool": 5}
     episode.close()
 
 
