@@ -262,7 +262,8 @@ class ToolDialogueDataModule(LightningDataModule):
         if not self._prompts["train"]:
             raise ConfigError(
                 f"data: all {len(trained)} training prompts are validated on, none is left. Validate on others: set "
-                "data.val.path to another file, or hold dialogues out with val_share of the source."
+                "data.val.path (environment.rows.val of an environment) to another file, or hold dialogues out with "
+                "val_share of the source."
             )
 
     def _rank_of_world(self) -> tuple[int, int]:
