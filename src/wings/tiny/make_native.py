@@ -36,6 +36,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 from src.data.rendering import PromptRenderer
 from src.data.sources.composed.source import TRAINING_GLUE, ComposedSource, Habits
 from src.data.templates.native import NativeTemplate
+from src.environments.generated.source import GeneratedSource
+from src.environments.generated.source import Habits as WorldHabits
 from src.models.policy import Policy
 from src.protocol.dialogue import TurnExample
 from src.protocol.token_bytes import TokenBytes
@@ -203,8 +205,10 @@ class Stage:
 class Trainer:
     """Trains a policy in stages and says how much of the validation splits it gets right."""
 
-    def __init__(self, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, prompts: int) -> None:
-        """Prepare `prompts` of each validation split."""
+    def __init__(
+        self, model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, source: ComposedSource | GeneratedSource
+    ) -> None:
+        """Prepare the validation splits of a corpus."""
         self._policy = Policy(model)  # faster norms
         self._model = model
         self._tokenizer = tokenizer
@@ -212,7 +216,6 @@ class Trainer:
         self._params = SamplingParams(
             temperature=0.0, max_new_tokens=144, stop_token_ids=(int(tokenizer.eos_token_id),)
         )
-        source = ComposedSource(1, prompts, seed=1)
         self._validation = {split: self._renderer.render_all(source.load(split)) for split in ("val", "val_unseen")}
         lengths = sorted(len(prompt.prompt_ids) for prompts in self._validation.values() for prompt in prompts)
         log.info("Prompts have %d tokens at the median, %d at most.", lengths[len(lengths) // 2], lengths[-1])
@@ -290,6 +293,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write it")
     parser.add_argument("--expert-folder", type=Path, default=_EXPERT, help="where to keep the first stage")
+    parser.add_argument("--worlds", action="store_true", help="go on from `--start` with plays of generated worlds")
     parser.add_argument("--start", type=Path, help="start from this folder's weights and tokenizer")
     parser.add_argument("--short-steps", type=int, default=1200, help="the first steps, on two or three tools a prompt")
     parser.add_argument("--full-steps", type=int, default=4800, help="the next ones, before the hard prompts")
@@ -312,7 +316,9 @@ def main() -> None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
         model = Qwen3ForCausalLM.from_pretrained(args.start)
     log.info("%d weights, %d tokens in the vocabulary.", sum(p.numel() for p in model.parameters()), len(tokenizer))
-    trainer = Trainer(model, tokenizer, args.prompts)
+    if args.worlds:
+        return teach_worlds(model, tokenizer, args)
+    trainer = Trainer(model, tokenizer, ComposedSource(1, args.prompts, seed=1))
     if args.expert_steps:
         short = ComposedSource(seed=1000 + args.seed, tools=(2, 3)).stream("train")
         full = ComposedSource(seed=1100 + args.seed).stream("train")
@@ -325,6 +331,15 @@ def main() -> None:
         habits = ComposedSource(seed=2000 + args.seed, habits=Habits()).stream("train")
         stage = Stage(args.habit_steps, args.batch_size, args.habit_rate, every=args.every)
         trainer.run(stage, habits, args.folder)
+
+
+def teach_worlds(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
+    """Train on right plays of generated worlds, then shortly on careless ones; write the folder."""
+    trainer = Trainer(model, tokenizer, GeneratedSource(1, args.prompts, seed=1))
+    plays = GeneratedSource(seed=3000 + args.seed).stream("train")
+    trainer.run(Stage(args.expert_steps, args.batch_size, args.rate, every=args.every), plays, args.expert_folder)
+    careless = GeneratedSource(seed=4000 + args.seed, habits=WorldHabits()).stream("train")
+    trainer.run(Stage(args.habit_steps, args.batch_size, args.habit_rate, every=args.every), careless, args.folder)
 
 
 if __name__ == "__main__":
