@@ -10,7 +10,7 @@ from src.environments.bfcl.cases import Case, Json, class_functions, data_folder
 from src.environments.bfcl.sandbox import Sandbox
 from src.environments.protocol import LimitError
 from src.errors import ConfigError, advice
-from src.protocol.dialogue import JsonValue, ToolCall, ToolSpec
+from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
 
 _LANGUAGE_HINTS: Mapping[str, str] = {
     "java": " Note that the provided function is in Java 8 SDK syntax.",
@@ -48,9 +48,9 @@ class CaseWorld:
         self._steps.append(tuple(calls))
         return list(execution.results)
 
-    def observation(self, calls: Sequence[ToolCall], results: Sequence[str]) -> str:
-        """See the function of this name."""
-        return observation(calls, results)
+    def observations(self, calls: Sequence[ToolCall], results: Sequence[str]) -> tuple[Message, ...]:
+        """One for the whole step; see `observation`."""
+        return (Message("observation", observation(calls, results)),)
 
     def reset(self) -> None:
         """Forget the steps."""
