@@ -265,10 +265,6 @@ class Limited:
         (["tools.domains=[]"], r"tools.domains: expected at least one of weather, .* found none"),
         (["tools=bfcl", "tools.classes=[GorillaFiles]"], r"no class is called 'GorillaFiles'. Did you mean G"),
         (["tools=bfcl", "tools.classes=[]"], r"tools.classes: expected at least one of GorillaFileSystem, Math"),
-        (
-            ["tools=bfcl", "tools.case=multi_turn_base_999"],
-            r"tools.case: expected one of multi_turn_base_0 to .*_199, found",
-        ),
         (["model=nowhere"], r"model, policy: expected exactly one of them, found both"),
         (["+max_stpes=3"], r"max_stpes: no such key in configs/chat.yaml. Did you mean max_steps\?"),
     ],
