@@ -11,16 +11,21 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from src.config.checks import made
 from src.data.rendering import PromptRenderer
 from src.data.sources.synthetic.domains import TRAINING_DOMAINS
 from src.data.sources.synthetic.source import execute
+from src.environments.bfcl.environment import BfclEnvironment
+from src.environments.bfcl.sandbox import Execution
 from src.environments.conversation import Answer
+from src.environments.generated.environment import GeneratedEnvironment
 from src.environments.synthetic import synthetic_world
 from src.errors import ConfigError
-from src.protocol.dialogue import ToolCall
+from src.protocol.dialogue import Message, ToolCall
 from src.protocol.formats.known import format_named
 from src.protocol.formats.rest import call_line
 from src.wings.chatting.conversation import Chat, Notice, Result
+from src.wings.chatting.episode_world import EpisodeWorld
 from src.wings.chatting.run import chat
 from src.wings.chatting.terminal import Screen, blocks
 from tests.conftest import ROOT, chat_config
@@ -55,7 +60,8 @@ def conversation(*texts: str, world=None, max_steps: int = 3) -> Chat:
 def talk(*lines: str, overrides: tuple[str, ...] = ()) -> tuple[Chat, str]:
     out = StringIO()
     console = Console(file=out, width=200, highlight=False)
-    return chat(chat_config(Path(), "policy=tiny", "device=cpu", *overrides), lines, console), out.getvalue()
+    given = () if any(one.startswith("policy=") for one in overrides) else ("policy=tiny",)
+    return chat(chat_config(Path(), *given, "device=cpu", *overrides), lines, console), out.getvalue()
 
 
 def test_the_tiny_policy_calls_a_tool_and_reads_its_result():
@@ -144,17 +150,121 @@ def test_an_answer_grows_on_a_terminal():
     assert "\x1b[" in out.getvalue() and f"call      {first.name}" in out.getvalue()
 
 
+CART = """
+class Cart:
+    def reset(self, wanted, **row):
+        self.cart = []
+        return f" The shop has {' and '.join(wanted)}."
+
+    def add(self, item: str) -> list:
+        \"\"\"Put something in the cart.
+
+        Args:
+            item: its name.
+        \"\"\"
+        self.cart.append(item)
+        return self.cart
+
+    def get_reward(self) -> float:
+        raise RuntimeError("nobody keeps a score")
+"""
+ROWS = [
+    {"prompt": "Put tea in the cart.", "wanted": ["tea"]},
+    {"prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Salt?"}], "wanted": ["salt"]},
+]
+
+
+@pytest.fixture
+def cart(tmp_path: Path) -> tuple[str, ...]:
+    """The overrides of an environment with a class."""
+    (tmp_path / "cart.py").write_text(CART)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return "environment=python", f"environment.path={tmp_path}/cart.py:Cart", f"environment.rows={tmp_path}/rows.jsonl"
+
+
+def test_calls_run_in_an_episode_of_an_environment(cart: tuple[str, ...]) -> None:
+    """Its state stays between turns and is new after a reset; what cannot be run is answered as in training."""
+    config = chat_config(Path(), "policy=tiny_native", *cart, "task.index=1")
+    world = EpisodeWorld(made(config.environment, "environment"), config.task.split, config.task.index)
+    assert world.hint == "Salt? The shop has salt."
+    one, two = (ToolCall("add", {"item": item}) for item in ("tea", "salt"))
+    calls = "<think> Call. </think>\n<tool_call>\n{}\n</tool_call>"
+    broken = call_line(ToolCall("add", {"itme": "tea"}))
+    texts = (calls.format(f"{call_line(one)}\n{call_line(two)}"), DONE, calls.format(broken), DONE, DONE)
+    held = Chat(Scripted(*texts), _Renderer(), world, 3, world.opening)
+    try:
+        first = [event.text for event in held.say("Both.") if isinstance(event, Result)]
+        second = [event.text for event in held.say("Again.") if isinstance(event, Result)]
+        assert first == ['["tea"]', '["tea", "salt"]']
+        assert [text.partition(" (")[0] for text in second] == [
+            "Error: wrong arguments for add: there is no parameter 'itme'"
+        ]
+        prompts = held._generate.prompts
+        assert prompts[0].history == (Message("system", "Be brief."), Message("user", "Both."))
+        assert prompts[1].history[-2:] == tuple(Message("observation", text, name="add") for text in first)
+        held.reset()
+        list(held.say("Hello."))
+        assert prompts[-1].history == (Message("system", "Be brief."), Message("user", "Hello."))
+        assert world.run([one]) == ['["tea"]']
+    finally:
+        world.close()
+
+
+def test_the_tiny_policy_talks_in_an_environment(cart: tuple[str, ...]) -> None:
+    held, shown = talk("/tools\n", "Put tea in the cart.\n", "/reset\n", overrides=("policy=tiny_native", *cart))
+    assert "with 1 tools" in shown and "tool      add(item)" in shown
+    assert "For example: Put tea in the cart. The shop has tea." in shown
+    assert "call      add {" in shown and "result    " in shown and "A new conversation." in shown
+    assert held.history() == ()
+
+
+def test_generated_worlds_tell_what_to_ask() -> None:
+    _, shown = talk(overrides=("policy=tiny_native", "environment=generated", "task.split=val_unseen", "task.index=3"))
+    environment = GeneratedEnvironment(seed=1)
+    task = environment.tasks("val_unseen")[3]
+    assert f"For example: {environment.scenario(task).turns[0].user}" in shown
+
+
+def test_the_environment_is_closed_where_the_model_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+    monkeypatch.setattr(GeneratedEnvironment, "close", lambda self: closed.append(self))
+    with pytest.raises(ConfigError, match=r"generation.context: expected at most the model's 1024, found 4096"):
+        talk(overrides=("policy=tiny_native", "environment=generated", "generation.context=4096"))
+    assert len(closed) == 1
+
+
+def test_a_limit_that_ends_an_episode_is_a_result() -> None:
+    """BFCL's episode observes nothing then; a conversation goes on."""
+    environment = BfclEnvironment(["multi_turn_base"])
+    world = EpisodeWorld(environment)
+    try:
+        environment._sandbox = world._episode._world._executor = Limited()
+        assert world.run([WEATHER, WEATHER]) == 2 * [
+            "Error: the calls went beyond a limit of the tools, which ended the episode. They have no result."
+        ]
+    finally:
+        world.close()
+
+
+class Limited:
+    """A sandbox in which every step takes too long."""
+
+    def execute(self, entry: object, steps: object) -> Execution:
+        return Execution((), "time_limit")
+
+    def close(self) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["environment=generated", "task.split=vall"], r"task.split: generated has no split 'vall'. Did you mean val"),
+        (["environment=generated", "task.index=200"], r"task.index: expected 0 to 199, the tasks of the split 'val'"),
+        (["environment=python"], r"no value for environment.path, environment.rows"),
         (["tools.domains=[wether]"], r"tools.domains: no domain is called 'wether'. Did you mean weather\?"),
         (["tools.domains=[]"], r"tools.domains: expected at least one of weather, .* found none"),
         (["tools=bfcl", "tools.classes=[GorillaFiles]"], r"no class is called 'GorillaFiles'. Did you mean G"),
         (["tools=bfcl", "tools.classes=[]"], r"tools.classes: expected at least one of GorillaFileSystem, Math"),
-        (
-            ["tools=bfcl", "tools.case=multi_turn_base_999"],
-            r"tools.case: expected one of multi_turn_base_0 to .*_199, found",
-        ),
         (["model=nowhere"], r"model, policy: expected exactly one of them, found both"),
         (["+max_stpes=3"], r"max_stpes: no such key in configs/chat.yaml. Did you mean max_steps\?"),
     ],

@@ -64,17 +64,8 @@ def episode_record(episode: PlayedEpisode, group: PromptGroup, index: int) -> di
     """
     advantages = group.token_advantages.split(group.lengths.tolist())[index].split(episode.lengths)
     turns = [
-        {
-            "observed": [{"role": one.role, "name": one.name, "text": one.text} for one in turn.observed],
-            "text": turn.decoded.text,
-            "calls": [call.openai()["function"] for call in turn.decoded.parsed.calls or ()],
-            "tokens": length,
-            "earned": earned,
-            "advantage": float(advantage[0]),
-        }
-        for turn, length, earned, advantage in zip(
-            episode.turns, episode.lengths, episode.earned, advantages, strict=True
-        )
+        {**turn.record(), "earned": earned, "advantage": float(advantage[0])}
+        for turn, earned, advantage in zip(episode.turns, episode.earned, advantages, strict=True)
     ]
     faults = {name: count for name, count in episode.counts.items() if count}
     return {"ending": episode.ending, "rewrites": episode.history.rewrites, "faults": faults, "turns": turns}

@@ -194,14 +194,19 @@ def _engine(config: DictConfig) -> None:
 
 
 def _episodes(config: DictConfig) -> None:
-    """An environment and the data that are its tasks go together; what episodes cannot be trained by."""
-    tasks = target_of(config.data.train, "data.train") is TaskSource
-    if tasks and config.environment is None:
-        raise ConfigError("data=episodes: expected an environment, found none. Set environment=generated, say.")
-    if config.environment is None:
+    """An environment goes with what plays its tasks, training or a benchmark; what episodes cannot be trained by."""
+    trained = target_of(config.data.train, "data.train") is TaskSource
+    played = (config.get("benchmark") or {}).get("episodes")
+    for key, node in (("data", config.data.train if trained else None), ("benchmark", played)):
+        if node is not None and node.environment is None:
+            raise ConfigError(f"{key}=episodes: expected an environment, found none. Set environment=generated, say.")
+    if config.environment is not None and not trained and played is None:
+        raise ConfigError(
+            "environment: expected its tasks as data, found another corpus. Set data=episodes, or benchmark=[episodes] "
+            "to evaluate alone."
+        )
+    if not trained:
         return
-    if not tasks:
-        raise ConfigError("environment: expected its tasks as data, found another corpus. Set data=episodes.")
     if not samples(config):
         raise ConfigError(
             f"algorithm={config.algorithm.name} with data=episodes: tasks have no targets to imitate. Train on "

@@ -165,7 +165,7 @@ class Conversation(ABC):
             for step in turn.steps:
                 found.append(Message("assistant", (step.response or "").strip(), calls=step.calls))
                 if step.results:
-                    found.append(Message("observation", self.world.observation(step.calls, step.results)))
+                    found += self.world.observations(step.calls, step.results)
         return tuple(found)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from src.errors import Refusal
 from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
 from src.protocol.types import ParsedResponse
 
@@ -45,8 +46,8 @@ class World(Protocol):
         """
         ...
 
-    def observation(self, calls: Sequence[ToolCall], results: Sequence[str]) -> str:
-        """The results of a step as the model reads them."""
+    def observations(self, calls: Sequence[ToolCall], results: Sequence[str]) -> tuple[Message, ...]:
+        """The results of a step as the model reads them in the paper's format."""
         ...
 
     def reset(self) -> None:
@@ -196,5 +197,5 @@ FAULTS = (
 name no tool or not its parameters; tools that raise, take too long, return too much, or end their world."""
 
 
-class EnvironmentFaultError(RuntimeError):
+class EnvironmentFaultError(Refusal, RuntimeError):
     """The world itself does not work: a server that does not start, a class of the user's that raises in `reset`."""

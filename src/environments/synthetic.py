@@ -10,7 +10,7 @@ from src.data.sources.composed.source import ComposedSource, invented_result
 from src.data.sources.synthetic.domains import TRAINING_DOMAINS
 from src.data.sources.synthetic.source import SyntheticSource, execute, observation, tool_spec
 from src.errors import ConfigError, advice
-from src.protocol.dialogue import JsonValue, ToolCall, ToolSpec
+from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
 
 _execute = partial(execute, domains=TRAINING_DOMAINS)
 
@@ -46,9 +46,9 @@ class SyntheticWorld:
             for call in calls
         ]
 
-    def observation(self, calls: Sequence[ToolCall], results: Sequence[str]) -> str:
-        """As in the corpus."""
-        return observation([json.loads(result) for result in results])
+    def observations(self, calls: Sequence[ToolCall], results: Sequence[str]) -> tuple[Message, ...]:
+        """One for the whole step, as in the corpus."""
+        return (Message("observation", observation([json.loads(result) for result in results])),)
 
     def reset(self) -> None:
         """Nothing to put back."""

@@ -2,8 +2,46 @@
 
 from __future__ import annotations
 
-from src.environments.protocol import Environment
+from src.environments.protocol import Environment, Task
+from src.errors import ConfigError, advice
 from src.protocol.dialogue import Message, TurnExample
+
+
+def task_example(environment: Environment, task: Task) -> TurnExample:
+    """How a task begins: what is on offer and what is said first; the target is empty.
+
+    Raises:
+        EnvironmentFaultError: its world does not start.
+    """
+    opening = environment.opening(task)
+    return TurnExample(
+        tools=opening.tools,
+        history=opening.messages,
+        target=Message("assistant"),
+        source=environment.name,
+        id=task.id,
+        tags=task.tags,
+        columns=task.row,
+    )
+
+
+def chosen_split(environment: Environment, wanted: str | None, key: str) -> str:
+    """The split of a name; None: the first that is not trained on, or `train` where there is no other.
+
+    Args:
+        environment: of the tasks.
+        wanted: its name.
+        key: where the name stands in the config.
+
+    Raises:
+        ConfigError: there is no such split.
+    """
+    splits = environment.splits()
+    if wanted is None:
+        return next((split for split in splits if split != "train"), "train")
+    if wanted not in splits:
+        raise ConfigError(f"{key}: {environment.name} has no split '{wanted}'. {advice(wanted, splits)}")
+    return wanted
 
 
 class TaskSource:
@@ -26,25 +64,13 @@ class TaskSource:
         return self._environment.splits()
 
     def load(self, split: str) -> list[TurnExample]:
-        """The tasks of a split: what is on offer and what is said first; the target is empty.
+        """The tasks of a split; see `task_example`.
 
         Raises:
             DataError: a row that no episode can start from.
             EnvironmentFaultError: a world does not start.
         """
-        examples = []
-        for task in self._environment.tasks(split):
-            opening = self._environment.opening(task)
-            examples.append(
-                TurnExample(
-                    tools=opening.tools,
-                    history=opening.messages,
-                    target=Message("assistant"),
-                    source=self.name,
-                    id=task.id,
-                    tags=task.tags,
-                    columns=task.row,
-                )
-            )
-        self._environment.close()
-        return examples
+        try:
+            return [task_example(self._environment, task) for task in self._environment.tasks(split)]
+        finally:
+            self._environment.close()

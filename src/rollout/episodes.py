@@ -116,6 +116,10 @@ class Player:
         self._table, self._stop_ids, self._limits = table, stop_ids, limits
         self._longest = min((n for n in (limits.max_tokens, context) if n is not None), default=None)
 
+    def has_room(self, size: int, answer: int) -> bool:
+        """Whether an answer of so many tokens may follow a history of `size` tokens."""
+        return self._longest is None or size + answer <= self._longest
+
     def play(
         self,
         prompts: Sequence[RenderedPrompt],
@@ -208,7 +212,7 @@ class Player:
             game.ending = "template"
             return False
         size = len(ids) + len(game.history) * appended
-        if self._longest is not None and size + room > self._longest:
+        if not self.has_room(size, room):
             game.ending = "tokens"
             return False
         if appended:

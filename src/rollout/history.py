@@ -16,7 +16,7 @@ from torch import Tensor
 
 from src.algorithm.experience import Tree
 from src.environments.protocol import FAULTS, EpisodeScore
-from src.protocol.dialogue import Message
+from src.protocol.dialogue import JsonValue, Message
 from src.protocol.regions import DecodedCompletion
 from src.rollout.engine import Completion
 
@@ -157,6 +157,15 @@ class Turn:
     observed: tuple[Message, ...]
     completion: Completion
     decoded: DecodedCompletion
+
+    def record(self) -> dict[str, JsonValue]:
+        """What was observed, said and called, for a line of JSON."""
+        return {
+            "observed": [{"role": one.role, "name": one.name, "text": one.text} for one in self.observed],
+            "text": self.decoded.text,
+            "calls": [call.openai()["function"] for call in self.decoded.parsed.calls or ()],
+            "tokens": len(self.completion.token_ids),
+        }
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from src.config.rules import samples
 from src.data.datamodule import ToolDialogueDataModule
 from src.data.rendering import PromptRenderer
 from src.data.sources.checks import TargetCheck
+from src.environments.tasks import TaskSource
 from src.models.checkpoints.resume_from import AUTO, Found, resume_from
 from src.models.dropout import tell_dropout
 from src.models.loading.loading import LoadedPolicy, load_policy
@@ -172,7 +173,7 @@ def build_module(
         objective, tagger = PolicyGradient(algorithm, ranks, datamodule.draw), algorithm.tagger(loaded.tokenizer)
     table, stop_ids = TokenBytes.from_tokenizer(loaded.tokenizer), loaded.stop_token_ids
     collector: GroupCollector
-    if config.environment is not None:
+    if isinstance(datamodule.train_source, TaskSource):
         positions, limits = positions_of(loaded.policy.model.config), instantiate(config.episodes)
         player = Player(engine, instantiate(config.environment), renderer, table, stop_ids, limits, positions)
         collector = EpisodeCollector(player, table)

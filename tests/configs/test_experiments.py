@@ -12,7 +12,7 @@ from src.wings.tiny.make_native import FOLDER as NATIVE_FOLDER
 from tests.conftest import FEW_EXAMPLES, ROOT, SMALL, published_corpus, train_config
 
 EXPERIMENTS = sorted(path.stem for path in (ROOT / "configs/experiment").glob("*.yaml"))
-PUBLISHED = [name for name in EXPERIMENTS if name.startswith(("qwen3", "llama3", "gpt_oss"))]
+PUBLISHED = [name for name in EXPERIMENTS if name.startswith(("qwen3", "llama3", "gpt_oss")) and "episodes" not in name]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,9 @@ def _overrides(name: str, corpus: Path, policy: Path) -> list[str]:
     if "composed" in config.data.train.get("_target_", ""):  # a tokenizer that was not made for it
         overrides += ["data.max_prompt_tokens=1500"]
     if config.environment is not None:
-        overrides += ["environment.num_train=40", "environment.num_val=4", f"policy.path={NATIVE_FOLDER}"]
+        overrides += ["environment.num_train=40", "environment.num_val=4", "data.max_prompt_tokens=300"]
+        overrides += [f"policy.path={NATIVE_FOLDER}"]
+    if config.warm_start is not None and "generated" in config.warm_start.source.get("_target_", ""):
         overrides += ["warm_start.source.num_train=32"]
     if "rlla" in config.data.train.get("_target_", ""):
         overrides += [f"data.path={corpus}", "data.train.val_share=0.25"]

@@ -18,15 +18,22 @@ PAGES = ("environments.md", "extending.md", "your_data.md")
 RUNNER = """
 import json, logging, sys
 from pathlib import Path
-from tests.conftest import eval_config, train_config
+from rich.console import Console
+from tests.conftest import chat_config, eval_config, train_config
+from src.wings.chatting.run import chat
 from src.wings.evaluation.run import evaluate
 from src.train import train
 for number, (program, overrides) in enumerate(json.loads(Path("runs.json").read_text())):
     folder = Path("results") / str(number)
     folder.mkdir(parents=True)
+    if program == "src/chat.py":
+        with (folder / "said.txt").open("w") as said:
+            chat(chat_config(folder, *overrides), ["/tools", "Put tea in the cart."], Console(file=said))
+        continue
     run, compose = (train, train_config) if program == "src/train.py" else (evaluate, eval_config)
     run(compose(folder, *overrides))
 """
+LEFT_BEHIND = {"src/train.py": "summary.json", "src/eval.py": "report.json", "src/chat.py": "said.txt"}
 LEFT_TO_OTHERS = ("-m", "dry_run=true")
 """Commands of these pages with one of these words are a sweep, or need the hub; `test_commands` composes them."""
 
@@ -91,8 +98,7 @@ def test_every_example_of_the_page_runs(page: str, tmp_path: Path, random_policy
     assert found.returncode == 0, f"{last.where}\n{found.stderr[-4000:]}"
     for number, command in enumerate(chosen):
         folder = tmp_path / "results" / str(number)
-        evaluated = command.words[1] == "src/eval.py"
-        assert (folder / ("report.json" if evaluated else "summary.json")).is_file(), command.where
+        assert (folder / LEFT_BEHIND[command.words[1]]).is_file(), command.where
 
 
 @pytest.mark.slow

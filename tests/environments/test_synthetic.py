@@ -9,7 +9,7 @@ from src.data.sources.synthetic.domains import TRAINING_DOMAINS
 from src.data.sources.synthetic.source import SyntheticSource, execute
 from src.environments.synthetic import SyntheticWorld, composed_world, synthetic_world
 from src.errors import ConfigError
-from src.protocol.dialogue import ToolCall
+from src.protocol.dialogue import Message, ToolCall
 
 
 def test_results_and_observations_are_the_corpus():
@@ -19,7 +19,7 @@ def test_results_and_observations_are_the_corpus():
         world = SyntheticWorld(dialogue.tools)
         for step, message in zip(dialogue.messages, dialogue.messages[1:], strict=False):
             if message.role == "observation":
-                assert world.observation(step.calls, world.run(step.calls)) == message.text
+                assert world.observations(step.calls, world.run(step.calls)) == (Message("observation", message.text),)
                 seen += 1
     assert seen > 30
 

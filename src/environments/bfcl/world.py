@@ -10,7 +10,7 @@ from src.environments.bfcl.cases import Case, Json, class_functions, data_folder
 from src.environments.bfcl.sandbox import Sandbox
 from src.environments.protocol import LimitError
 from src.errors import ConfigError, advice
-from src.protocol.dialogue import JsonValue, ToolCall, ToolSpec
+from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
 
 _LANGUAGE_HINTS: Mapping[str, str] = {
     "java": " Note that the provided function is in Java 8 SDK syntax.",
@@ -48,9 +48,9 @@ class CaseWorld:
         self._steps.append(tuple(calls))
         return list(execution.results)
 
-    def observation(self, calls: Sequence[ToolCall], results: Sequence[str]) -> str:
-        """See the function of this name."""
-        return observation(calls, results)
+    def observations(self, calls: Sequence[ToolCall], results: Sequence[str]) -> tuple[Message, ...]:
+        """One for the whole step; see `observation`."""
+        return (Message("observation", observation(calls, results)),)
 
     def reset(self) -> None:
         """Forget the steps."""
@@ -68,16 +68,14 @@ class BfclWorld(CaseWorld):
         classes: of the backends, e.g. `GorillaFileSystem`; each starts from the state of the first case of
             multi_turn_base that has it.
         sandbox: the worker and its limits.
-        case: of multi_turn_base, in place of `classes`: the world is that of this case.
 
     Raises:
-        ConfigError: there is no such class or case.
+        ConfigError: there is no such class.
         BenchmarkDataError: bfcl-eval is not installed.
     """
 
-    def __init__(self, classes: Sequence[str], sandbox: Sandbox, case: str | None = None) -> None:
-        cases = load_cases(_CATEGORY)
-        super().__init__(_world(cases, classes) if case is None else _named(cases, case), sandbox)
+    def __init__(self, classes: Sequence[str], sandbox: Sandbox) -> None:
+        super().__init__(_world(load_cases(_CATEGORY), classes), sandbox)
 
     def run(self, calls: Sequence[ToolCall]) -> list[str]:
         """See `World`. That a step hit a limit of the sandbox is its result."""
@@ -153,13 +151,6 @@ def _embedded(result: str) -> JsonValue:
     except (ValueError, RecursionError):
         return result
     return value
-
-
-def _named(cases: Sequence[Case], wanted: str) -> Case:
-    by_id = {case.id: case for case in cases}
-    if wanted not in by_id:
-        raise ConfigError(f"tools.case: expected one of {cases[0].id} to {cases[-1].id}, found {wanted!r}.")
-    return by_id[wanted]
 
 
 def _world(cases: Sequence[Case], classes: Sequence[str]) -> Case:

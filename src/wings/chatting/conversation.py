@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from src.data.rendering import PromptRenderer
 from src.environments.conversation import Answer, Conversation, Generate, Turn, messages_of
 from src.environments.protocol import World
-from src.protocol.dialogue import OpenPrompt, ToolCall
+from src.protocol.dialogue import Message, OpenPrompt, ToolCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,22 +37,32 @@ class Chat(Conversation):
         renderer: how the dialogue becomes a prompt.
         world: the tools.
         max_steps: answers with calls that a turn may have.
+        opening: what every prompt begins with.
 
     Raises:
         ValueError: no step is allowed.
     """
 
-    def __init__(self, generate: Generate, renderer: PromptRenderer, world: World, max_steps: int) -> None:
+    def __init__(
+        self,
+        generate: Generate,
+        renderer: PromptRenderer,
+        world: World,
+        max_steps: int,
+        opening: tuple[Message, ...] = (),
+    ) -> None:
         if max_steps < 1:
             raise ValueError(f"max_steps: expected at least 1, found {max_steps}.")
         super().__init__(world, max_steps - 1)
         self._generate = generate
         self._renderer = renderer
+        self._opening = opening
 
     def prompt(self) -> OpenPrompt:
         """In the layout of the policy's training."""
         native = self._renderer.layout == "native"
-        return OpenPrompt(self.world.tools, messages_of(self.turns) if native else self.history())
+        said = messages_of(self.turns) if native else self.history()
+        return OpenPrompt(self.world.tools, (*self._opening, *said))
 
     def next_turn(self) -> bool:
         """The user's, who is asked by whoever calls `say`."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 
 import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
 
-from src.config.checks import check_composed
+from src.config.checks import check_composed, made
 from src.environments.protocol import World
+from src.protocol.dialogue import Message
 from src.rollout.native.engine import NativeEngine
 from src.wings.chatting.conversation import Chat
+from src.wings.chatting.episode_world import EpisodeWorld
 from src.wings.chatting.terminal import Screen
 from src.wings.evaluation.answering import GenerationSettings, find_model, start_engine
 
@@ -35,15 +38,17 @@ def chat(config: DictConfig, lines: Iterable[str], console: Console, *, typed: b
     L.seed_everything(config.seed, workers=True, verbose=False)
     settings: GenerationSettings = instantiate(config.generation)
     device, source = find_model(config)
-    world: World = instantiate(config.tools)
-    generate = start_engine(config, settings, device, source, instantiate(config.sampling))
-    conversation = Chat(generate, generate.renderer, world, config.max_steps)
-    screen = Screen(console, generate.table, generate.renderer.response_prefix, generate.renderer.format)
-    if isinstance(generate.engine, NativeEngine):
-        generate.engine.watch = screen.watch  # other engines answer a step at a time
-    about = f"{source.name} in the layout {config.prompt.layout} with {len(world.tools)} tools."
-    screen.note(f"{about} {_HELP}\nFor example: {world.hint}")
-    try:
+    with ExitStack() as stack:
+        world, opening = _world(config)
+        stack.callback(world.close)
+        generate = start_engine(config, settings, device, source, instantiate(config.sampling))
+        stack.callback(generate.engine.close)
+        conversation = Chat(generate, generate.renderer, world, config.max_steps, opening)
+        screen = Screen(console, generate.table, generate.renderer.response_prefix, generate.renderer.format)
+        if isinstance(generate.engine, NativeEngine):
+            generate.engine.watch = screen.watch  # other engines answer a step at a time
+        about = f"{source.name} in the layout {config.prompt.layout} with {len(world.tools)} tools."
+        screen.note(f"{about} {_HELP}\nFor example: {world.hint}")
         for line in lines:
             text = line.strip()
             if text and not typed:
@@ -51,10 +56,20 @@ def chat(config: DictConfig, lines: Iterable[str], console: Console, *, typed: b
             if text == "/quit":
                 break
             _take(text, conversation, world, screen)
-    finally:
-        world.close()
-        generate.engine.close()
     return conversation
+
+
+def _world(config: DictConfig) -> tuple[World, tuple[Message, ...]]:
+    """The tools, and what stands in front of the user's words.
+
+    Raises:
+        ConfigError: a world that the config does not describe.
+        EnvironmentFaultError: it does not start.
+    """
+    if config.environment is None:
+        return made(config.tools, "tools"), ()
+    world = EpisodeWorld(made(config.environment, "environment"), config.task.split, config.task.index)
+    return world, world.opening
 
 
 def _take(text: str, conversation: Chat, world: World, screen: Screen) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, islice, repeat
+from itertools import compress, count, islice, repeat
 
 import torch
 from hydra.utils import instantiate
@@ -17,6 +17,8 @@ from src.config.guard import check_engine, find_ways
 from src.data.rendering import PromptRenderer
 from src.data.templates.published import read_published
 from src.environments.conversation import Answer
+from src.environments.protocol import Environment, Task
+from src.environments.tasks import task_example
 from src.errors import ConfigError, check_fields
 from src.models.loading.lora import merged_named_tensors
 from src.models.structure import positions_of
@@ -25,6 +27,8 @@ from src.protocol.output_format import Reading
 from src.protocol.regions import read_completion
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.engine import EngineSource, RolloutEngine, SamplingParams
+from src.rollout.episodes import EpisodeLimits, Player
+from src.rollout.history import PlayedEpisode
 from src.wings.evaluation.resolving import ModelSource, load_source, resolve_model
 
 _LONGEST = 2048
@@ -100,7 +104,7 @@ def find_model(config: DictConfig) -> tuple[torch.device, ModelSource]:
 
 
 class EngineGenerate:
-    """`Generate` by a rollout engine.
+    """See `Candidate`: a rollout engine answers.
 
     Args:
         engine: samples; asked for one completion a prompt.
@@ -161,6 +165,20 @@ class EngineGenerate:
             completions = self.engine.generate([ids[index] for index in batch], params, seeds)
             for index, (completion,) in zip(batch, completions, strict=True):
                 yield index, self._read(prompts[index], completion.token_ids, completion.finish_reason)
+
+    def play(
+        self, environment: Environment, tasks: Sequence[Task], limits: EpisodeLimits
+    ) -> Iterator[tuple[int, PlayedEpisode | None]]:
+        """See `Candidate`. Episodes of a batch are played in lock step."""
+        stop_ids = self.params.stop_token_ids
+        player = Player(self.engine, environment, self.renderer, self.table, stop_ids, limits, self.context)
+        for start in range(0, len(tasks), self._batch_size):
+            batch = tasks[start : start + self._batch_size]
+            prompts = self.renderer.render_all([task_example(environment, task) for task in batch])
+            fits = [player.has_room(len(prompt.prompt_ids), self.params.max_new_tokens) for prompt in prompts]
+            played = iter(player.play(list(compress(prompts, fits)), self.params, lambda _: next(self._seeds)))
+            for index, fitting in enumerate(fits, start):
+                yield index, next(played)[0] if fitting else None
 
     def _encode(self, prompt: ChatPrompt | OpenPrompt) -> Tensor:
         if isinstance(prompt, ChatPrompt):

@@ -1,7 +1,7 @@
 """What a benchmark is: samples in, verdicts out, scores over them. Knows neither engines nor files.
 
-A benchmark asks for text through a `Generate`, so that the same code runs during training, from the command line, on
-any rollout engine, and in tests on given answers.
+A benchmark asks for text through a `Generate`, or for whole episodes through a `Candidate`, so that the same code runs
+during training, from the command line, on any rollout engine, and in tests on given answers.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ import logging
 import random
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from src.environments.conversation import Generate
+from src.environments.protocol import Environment, Task
 from src.errors import BenchmarkDataError, check_fields
 from src.protocol.dialogue import JsonValue
+
+if TYPE_CHECKING:  # folders of evaluations are read without PyTorch
+    from src.rollout.episodes import EpisodeLimits
+    from src.rollout.history import PlayedEpisode
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +79,8 @@ class EvalReport:
 
     Attributes:
         name: of the benchmark.
-        scores: fractions in [0, 1] by name, e.g. `{"overall": 0.57, "level_1": 0.62}`.
+        scores: fractions in [0, 1] by name, e.g. `{"overall": 0.57, "level_1": 0.62}`; and means of other numbers under
+            names with a slash, e.g. `{"episode/turns": 3.2}`.
         counts: samples behind each score of a category, and what else was counted (e.g. `context_exceeded`).
         records: one a sample, in the order of the samples.
     """
@@ -100,6 +106,22 @@ class Ranks:
     gather: Callable[[list[Record]], list[Record]] = list
 
 
+class Candidate(Generate, Protocol):
+    """A model that answers prompts and plays episodes."""
+
+    def play(
+        self, environment: Environment, tasks: Sequence[Task], limits: EpisodeLimits
+    ) -> Iterator[tuple[int, PlayedEpisode | None]]:
+        """Yield (index of the task, its episode), each once, as batches finish.
+
+        None stands for an episode whose first prompt leaves no room for an answer.
+
+        Raises:
+            EnvironmentFaultError: a world does not start.
+        """
+        ...
+
+
 class Benchmark(ABC):
     """Something that a model can be measured on: a fixed list of samples, which a subclass answers and scores.
 
@@ -120,7 +142,7 @@ class Benchmark(ABC):
         """
 
     @abstractmethod
-    def answer(self, samples: Sequence[Sample], generate: Generate) -> Iterator[Record]:
+    def answer(self, samples: Sequence[Sample], generate: Candidate) -> Iterator[Record]:
         """Answer and judge samples; a record as soon as its sample is finished, in any order."""
 
     @abstractmethod
@@ -129,7 +151,7 @@ class Benchmark(ABC):
 
     def run(
         self,
-        generate: Generate,
+        generate: Candidate,
         *,
         subset: Subset | None = None,
         ranks: Ranks | None = None,
@@ -139,7 +161,7 @@ class Benchmark(ABC):
         """Answer, judge and score.
 
         Args:
-            generate: answers prompts.
+            generate: answers prompts, and plays episodes where the benchmark asks for them.
             subset: None: every sample.
             ranks: None: one process.
             finished: records of an interrupted run; these samples are not answered again.
@@ -158,11 +180,15 @@ class Benchmark(ABC):
             raise ValueError(f"{self.name}: expected every sample to have an id of its own, found some twice.")
         records = {record.id: record for record in finished if record.id in wanted}
         todo = [sample for sample in chosen if sample.id not in records]
-        made = []
-        for record in self.answer(todo[ranks.rank :: ranks.world_size], generate):
-            made.append(record)
-            if on_record is not None:
-                on_record(record)
+        made, answers = [], self.answer(todo[ranks.rank :: ranks.world_size], generate)
+        try:
+            for record in answers:
+                made.append(record)
+                if on_record is not None:
+                    on_record(record)
+        finally:
+            if isinstance(answers, Generator):
+                answers.close()  # what it holds open, also where writing a record was interrupted
         records |= {record.id: record for record in ranks.gather(made)}
         ordered = tuple(records[sample.id] for sample in chosen if sample.id in records)
         scores, counts = self.score(ordered)

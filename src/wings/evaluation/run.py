@@ -14,7 +14,7 @@ import lightning as L
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from src.config.checks import check_composed
+from src.config.checks import check_composed, made
 from src.errors import ConfigError
 from src.runs.config_file import save_config
 from src.runs.folder import held, open_run_folder
@@ -119,7 +119,8 @@ def prepare_benchmarks(config: DictConfig) -> dict[str, Benchmark]:
         ConfigError: none was chosen, or none is left.
         BenchmarkDataError: data is missing.
     """
-    chosen = {str(name): instantiate(entry) for name, entry in (config.benchmark or {}).items() if entry is not None}
+    given = {str(name): entry for name, entry in (config.benchmark or {}).items() if entry is not None}
+    chosen = {name: made(entry, f"benchmark.{name}") for name, entry in given.items()}
     if not chosen:
         group = Path(config.paths.root_dir) / "configs" / "benchmark"
         known = ",".join(sorted(path.stem for path in group.glob("*.yaml")))

@@ -133,11 +133,18 @@ def _paper_table(
 
 
 def _all_scores(name: str, report: EvalReport, subset: Subset | None) -> str:
-    """Every score of a benchmark, one a line, with the numbers of samples and unparsed answers where it tells them."""
+    """Every score of a benchmark, one a line, with the numbers of samples and unparsed answers where it tells them.
+
+    Shares in percent; means of other numbers, whose names have a slash, as they are.
+    """
     scores, counts = report.scores, report.counts
     columns = {"n": "", UNPARSED: f"{UNPARSED}/"} if UNPARSED in counts else {"n": ""}
     rows = [
-        [key, f"{100 * value:.2f}%", *(str(counts.get(prefix + key, "")) for prefix in columns.values())]
+        [
+            key,
+            f"{value:.3f}" if "/" in key else f"{100 * value:.2f}%",
+            *(str(counts.get(prefix + key, "")) for prefix in columns.values()),
+        ]
         for key, value in scores.items()
     ]
     lines = [

@@ -129,7 +129,7 @@ def preflight(config: DictConfig) -> bool:
 def _completion_tokens(config: DictConfig) -> int:
     """Tokens of the longest completion. Of an episode all behind its prompt; observations are as long as answers."""
     answer, episodes = int(config.sampling.max_new_tokens), config.get("episodes")
-    if config.get("environment") is None or episodes is None:
+    if config.data.train.get("environment") is None or episodes is None:
         return answer
     if episodes.max_tokens is None:
         return int(2 * answer * episodes.max_turns)

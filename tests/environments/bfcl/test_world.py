@@ -65,7 +65,7 @@ def test_bfcl_backends_keep_their_state_until_a_reset(files):
     assert "made_here" in files.run([ToolCall("ls", {})])[0]
     (error,) = files.run([ToolCall("__import__", {"name": "os"})])
     assert error == "Error during execution: name '__import__' is not defined"
-    assert json.loads(files.observation([ToolCall("ls", {})], before))[0]["name"] == "ls"
+    assert json.loads(files.observations([ToolCall("ls", {})], before)[0].text)[0]["name"] == "ls"
     files.reset()
     assert files.run([ToolCall("ls", {})]) == before
 
