@@ -24,7 +24,7 @@ PYTEST := OMP_NUM_THREADS=$(TEST_THREADS) $(RUN) -m pytest --numprocesses $(TEST
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 TOOLRL ?= https://github.com/qiancheng0/ToolRL.git
 
-.PHONY: help setup train eval report test test-slow test-browser test-vllm sweep compare docs format lint audit api-bank models bench bench-gpu bench-peers tiny-policy tiny-native lock lock-vllm clean
+.PHONY: help setup train eval report test test-slow test-browser test-vllm sweep compare docs format lint audit api-bank models bench bench-gpu bench-peers tiny-policy tiny-native tiny-episodes lock lock-vllm clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | while IFS= read -r line; do \
@@ -108,6 +108,9 @@ tiny-policy: $(STAMP) ## Train the tiny policy that comes with the project anew
 
 tiny-native: $(STAMP) ## Train the tiny policy of the native layout anew (9,100 steps)
 	$(RUN) -m src.wings.tiny.make_native $(ARGS)
+
+tiny-episodes: $(STAMP) ## Train the tiny policy of episodes anew, from that of the native layout (1,300 steps)
+	$(RUN) -m src.wings.tiny.make_episodes $(ARGS)
 
 # A resolved set without what pyproject.toml pins itself: $(1) is the Python whose packages are listed.
 define resolved

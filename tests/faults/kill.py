@@ -61,7 +61,7 @@ STEPS = ("data.train.num_train=13",)
 """Single steps of a corpus, three rollout steps an epoch."""
 
 EPISODES = (
-    *("experiment=tiny_episodes", "warm_start=null", "algorithm.credit=turn", "episodes.max_turns=4"),
+    *("experiment=tiny_episodes", "algorithm.credit=turn", "episodes.max_turns=4"),
     *("environment.num_train=13", "environment.num_val=4"),
 )
 

@@ -12,7 +12,7 @@ from src.train import train
 from tests.conftest import HARDLY_VALIDATED, train_config
 
 EPISODES = (
-    *("experiment=tiny_episodes", "~warm_start", "logger=csv", "trainer.accelerator=cpu", *HARDLY_VALIDATED),
+    *("experiment=tiny_episodes", "logger=csv", "trainer.accelerator=cpu", *HARDLY_VALIDATED),
     *("environment.num_train=40", "environment.num_val=4", "data.limit_val=4", "data.prompts_per_step=4"),
     *("updates.prompts_per_minibatch=2", "updates.rollout_steps=2", "trainer.val_check_interval=2", "sampling.n=4"),
     *("callbacks.progress_bar=null", "trainer.enable_progress_bar=false", "callbacks.checkpoint=null"),

@@ -27,7 +27,7 @@ from src.models.attention.plan import MaskMod
 from src.models.fused_norm import is_fused
 from src.models.head.head import apply_map_
 from src.models.structure import decoder_of, head_of, logit_map_of
-from src.rollout.native.prefix_cache import CacheView, PrefixCache, Terms
+from src.rollout.native.prefix_cache import CacheView, PrefixCache, Terms, shared_prefixes
 
 PREFIX_ATTENTION = "rollout_prefix"
 """Name under which transformers finds the attention function of a rollout."""
@@ -62,11 +62,13 @@ def forward_for(model: PreTrainedModel, positions: int) -> Forward:
 def prefill(model: PreTrainedModel, prompts: Sequence[Tensor], cache: PrefixCache) -> Tensor:
     """Put prompts int64 [P_i] into the cache; logits [B, V] after each."""
     device = model.device
-    lengths = [len(p) for p in prompts]
-    ids = torch.cat(list(prompts)).to(device)[None]
-    positions = torch.cat([torch.arange(length, device=device) for length in lengths])[None]
-    with cache.prefilling(lengths), _cached(cache):
-        return _logits(model, ids, positions, torch.tensor(lengths, device=device).cumsum(0) - 1)[0]
+    lengths, shared = [len(p) for p in prompts], shared_prefixes(prompts)
+    ends = list(zip(shared, lengths, strict=True))
+    ids = torch.cat([prompt[start:] for prompt, start in zip(prompts, shared, strict=True)]).to(device)[None]
+    positions = torch.cat([torch.arange(start, length, device=device) for start, length in ends])[None]
+    kept = torch.tensor([length - start for start, length in ends], device=device).cumsum(0) - 1
+    with cache.prefilling(lengths, shared), _cached(cache):
+        return _logits(model, ids, positions, kept)[0]
 
 
 def _logits(model: PreTrainedModel, ids: Tensor, positions: Tensor, kept: Tensor | slice = slice(None)) -> Tensor:

@@ -3,7 +3,8 @@
 Storage is allocated once: prompts [slots, H_kv, width, D] and completions [rows, H_kv, columns, D], a layer. A model
 reaches it through an attention function (`decoding`), builds no mask, concatenates nothing and repeats no key head:
 
-- prefill: the prompts lie end to end in one row [1, sum P_i], and each attends to itself only. No padding.
+- prefill: the prompts lie end to end in one row [1, sum P_i], and each attends to itself only. No padding. What one
+  shares with the one before it, as later turns of the episodes of a task do, is copied and not computed again.
 - decode: one row a completion, [R, 1]. A group's queries meet the prompt's keys in one product, each completion's query
   meets its own keys in another, and the two partial softmaxes are merged by their log-sum-exp.
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -25,6 +27,24 @@ from torch.nn import functional as F
 from src.models.attention.plan import MaskMod
 
 Pair = tuple[Tensor, Tensor]
+
+MIN_SHARED = 128
+"""Tokens that a prompt must share with the one before it, for its keys to be copied."""
+
+
+def shared_prefixes(prompts: Sequence[Tensor]) -> list[int]:
+    """How many tokens of each prompt int64 [P_i] are copied from the one before it; never all of them.
+
+    Example:
+        Prompts of 200, 200 and 150 equal tokens share 0, 199 and 149; below `MIN_SHARED` it is 0.
+    """
+    found = [0]
+    for before, prompt in pairwise(prompts):
+        size = min(len(before), len(prompt) - 1)
+        differs = before[:size] != prompt[:size]
+        size = int(differs.int().argmax()) if differs.any() else size
+        found.append(size if size >= MIN_SHARED else 0)
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,13 +208,9 @@ class CacheView:
         self.cache, self.within = cache, within
         self._biases: tuple[Tensor, Tensor] | None = None
 
-    def prompt_mask(self, length: int, device: torch.device) -> Tensor | None:
-        """Bool [P, P] of a prompt that attends to itself, True = attend; None: causal."""
-        if self.within is None:
-            return None
-        place = torch.arange(length, device=device)
-        causal = place[:, None] >= place
-        return causal & self._sees(place[:, None], place)
+    def within_window(self, query: Tensor, key: Tensor) -> Tensor | None:
+        """Bool, whether queries at positions [Q, 1] see keys at positions [K] by the window; None: there is none."""
+        return None if self.within is None else self._sees(query, key)
 
     def biases(self, layout: StepLayout, repeat: int) -> tuple[Tensor | None, Tensor | None]:
         """What is added to the scores of prompts' keys [B, 1, W x repeat, P] and of completions' own [R, 1, 1, width].
@@ -263,19 +279,24 @@ class PrefixCache:
         """Tokens of the prompt in each used slot."""
         self.layout: StepLayout | None = None
         """Of the step that runs."""
-        self._arriving: list[int] = []
+        self._arriving: list[tuple[int, int]] = []  # tokens of a prompt, and how many of them the one before it has
         self._prompt: dict[int, Pair] = {}
         self._own: dict[int, Pair] = {}
         self._views: dict[int, tuple[Tensor, Tensor, Tensor, Tensor]] = {}
         self._viewed: Grid | None = None
 
     @contextmanager
-    def prefilling(self, lengths: Sequence[int]) -> Iterator[None]:
-        """The forward inside brings prompts of these lengths, end to end; they take the next slots."""
-        self._arriving = list(lengths)
+    def prefilling(self, lengths: Sequence[int], shared: Sequence[int]) -> Iterator[None]:
+        """The forward inside brings prompts, end to end, which take the next slots.
+
+        Args:
+            lengths: of the prompts.
+            shared: tokens at the start of each that are left out of the forward: those of the prompt before it.
+        """
+        self._arriving = list(zip(lengths, shared, strict=True))
         try:
             yield
-            self.lengths += self._arriving
+            self.lengths += lengths
         finally:
             self._arriving = []
 
@@ -359,20 +380,23 @@ class PrefixCache:
         self._own[layer] = pair(self.room.rows, self.columns)
 
     def _prefill(self, layer: int, query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
-        if query.shape[0] != 1 or query.shape[2] != sum(self._arriving):
+        sizes = [length - shared for length, shared in self._arriving]
+        if query.shape[0] != 1 or query.shape[2] != sum(sizes):
             raise ValueError(
-                f"PrefixCache: expected one row of {sum(self._arriving)} prompt tokens, "
-                f"found {query.shape[0]} of {query.shape[2]}."
+                f"PrefixCache: expected one row of {sum(sizes)} prompt tokens, found {query.shape[0]} of "
+                f"{query.shape[2]}."
             )
         if layer not in self._prompt:
             self._allocate(layer, key, value)
-        stored_key, stored_value = self._prompt[layer]
+        stored = self._prompt[layer]
         outputs = []
-        parts = zip(*(x.split(self._arriving, dim=2) for x in (query, key, value)), strict=True)
-        for slot, (q, k, v) in enumerate(parts, start=len(self.lengths)):
-            for stored, new in ((stored_key, k), (stored_value, v)):
-                stored[slot, :, : new.shape[2]] = new[0]
-                stored[slot, :, new.shape[2] :] = 0  # read where a longer prompt is beside it, and masked
+        parts = zip(self._arriving, *(x.split(sizes, dim=2) for x in (query, key, value)), strict=True)
+        for slot, ((length, shared), q, *new) in enumerate(parts, start=len(self.lengths)):
+            for kept, fresh in zip(stored, new, strict=True):
+                kept[slot, :, :shared] = kept[slot - 1, :, :shared]
+                kept[slot, :, shared:length] = fresh[0]
+                kept[slot, :, length:] = 0  # read where a longer prompt is beside it, and masked
+            k, v = (kept[slot : slot + 1, :, :length] for kept in stored) if shared else new
             outputs.append(_self_attention(q, k, v, terms).transpose(1, 2))
         return torch.cat(outputs, dim=1)
 
@@ -471,15 +495,18 @@ def partial_attention(
 
 
 def _self_attention(query: Tensor, key: Tensor, value: Tensor, terms: Terms) -> Tensor:
-    """Attention [1, H, P, D_v] of one prompt's query [1, H, P, D] over its own keys, which fewer heads may share."""
-    length, repeat = query.shape[2], query.shape[1] // key.shape[1]
-    mask = None if terms.view is None else terms.view.prompt_mask(length, query.device)
+    """Attention [1, H, S, D_v] of a prompt's last S queries [1, H, S, D] over all its P keys, which fewer may share."""
+    asked, length, repeat = query.shape[2], key.shape[2], query.shape[1] // key.shape[1]
+    place = torch.arange(length, device=query.device)
+    mask = None if terms.view is None else terms.view.within_window(place[length - asked :, None], place)
+    if mask is not None or asked < length or terms.softcap is not None or terms.sink is not None:
+        causal = place[length - asked :, None] >= place
+        mask = causal if mask is None else mask & causal
     if terms.softcap is None and terms.sink is None:
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, is_causal=mask is None, scale=terms.scale, enable_gqa=repeat > 1
         )
-    if mask is None:
-        mask = torch.ones(length, length, dtype=torch.bool, device=query.device).tril()
+    assert mask is not None
     bias = torch.zeros(mask.shape, device=query.device).masked_fill_(~mask, -torch.inf)
     key, value = (x.repeat_interleave(repeat, dim=1) for x in (key, value))
     out, mass = partial_attention(query, key, value, bias, terms)

@@ -37,7 +37,6 @@ from src.data.rendering import PromptRenderer
 from src.data.sources.composed.source import TRAINING_GLUE, ComposedSource, Habits
 from src.data.templates.native import NativeTemplate
 from src.environments.generated.source import GeneratedSource
-from src.environments.generated.source import Habits as WorldHabits
 from src.models.policy import Policy
 from src.protocol.dialogue import TurnExample
 from src.protocol.token_bytes import TokenBytes
@@ -293,7 +292,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=FOLDER, help="where to write it")
     parser.add_argument("--expert-folder", type=Path, default=_EXPERT, help="where to keep the first stage")
-    parser.add_argument("--worlds", action="store_true", help="go on from `--start` with plays of generated worlds")
     parser.add_argument("--start", type=Path, help="start from this folder's weights and tokenizer")
     parser.add_argument("--short-steps", type=int, default=1200, help="the first steps, on two or three tools a prompt")
     parser.add_argument("--full-steps", type=int, default=4800, help="the next ones, before the hard prompts")
@@ -316,8 +314,6 @@ def main() -> None:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(args.start)
         model = Qwen3ForCausalLM.from_pretrained(args.start)
     log.info("%d weights, %d tokens in the vocabulary.", sum(p.numel() for p in model.parameters()), len(tokenizer))
-    if args.worlds:
-        return teach_worlds(model, tokenizer, args)
     trainer = Trainer(model, tokenizer, ComposedSource(1, args.prompts, seed=1))
     if args.expert_steps:
         short = ComposedSource(seed=1000 + args.seed, tools=(2, 3)).stream("train")
@@ -331,15 +327,6 @@ def main() -> None:
         habits = ComposedSource(seed=2000 + args.seed, habits=Habits()).stream("train")
         stage = Stage(args.habit_steps, args.batch_size, args.habit_rate, every=args.every)
         trainer.run(stage, habits, args.folder)
-
-
-def teach_worlds(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, args: argparse.Namespace) -> None:
-    """Train on right plays of generated worlds, then shortly on careless ones; write the folder."""
-    trainer = Trainer(model, tokenizer, GeneratedSource(1, args.prompts, seed=1))
-    plays = GeneratedSource(seed=3000 + args.seed).stream("train")
-    trainer.run(Stage(args.expert_steps, args.batch_size, args.rate, every=args.every), plays, args.expert_folder)
-    careless = GeneratedSource(seed=4000 + args.seed, habits=WorldHabits()).stream("train")
-    trainer.run(Stage(args.habit_steps, args.batch_size, args.habit_rate, every=args.every), careless, args.folder)
 
 
 if __name__ == "__main__":

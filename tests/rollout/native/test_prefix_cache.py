@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+import src.rollout.native.prefix_cache as prefix_cache
 from src.rollout.engine import SamplingParams
 from src.rollout.native.engine import NativeEngine
 from src.rollout.native.prefix_cache import (
@@ -15,6 +16,7 @@ from src.rollout.native.prefix_cache import (
     own_bias,
     partial_attention,
     room_for,
+    shared_prefixes,
 )
 from tests.architectures.small import small_config, small_model
 
@@ -98,15 +100,30 @@ def test_a_part_that_a_window_hides_whole_has_no_share():
     assert torch.equal(merge(hidden, seen), seen[0])
 
 
-@pytest.mark.parametrize("kind", ["mistral", "gpt_oss", "gemma2", "gemma3", "gemma4"])
-@pytest.mark.parametrize("sequences", [256, 4])
-def test_samples_past_the_window_are_the_models(kind, sequences):
-    """Prompts of 40 and 5 tokens with 3 completions of 30 each, and windows of 16: they leave their prompts behind."""
+def test_what_prompts_share_with_the_one_before():
+    """Never all of a prompt, whose last token's logits are needed; too little is nothing."""
+    one = torch.arange(200)
+    other = torch.cat([one[:150], torch.tensor([7, 8])])
+    assert shared_prefixes([one, one, other, one[:120], other, one]) == [0, 199, 150, 0, 0, 150]
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gpt_oss", "gemma2", "gemma3", "gemma4", "qwen3"])
+@pytest.mark.parametrize(("sequences", "least"), [(256, 128), (4, 128), (256, 8), (6, 8)])
+def test_samples_past_the_window_are_the_models(kind, sequences, least, monkeypatch):
+    """Prompts of 40 and 5 tokens with 3 completions of 30 each, and windows of 16: they leave their prompts behind.
+
+    Others share 30 tokens of the first, or all but its last, which is copied from 8 tokens on.
+    """
+    monkeypatch.setattr(prefix_cache, "MIN_SHARED", least)
     model = small_model(small_config(kind))
-    prompts = [torch.randint(3, 96, (length,), generator=torch.Generator().manual_seed(length)) for length in (40, 5)]
+    first, short = (
+        torch.randint(3, 96, (length,), generator=torch.Generator().manual_seed(length)) for length in (40, 5)
+    )
+    prompts = [first, torch.cat([first[:30], short]), torch.cat([first[:30], short, short]), first, short]
+    seeds = list(range(len(prompts)))
     engine = NativeEngine(model, max_sequences=sequences)
     params = SamplingParams(n=3, max_new_tokens=30, stop_token_ids=(7, 8, 9))
-    groups = engine.generate(prompts, params, [0, 1])
+    groups = engine.generate(prompts, params, seeds)
     model.set_attn_implementation("eager")
     for prompt, completions in zip(prompts, groups, strict=True):
         for one in completions:
