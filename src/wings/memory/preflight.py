@@ -319,6 +319,10 @@ def _batches(config: DictConfig, prompts: int) -> list[GenerationBatch]:
     batches = [GenerationBatch(config.data.val_batch_size, longest, greedy)]
     if prompts:
         batches.append(GenerationBatch(prompts, longest, sampling))
+    if (before := _completion_tokens(config) - sampling.max_new_tokens) > 0:  # of an episode's last answer
+        batches.append(GenerationBatch(config.data.val_batch_size, longest + before, greedy))
+        if prompts:
+            batches.append(GenerationBatch(prompts * sampling.n, longest + before, replace(sampling, n=1)))
     benchmark = config.callbacks.get("benchmark")
     if config.get("benchmark") and benchmark is not None:
         answers = replace(greedy, max_new_tokens=benchmark.max_new_tokens)

@@ -89,6 +89,13 @@ def test_longer_rows_take_more(random_policy):
     assert sizes[0] < sizes[1]
 
 
+def test_the_last_answers_of_episodes_have_prompts_of_their_own():
+    """16 x 8 of 1,000 - 96 tokens with 95 more; 4 layers store 2 x 32 values twice a token, 4 bytes each: 2,048."""
+    plan = plan_memory(_config("experiment=tiny_episodes"))
+    (cache,) = (part for part in plan.parts if part.name == "key/value cache")
+    assert cache.most == 128 * (904 + 95) * 2048
+
+
 def test_a_warm_starts_batch_takes_no_more_than_its_rows(random_policy):
     """Examples of 400 tokens in rows of 1,600: 4 and 16 of them take the same, 2 take less."""
     stage = ("warm_start=sft", "warm_start.max_tokens=400", "updates.max_row_tokens=1600")
