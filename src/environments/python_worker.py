@@ -121,6 +121,7 @@ def _work(found: list[Any], channel: socket.socket, folder: str, setup: Mapping[
     with suppress(OSError):
         os.setpgid(0, 0)
     _prctl(_PARENT_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell runs in the background
     with suppress(OSError):  # the first to go where the machine has no memory left
         Path("/proc/self/oom_score_adj").write_text("1000")
     nothing = os.open(os.devnull, os.O_RDWR)
