@@ -16,7 +16,7 @@ from src.data.sources.base import CorpusSource, check_limits, validation_splits
 from src.data.sources.reading import corpus_files, unread
 from src.data.sources.rlla import RllaSource
 from src.data.sources.synthetic.source import SyntheticSource
-from src.environments.tasks import TaskSource
+from src.environments.tasks import TaskSource, check_reward
 from src.errors import ConfigError, advice
 from src.rollout.engine import SamplingParams
 from src.rollout.vllm.requests import check_mode, check_request, require_vllm
@@ -211,6 +211,17 @@ def _episodes(config: DictConfig) -> None:
         raise ConfigError(
             f"algorithm={config.algorithm.name} with data=episodes: tasks have no targets to imitate. Train on "
             "dialogues (data=messages), or choose a policy gradient."
+        )
+    check_reward(made(config.environment, "environment"), "data=episodes")
+    rows = config.environment.get("rows")
+    if (
+        rows is not None
+        and not (isinstance(rows, DictConfig) and len(rows) > 1)
+        and config.optimized_metric is not None
+    ):
+        raise ConfigError(
+            f"environment.rows: expected a file to validate on beside that of train, found {rows}. Set "
+            "environment.rows={train:FILE,val:FILE}."
         )
     if config.algorithm.get("regions", "sampled") != "sampled":
         raise ConfigError(

@@ -69,8 +69,6 @@ class McpEnvironment:
         ConfigError: the SDK is not installed, there is no function, or a key has another value than it may.
     """
 
-    parts = ("environment",)
-
     def __init__(
         self,
         rows: str | Mapping[str, str],
@@ -104,6 +102,7 @@ class McpEnvironment:
         check_fields("environment", self, above)
         self.reward = None if reward is None else find("environment.reward", reward)
         self.reward_path = reward
+        self.parts = () if reward is None else ("environment",)
         self.variables = shown_variables(variables)
         self.headers = {key: os.path.expandvars(value) for key, value in (headers or {}).items()}
         self.hidden = [*self.variables.values(), *(word for value in self.headers.values() for word in value.split())]

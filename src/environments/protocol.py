@@ -81,8 +81,8 @@ class EpisodeScore:
     Attributes:
         total: the reward of the whole episode.
         parts: what it is made of, by name (`state`, `calls`, `answer`), for metrics.
-        turns: what each answer of the policy earned, in order. They sum to `total`: progress where the environment can
-            tell it, else all of it at the last.
+        turns: what each answer that the environment saw earned, in order: progress where it can tell it, else all of
+            it at the last. They sum to `total`, unless there was none.
         success: whether the task is done.
     """
 
@@ -147,7 +147,7 @@ class Environment(Protocol):
 
     Attributes:
         name: for logs and metrics.
-        parts: names of the parts of its scores.
+        parts: names of the parts of its scores; none where it knows no reward, so that nothing can be learnt in it.
         concurrent: how many of its episodes may start, act or end at once, each in a thread; 1 where that waits for
             nothing outside.
     """

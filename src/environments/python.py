@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints, is_typeddict
 
 from transformers.utils import get_json_schema
 
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _ROOT = Path(__file__).resolve().parents[2]
 _NOT_TOOLS = ("reset", "get_reward", "close")
+_JSON_TYPES = {str, int, float, bool, list, dict, tuple, type(None), Any}
 _START_SECONDS = 120.0  # the user's file may import much
 _END_SECONDS = 60.0  # a tool may have written many files
 _RESET_LIMIT = 1_000_000  # characters
@@ -73,8 +74,6 @@ class PythonEnvironment:
         ConfigError: a class or function that is not there or cannot be offered, or a missing file of rows.
         ValueError: a limit that leaves no room.
     """
-
-    parts = ("environment",)
 
     def __init__(
         self,
@@ -115,6 +114,7 @@ class PythonEnvironment:
         if self.has_class and not hasattr(found[0], "reset"):
             raise ConfigError(f"environment.path: {path} has no method reset(**row), which begins an episode. Add it.")
         self.has_reward = self.has_class and hasattr(found[0], "get_reward")
+        self.parts = ("environment",) if self.has_reward else ()
         self.has_close = self.has_class and hasattr(found[0], "close")
         self.tools = _class_tools(found[0], self.paths[0]) if self.has_class else tuple(map(_spec, found, self.paths))
         self._variables = shown_variables(variables)
@@ -246,7 +246,8 @@ class _Connection:
 
     def _fault(self, method: str, what: str, where: str = "") -> EnvironmentFaultError:
         words = {"timeout": f"no end within {self._environment.time_limit:g} seconds", "tool_died": "its process ended"}
-        text = f"{self._environment.paths[0]}: {method}() failed{where}: {words.get(what, what)}. Mend the class."
+        mend = "Mend the class, or the row." if method == "reset" else "Mend the class."
+        text = f"{self._environment.paths[0]}: {method}() failed{where}: {words.get(what, what)}. {mend}"
         return EnvironmentFaultError(text)
 
 
@@ -421,6 +422,24 @@ def _class_tools(factory: type, path: str) -> tuple[ToolSpec, ...]:
     return tuple(_spec(one, path) for name, one in public if name not in silent)
 
 
+def check_types(function: Any) -> None:
+    """Refuse parameters that a call's JSON is not turned into.
+
+    Raises:
+        TypeError: a parameter of another class than JSON has, or one that cannot be given by name.
+    """
+    for name, parameter in inspect.signature(function).parameters.items():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise TypeError(f"parameter '{name}' is positional only")
+    hints = get_type_hints(function)
+    waiting = [(name, hint) for name, hint in hints.items() if name != "return"]
+    for name, hint in waiting:
+        if inspect.isclass(hint) and not get_args(hint) and not is_typeddict(hint) and hint not in _JSON_TYPES:
+            raise TypeError(f"parameter '{name}' has the type {hint.__name__}, into which no argument is turned")
+        if get_origin(hint) is not Literal:
+            waiting += [(name, inner) for inner in get_args(hint) if inner is not Ellipsis]
+
+
 def _spec(function: Any, path: str) -> ToolSpec:
     """What the prompt says of a function.
 
@@ -428,6 +447,7 @@ def _spec(function: Any, path: str) -> ToolSpec:
         ConfigError: it has no docstring, or a parameter has no type hint or no description.
     """
     try:
+        check_types(function)
         return ToolSpec(get_json_schema(function))
     except Exception as error:
         name = getattr(function, "__name__", function)

@@ -44,6 +44,23 @@ def chosen_split(environment: Environment, wanted: str | None, key: str) -> str:
     return wanted
 
 
+def check_reward(environment: Environment, key: str) -> None:
+    """Refuse an environment that knows no reward, where one is needed.
+
+    Args:
+        environment: to be trained in, or evaluated in.
+        key: that asks for it.
+
+    Raises:
+        ConfigError: it scores nothing.
+    """
+    if not environment.parts:
+        raise ConfigError(
+            f"{key}: expected an environment with a reward, found none in {environment.name}. Give the class of "
+            "environment.path a method get_reward (functions have none), or set environment.reward of an MCP server."
+        )
+
+
 class TaskSource:
     """A `Source` of the tasks of an environment, whose splits it has.
 

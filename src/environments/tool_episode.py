@@ -93,13 +93,16 @@ class ToolEpisode:
         self._earned.append(self._reward() if self._turn_rewards else None)
 
     def score(self) -> EpisodeScore:
-        """See `Episode`. One that was stopped before the first answer earned nothing."""
+        """See `Episode`. One that was stopped before the first answer is asked for its reward too."""
         if self._score is None:
-            if self._earned and not self._turn_rewards:
-                self._earned[-1] = self._reward()
-            has_reward = bool(self._earned) and self._earned[-1] is not None
-            totals = [0.0, *(value or 0.0 for value in self._earned)]
-            turns = tuple(after - before for before, after in pairwise(totals))
+            given = list(self._earned)
+            if not given or not self._turn_rewards:
+                given[-1:] = [self._reward()]
+            totals = [0.0]
+            for value in given:  # None says nothing new
+                totals.append(totals[-1] if value is None else value)
+            has_reward = any(value is not None for value in given)
+            turns = tuple(after - before for before, after in pairwise(totals))[: len(self._earned)]
             parts = {"environment": totals[-1]} if has_reward else {}
             self._score = EpisodeScore(totals[-1], parts, turns, has_reward and totals[-1] >= self._success_at)
         return self._score
@@ -170,6 +173,8 @@ def read_tasks(files: Mapping[str, str], split: str, *, prompts: bool) -> list[T
             opening(row, record.where)
         tags = row.get("tags")
         tasks.append(Task(record.id, row, tuple(map(str, tags)) if isinstance(tags, list) else ()))
+    if not tasks:
+        raise ConfigError(f"environment.rows.{split}: expected at least one row, found none in '{files[split]}'.")
     return tasks
 
 

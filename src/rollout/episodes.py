@@ -291,6 +291,10 @@ class EpisodeCollector:
         played = self._player.play(prompts, params, lambda key: prompt_seed(seed, rollout_step, key))
         turns = [turn for group in played for episode in group for turn in episode.turns]
         check_fresh([turn.completion for turn in turns], rollout_step)
+        if not any(episode.score.parts for group in played for episode in group):
+            raise EnvironmentFaultError(
+                f"{self._player.environment.name}: none of {len(prompts)} tasks had a reward, found None each time."
+            )
         return [scored_group(prompt, episodes) for prompt, episodes in zip(prompts, played, strict=True)]
 
     def demonstrate(

@@ -193,7 +193,9 @@ class PlayedEpisode:
 
     @property
     def earned(self) -> list[float]:
-        """What each turn earned; nothing where its answer was cut, so that no environment saw it."""
+        """What each turn earned. No environment saw an answer that was cut; the only one of an episode has it all."""
+        if not self.score.turns:
+            return [self.score.total]
         return [*self.score.turns, *[0.0] * (len(self.turns) - len(self.score.turns))]
 
     def metrics(self) -> dict[str, float]:

@@ -70,7 +70,8 @@ def _fit(config: DictConfig, folder: Path) -> dict[str, float]:
     found = resume_from(config)
     resumed = None if found is None else str(found.path)
     anew = config.ckpt_path == AUTO and found is None and getattr(rank_zero_only, "rank", 0) == 0
-    moved = schedule_moves(instantiate(config.reward), config.updates.rollout_steps)
+    episodes = config.data.train.get("environment") is not None  # whose rewards know no schedule
+    moved = not episodes and schedule_moves(instantiate(config.reward), config.updates.rollout_steps)
     ours = [callback for callback in callbacks if isinstance(callback, RolloutCallback)]
     for callback in ours:
         callback.prepare(anew=anew)

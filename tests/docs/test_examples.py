@@ -73,7 +73,7 @@ def small(command: Command, policy: Path) -> tuple[str, list[str]]:
         overrides += ["callbacks.benchmark.at_start=false", "callbacks.benchmark.subset=6"]
         overrides += ["callbacks.checkpoint=null", "sampling.max_new_tokens=24"]
         if "experiment=tiny_episodes" in overrides:
-            overrides += ["environment.num_train=40", "environment.num_val=4", "warm_start.source.num_train=32"]
+            overrides += ["environment.num_train=40", "environment.num_val=4"]
     return program, [f"policy.path={policy}" if one == "policy.path=FOLDER" else one for one in overrides]
 
 

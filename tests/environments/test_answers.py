@@ -233,7 +233,19 @@ def test_without_a_reward_of_its_own_an_episode_has_no_part():
     played = episode(Scripted(None))
     played.act(answer(text="Sunny."))
     assert played.score() == EpisodeScore(0.0, {}, (0.0,), False)
-    assert episode(Scripted()).score() == EpisodeScore(0.0, {}, (), False)
+
+
+def test_an_episode_that_was_cut_in_its_first_answer_has_its_reward_too():
+    """Else never ending would beat a reward below 0."""
+    assert episode(Scripted(-1.0)).score() == EpisodeScore(-1.0, {"environment": -1.0}, (), False)
+    assert episode(Scripted(-1.0), turn_rewards=True).score().total == -1.0
+
+
+def test_none_says_nothing_new():
+    played = episode(Scripted(1.0, None, None), turn_rewards=True)
+    for one in (answer(GOOD), answer(GOOD), answer(text="Sunny.")):
+        played.act(one)
+    assert played.score() == EpisodeScore(1.0, {"environment": 1.0}, (1.0, 0.0, 0.0), True)
 
 
 def test_an_episode_ends_with_its_world():

@@ -310,3 +310,87 @@ def test_a_trainer_that_is_killed_leaves_nothing(tmp_path):
         process.kill()
     gone, alive = psutil.wait_procs(started, timeout=10)
     assert not alive and len(gone) == 4 and list(folder.iterdir()) == []
+
+
+TYPES = """
+from dataclasses import dataclass
+from enum import Enum
+from typing import Literal, Optional, TypedDict
+
+
+@dataclass
+class Point:
+    x: int
+
+
+class Color(Enum):
+    RED = "red"
+
+
+class Size(TypedDict):
+    width: int
+
+
+Map = dict[str, float] | None
+
+
+def fine(a: int, b: Optional[list[str]] = None, c: Literal["x", "y"] = "x", d: Map = None, e: Size = None):
+    \"\"\"Fine.
+
+    Args:
+        a: a
+        b: b
+        c: c
+        d: d
+        e: e
+    \"\"\"
+
+
+def point(a: list[Point]):
+    \"\"\"Not.
+
+    Args:
+        a: a
+    \"\"\"
+
+
+def color(a: Color = Color.RED):
+    \"\"\"Not.
+
+    Args:
+        a: a
+    \"\"\"
+
+
+def place(a: int, /):
+    \"\"\"Not.
+
+    Args:
+        a: a
+    \"\"\"
+"""
+
+
+def test_types_that_json_does_not_have_are_refused(tmp_path):
+    (tmp_path / "typed.py").write_text(TYPES)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "x"}')
+    rows = str(tmp_path / "rows.jsonl")
+    made = PythonEnvironment(f"{tmp_path}/typed.py:fine", rows)
+    assert made.parts == () and len(made.tools[0].parameters) == 5
+    for name, words in (
+        ("point", "parameter 'a' has the type Point"),
+        ("color", "parameter 'a' has the type Color"),
+        ("place", "parameter 'a' is positional only"),
+    ):
+        with pytest.raises(ConfigError, match=f"'{name}' cannot be offered as a tool .{words}"):
+            PythonEnvironment(f"{tmp_path}/typed.py:{name}", rows)
+
+
+def test_a_file_without_rows_is_named(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("")
+    (tmp_path / "tools.py").write_text('def add(a: int):\n    """Add.\n\n    Args:\n        a: a\n    """\n')
+    made = PythonEnvironment(f"{tmp_path}/tools.py:add", str(tmp_path / "rows.jsonl"))
+    with pytest.raises(
+        ConfigError, match=r"environment\.rows\.train: expected at least one row, found none in '.*rows.jsonl'"
+    ):
+        made.tasks("train")

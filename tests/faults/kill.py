@@ -211,7 +211,7 @@ def mcp_run(folder: Path, steps: int) -> list[str]:
         server = _until(process, lambda: _servers(process.pid))[0]
         server.kill()
         log.info("killed a server after %d rollout steps", steps_done(victim.folder))
-        _until(process, lambda: steps_done(victim.folder) >= 3)
+        _until(process, lambda: steps_done(victim.folder) >= 2)
         servers = _until(process, lambda: _servers(process.pid))
         process.kill()
         process.wait()

@@ -46,4 +46,4 @@ def test_two_kills_of_an_episode_run_change_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_run_outlives_its_mcp_server_and_itself(tmp_path: Path) -> None:
-    assert mcp_run(tmp_path, steps=5) == []
+    assert mcp_run(tmp_path, steps=4) == []

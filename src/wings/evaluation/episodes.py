@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
 from src.environments.protocol import Environment, Task
-from src.environments.tasks import chosen_split
+from src.environments.tasks import check_reward, chosen_split
 from src.errors import ConfigError, check_fields
 from src.protocol.dialogue import JsonValue
 from src.rollout.episodes import EpisodeLimits
@@ -44,6 +44,7 @@ class EpisodesBenchmark(Benchmark):
             raise ConfigError(
                 "benchmark=episodes: expected an environment, found none. Set environment=generated, say."
             )
+        check_reward(environment, "benchmark=episodes")
         self.limit = limit
         check_fields("benchmark.episodes", self, [("limit", limit is None or limit >= 1, "null or at least 1")])
         self._environment, self._limits = environment, limits

@@ -211,8 +211,12 @@ def test_the_tiny_policy_is_evaluated_and_goes_on_after_an_interruption(tmp_path
         (["environment=generated", "episodes.max_turns=0"], r"episodes.max_turns: expected at least 1, found 0"),
         (["environment=python"], r"no value for environment.path, environment.rows"),
         (
-            ["environment=mcp", "environment.command=[nowhere]", "environment.rows=ROWS"],
+            ["environment=mcp", "environment.command=[nowhere]", "environment.rows=ROWS", "environment.reward=REWARD"],
             r"MCP server `nowhere` does not start",
+        ),
+        (
+            ["environment=mcp", "environment.command=[nowhere]", "environment.rows=ROWS"],
+            r"benchmark=episodes: expected an environment with a reward, found none in mcp",
         ),
     ],
 )
@@ -222,7 +226,9 @@ def test_what_cannot_be_played_is_said_before_weights_are_read(
     monkeypatch.setattr("src.wings.evaluation.answering.load_source", lambda *_: pytest.fail("weights were read first"))
     rows = tmp_path / "rows.jsonl"
     rows.write_text('{"prompt": "Go."}\n')
-    overrides = [one.replace("ROWS", str(rows)) for one in overrides]
+    (tmp_path / "reward.py").write_text("def one(row, messages):\n    return 1.0\n")
+    reward = f"{tmp_path}/reward.py:one"
+    overrides = [one.replace("ROWS", str(rows)).replace("REWARD", reward) for one in overrides]
     with pytest.raises((ConfigError, RuntimeError, InstantiationException), match=message):
         evaluate(eval_config(tmp_path, *TINY, *overrides))
     assert not (tmp_path / "fingerprint.json").exists()
