@@ -1,4 +1,4 @@
-"""Killed runs, in small; `python -m tests.faults.kill --kills 20` is the whole of it."""
+"""Killed runs, in small; `python -m tests.faults.kill --kills 20` is the whole of it, and `--mcp` kills servers too."""
 
 import os
 import signal
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from src.runs.signals import EXIT_SAVED
-from tests.faults.kill import EPISODES, Victim, compare, mcp_run
+from tests.faults.kill import EPISODES, Victim, compare
 from tests.faults.states import differences, steps_done
 
 
@@ -42,8 +42,3 @@ def test_sigterm_on_one_of_two_ranks_stops_both_with_a_checkpoint(tmp_path: Path
 def test_two_kills_of_an_episode_run_change_nothing(tmp_path: Path) -> None:
     told, problems = compare(tmp_path, kills=2, steps=4, overrides=EPISODES)
     assert problems == [] and told.startswith("2 kills (1 any moment, 1 writing) of")
-
-
-@pytest.mark.slow
-def test_a_run_outlives_its_mcp_server_and_itself(tmp_path: Path) -> None:
-    assert mcp_run(tmp_path, steps=4) == []
