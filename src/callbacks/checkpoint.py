@@ -56,6 +56,7 @@ class RolloutCheckpoint(ModelCheckpoint):
         self._keep_previous = keep_previous
         self._signals = StopSignals()
         self._loaded_from = Path()
+        self._settled = False
 
     # When
 
@@ -64,6 +65,18 @@ class RolloutCheckpoint(ModelCheckpoint):
         """From here on there is something to save when the run is asked to end."""
         super().on_train_start(trainer, pl_module)
         self._signals.install()
+        self._settle(trainer)
+
+    @override
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Lightning starts no training where a checkpoint has all of it."""
+        super().on_fit_end(trainer, pl_module)
+        if not self._settled:
+            self._settle(trainer)
+
+    def _settle(self, trainer: Trainer) -> None:
+        """Give the checkpoint that was taken its name."""
+        self._settled = True
         trainer.strategy.barrier()  # all ranks have read the checkpoint
         folder, taken = Path(str(self.dirpath)), Path(trainer.ckpt_path or "")
         if trainer.is_global_zero and taken.resolve().parent == folder.resolve():

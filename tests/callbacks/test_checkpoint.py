@@ -125,3 +125,14 @@ def test_a_checkpoint_that_cannot_be_written_is_one_clear_error_and_the_one_befo
 def test_an_interval_below_one_is_refused():
     with pytest.raises(ValueError, match="every_n_rollout_steps: expected at least 1, found 0"):
         RolloutCheckpoint(every_n_rollout_steps=0)
+
+
+def test_a_checkpoint_of_the_whole_run_that_a_kill_left_unnamed_is_named(random_policy, tmp_path):
+    """Killed between sealing the last one and giving it its name: nothing is left to train, and it is the last one."""
+    settings = (*SMALL, f"policy.path={random_policy}", "updates.rollout_steps=1", "ckpt_path=auto")
+    train(train_config(tmp_path, *settings))
+    last = tmp_path / "checkpoints/last.ckpt"
+    whole = last.read_bytes()
+    last.rename(last.with_name("last.ckpt.partial"))
+    train(train_config(tmp_path, *settings))
+    assert last.read_bytes() == whole and not last.with_name("last.ckpt.partial").exists()

@@ -160,3 +160,29 @@ def test_updates_must_not_be_lost_in_bfloat16():
     with pytest.raises(ConfigError, match=r"policy\.dtype=float32 trainer.precision=bf16-mixed"):
         check_rate(config, torch.bfloat16)
     check_rate(train_config(Path(), "optimizer.learning_rate=1.0e-4"), torch.bfloat16)
+
+
+def test_tasks_need_a_reward_and_a_file_to_validate_on(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Go."}\n')
+    (tmp_path / "tools.py").write_text(
+        "class Silent:\n    def reset(self, **row):\n        pass\n\n"
+        "class Fair(Silent):\n    def get_reward(self):\n        return 1.0\n"
+    )
+    rows = tmp_path / "rows.jsonl"
+    for name, given, message in (
+        (
+            "Silent",
+            f"{{train: {rows}, val: {rows}}}",
+            "data=episodes: expected an environment with a reward, found none",
+        ),
+        (
+            "Fair",
+            str(rows),
+            r"environment.rows: expected a file to validate on .* Set environment.rows={train:FILE,val",
+        ),
+    ):
+        path = f"environment.path={tmp_path}/tools.py:{name}"
+        with pytest.raises(ConfigError, match=message):
+            check_config(
+                train_config(tmp_path, "data=episodes", "environment=python", path, f"environment.rows={given}")
+            )
