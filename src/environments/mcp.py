@@ -23,10 +23,16 @@ import psutil  # type: ignore[import-untyped]
 from src.environments.answers import Result
 from src.environments.protocol import EnvironmentFaultError, Opening, Task
 from src.environments.python_worker import remove_folder
-from src.environments.tool_episode import ToolEpisode, opening, read_tasks, row_files, shown_variables
+from src.environments.tool_episode import (
+    EpisodeReward,
+    ToolEpisode,
+    opening,
+    read_tasks,
+    row_files,
+    shown_variables,
+)
 from src.errors import ConfigError, check_fields
 from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
-from src.rewards.functions.user_function import RewardError, chat_messages, find, is_finite_number
 
 if TYPE_CHECKING:
     from mcp import Client
@@ -39,6 +45,26 @@ _STDERR_LINES = 5
 _PROBE_SECONDS = 10.0
 _RETRY_SECONDS = 0.5
 T = TypeVar("T")
+
+
+class _Printed(logging.Filter):
+    """Says once that a server prints to stdout; the SDK logs a traceback for each such line, and ignores it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether to log a record of the SDK."""
+        if not str(record.msg).startswith("Failed to parse JSONRPC message"):
+            return True
+        first, self._said = not self._said, True
+        record.levelno, record.levelname, record.exc_info = logging.WARNING, "WARNING", None
+        record.msg = "An MCP server prints to stdout, which is for the protocol alone. Let it log on stderr. Ignored."
+        return first
+
+
+logging.getLogger("mcp.client.stdio").addFilter(_Printed())
 
 
 class McpEnvironment:
@@ -100,8 +126,7 @@ class McpEnvironment:
         above = [(one, getattr(self, one) > 0, "seconds above 0") for one in ("time_limit", "start_limit")]
         above.append(("concurrent", concurrent >= 1, "at least 1"))
         check_fields("environment", self, above)
-        self.reward = None if reward is None else find("environment.reward", reward)
-        self.reward_path = reward
+        self.reward = None if reward is None else EpisodeReward(reward)
         self.parts = () if reward is None else ("environment",)
         self.variables = shown_variables(variables)
         self.headers = {key: os.path.expandvars(value) for key, value in (headers or {}).items()}
@@ -114,7 +139,6 @@ class McpEnvironment:
         self._loop: _Loop | None = None
         self._open: set[_Connection] = set()
         self._lock = threading.Lock()
-        self.reward_lock = threading.Lock()  # a function of the user may not be made for threads
 
     def splits(self) -> tuple[str, ...]:
         """See `Environment`."""
@@ -217,23 +241,8 @@ class _Connection:
         return self._loop.run(self._together(self._client, calls))
 
     def reward(self, history: Sequence[Message]) -> float | None:
-        """See `Connection`.
-
-        Raises:
-            RewardError: the function returned no finite number.
-        """
-        if self._environment.reward is None:
-            return None
-        path = self._environment.reward_path
-        try:
-            with self._environment.reward_lock:
-                value = self._environment.reward(dict(self._row), chat_messages(history))
-        except Exception as error:
-            error.add_note(f"Raised by environment.reward ({path}).")
-            raise
-        if value is None or isinstance(value, bool) or is_finite_number(value):
-            return None if value is None else float(value)
-        raise RewardError(f"environment.reward: expected a finite number or None, found {value!r:.200}. Mend {path}.")
+        """See `Connection` and `EpisodeReward`."""
+        return None if self._environment.reward is None else self._environment.reward(self._row, history)
 
     def close(self) -> None:
         """See `Connection`. Waits for a started server to end, and ends what it left behind."""

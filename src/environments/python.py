@@ -26,7 +26,14 @@ from src.environments.answers import Result
 from src.environments.bfcl.sandbox import KEPT_ENVIRONMENT, check_limits
 from src.environments.protocol import EnvironmentFaultError, Opening, Task
 from src.environments.python_worker import remove_folder
-from src.environments.tool_episode import ToolEpisode, opening, read_tasks, row_files, shown_variables
+from src.environments.tool_episode import (
+    EpisodeReward,
+    ToolEpisode,
+    opening,
+    read_tasks,
+    row_files,
+    shown_variables,
+)
 from src.errors import ConfigError, check_fields
 from src.protocol.dialogue import JsonValue, Message, ToolCall, ToolSpec
 from src.rewards.functions.user_function import find
@@ -46,10 +53,11 @@ class PythonEnvironment:
 
     A class is constructed without arguments. `reset(**row)` begins an episode and may return text, which is appended to
     the prompt; without `**` it is given the columns that it names, and the episode's `seed` where it names that.
-    `get_reward()` returns what the episode earned. The other public methods that have a docstring are the tools, except
-    `close`, which is called at the end. Functions are tools without state. Every parameter needs a type hint and a line
-    under `Args:`. Neighbouring calls of `async` tools run at the same time, all others in order. The file is imported
-    twice: here, for the tools' schemas, and in the process that forks the workers.
+    `get_reward()` returns what the episode earned; a function may do so in its place (see `reward`). The other public
+    methods that have a docstring are the tools, except `close`, which is called at the end. Functions are tools without
+    state. Every parameter needs a type hint and a line under `Args:`. Neighbouring calls of `async` tools run at the
+    same time, all others in order. The file is imported twice: here, for the tools' schemas, and in the process that
+    forks the workers.
 
     Where a step takes too long or its process ends, its calls are answered so. With functions the episode goes on, in a
     new process. With a class it is over, as its state is lost, and earns `lost_reward`.
@@ -58,6 +66,7 @@ class PythonEnvironment:
         path: `FILE.py:CLASS`, `package.module:CLASS`, or functions, `FILE.py:NAME,NAME`, or a list of such.
         rows: a file of rows with a `prompt`, text or messages, and any other columns; or one for each split. With a
             class the prompt may come from `reset` alone.
+        reward: of functions, or of a class without `get_reward`; see `EpisodeReward`. It runs in the run's own process.
         name: for logs and metrics.
         time_limit: seconds for the calls of an answer, for `reset` and for `get_reward`.
         memory_limit_mb: MiB that each process of an episode may allocate, and of a file that it writes.
@@ -80,6 +89,7 @@ class PythonEnvironment:
         path: str | Sequence[str],
         rows: str | Mapping[str, str],
         *,
+        reward: str | None = None,
         name: str = "python",
         time_limit: float = 10.0,
         memory_limit_mb: int = 1024,
@@ -114,7 +124,10 @@ class PythonEnvironment:
         if self.has_class and not hasattr(found[0], "reset"):
             raise ConfigError(f"environment.path: {path} has no method reset(**row), which begins an episode. Add it.")
         self.has_reward = self.has_class and hasattr(found[0], "get_reward")
-        self.parts = ("environment",) if self.has_reward else ()
+        if self.has_reward and reward is not None:
+            raise ConfigError(f"environment.reward: {path} has a method get_reward. Drop one of the two.")
+        self.reward = None if reward is None else EpisodeReward(reward)
+        self.parts = ("environment",) if self.has_reward or reward is not None else ()
         self.has_close = self.has_class and hasattr(found[0], "close")
         self.tools = _class_tools(found[0], self.paths[0]) if self.has_class else tuple(map(_spec, found, self.paths))
         self._variables = shown_variables(variables)
@@ -139,9 +152,9 @@ class PythonEnvironment:
 
     def start(self, task: Task, seed: int) -> ToolEpisode:
         """See `Environment`."""
-        connection = _Connection(self, seed)
+        connection = _Connection(self, task, seed)
         try:
-            text = connection.reset(task) if self.has_class else ""
+            text = connection.reset() if self.has_class else ""
             messages = opening(task.row, f"{self.name}[{task.id}]", text)
         except BaseException:
             connection.close()
@@ -174,22 +187,23 @@ class PythonEnvironment:
 class _Connection:
     """See `Connection`: a worker, and a new one after a limit where tools have no state."""
 
-    def __init__(self, environment: PythonEnvironment, seed: int) -> None:
+    def __init__(self, environment: PythonEnvironment, task: Task, seed: int) -> None:
         self._environment = environment
+        self._task = task
         self._seed = seed
         self._worker: _Worker | None = environment.worker(seed)
         self.lost = ""
         self.hidden = environment.hidden
 
-    def reset(self, task: Task) -> str:
+    def reset(self) -> str:
         """Begin the task; the text that is to be added to its prompt.
 
         Raises:
             EnvironmentFaultError: it cannot begin.
         """
-        ((reply, problem),) = self._ask("reset", [ToolCall("reset", task.row)], _RESET_LIMIT)
+        ((reply, problem),) = self._ask("reset", [ToolCall("reset", self._task.row)], _RESET_LIMIT)
         if reply is None or reply["error"]:
-            raise self._fault("reset", reply["text"] if reply else problem, f" for the task '{task.id}'")
+            raise self._fault("reset", reply["text"] if reply else problem, f" for the task '{self._task.id}'")
         return reply["text"] or ""
 
     def run(self, calls: Sequence[ToolCall]) -> list[Result]:
@@ -206,10 +220,12 @@ class _Connection:
 
     def reward(self, history: Sequence[Message]) -> float | None:
         """See `Connection`."""
-        if not self._environment.has_reward:
+        if not self._environment.parts:
             return None
         if self.lost:
             return self._environment.lost_reward
+        if self._environment.reward is not None:
+            return self._environment.reward(self._task.row, history)
         ((reply, _),) = self._ask("reward", [ToolCall("get_reward", {})], 1000)
         if reply is None:
             return self._environment.lost_reward
@@ -415,7 +431,7 @@ def _class_tools(factory: type, path: str) -> tuple[ToolSpec, ...]:
     Raises:
         ConfigError: a method that cannot be offered.
     """
-    methods = inspect.getmembers(factory, inspect.isfunction)
+    methods = inspect.getmembers(factory, lambda one: inspect.isfunction(one) or inspect.ismethod(one))
     public = [(name, one) for name, one in methods if not name.startswith("_") and name not in _NOT_TOOLS]
     if silent := [name for name, one in public if not inspect.getdoc(one)]:
         log.warning("%s: without a docstring these are not offered as tools: %s.", path, ", ".join(silent))

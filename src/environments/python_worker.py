@@ -236,8 +236,11 @@ class _Worker:
 
     def _give(self, index: int, value: Any) -> None:
         """Reply with what a tool returned."""
-        if self._request["kind"] != "reward":
-            self._reply(index, None if value is None and self._request["kind"] == "reset" else _text(value))
+        kind = self._request["kind"]
+        if kind == "reset" and not isinstance(value, str | None):
+            raise TypeError(f"expected text for the prompt, or None, found {value!r:.100}")
+        if kind != "reward":
+            self._reply(index, None if value is None and kind == "reset" else _text(value))
             return
         if isinstance(value, str | bytes):
             raise TypeError(f"expected a number, found {value!r:.100}")

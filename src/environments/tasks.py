@@ -56,8 +56,8 @@ def check_reward(environment: Environment, key: str) -> None:
     """
     if not environment.parts:
         raise ConfigError(
-            f"{key}: expected an environment with a reward, found none in {environment.name}. Give the class of "
-            "environment.path a method get_reward (functions have none), or set environment.reward of an MCP server."
+            f"{key}: expected an environment with a reward, found none in {environment.name}. Set environment.reward "
+            "to a function of yours, or give the class of environment.path a method get_reward."
         )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,7 @@ from src.environments.protocol import EpisodeScore, Task
 from src.errors import ConfigError, advice
 from src.protocol.dialogue import DataError, JsonValue, Message, ToolCall, ToolSpec
 from src.protocol.types import ParsedResponse
+from src.rewards.functions.user_function import RewardError, chat_messages, find, is_finite_number
 
 
 class Connection(Protocol):
@@ -116,6 +118,44 @@ class ToolEpisode:
     def close(self) -> None:
         """See `Episode`."""
         self._connection.close()
+
+
+class EpisodeReward:
+    """A function of the user that says what an episode earned. It is asked by one episode at a time.
+
+    Args:
+        path: `FILE.py:NAME` or `package.module:NAME`. The function is given a row and the messages of an episode, as
+            OpenAI has them, and returns a number, or None for no reward.
+
+    Raises:
+        ConfigError: there is no such function.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._function = find("environment.reward", path)
+        self._lock = threading.Lock()  # it may not be made for threads
+
+    def __call__(self, row: Mapping[str, JsonValue], history: Sequence[Message]) -> float | None:
+        """What the episode of a row earned.
+
+        Args:
+            row: as it was read.
+            history: all that was said.
+
+        Raises:
+            RewardError: the function returned no finite number.
+        """
+        try:
+            with self._lock:
+                value = self._function(dict(row), chat_messages(history))
+        except Exception as error:
+            error.add_note(f"Raised by environment.reward ({self._path}).")
+            raise
+        if value is None or isinstance(value, bool) or is_finite_number(value):
+            return None if value is None else float(value)
+        found = f"found {value!r:.200}. Mend {self._path}."
+        raise RewardError(f"environment.reward: expected a finite number or None, {found}")
 
 
 def shown_variables(names: Sequence[str]) -> dict[str, str]:

@@ -1,6 +1,7 @@
 """Tools in Python as a user writes them. See test_python.py."""
 
 import asyncio
+import os
 import random
 import time
 from typing import Literal
@@ -119,3 +120,35 @@ def spin(kind: Literal["fast", "for ever"]) -> str:
     while kind == "for ever":
         pass
     return "spun"
+
+
+class Rewardless:
+    """A world of which a function says what it earned."""
+
+    def reset(self, **row):
+        pass
+
+    def leave(self):
+        """End the process."""
+        os._exit(0)
+
+    @classmethod
+    def of_class(cls):
+        """The name of the class."""
+        return cls.__name__
+
+    @staticmethod
+    def of_nothing(n: int):
+        """Twice a number.
+
+        Args:
+            n: the number.
+        """
+        return 2 * n
+
+
+class ResetToMessages:
+    """A world that begins with messages, which belong into the row."""
+
+    def reset(self, **row):
+        return [{"role": "user", "content": "Hello."}]

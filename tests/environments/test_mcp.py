@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from src.environments.mcp import McpEnvironment
+from src.environments.mcp import McpEnvironment, _Printed
 from src.environments.protocol import EnvironmentFaultError, EpisodeScore
 from src.errors import ConfigError
 from src.protocol.dialogue import Message, ToolCall
@@ -120,6 +121,18 @@ def test_what_a_server_says_is_data(episode):
     assert misbehave("secret") == "[]" and misbehave("folder") == "True"
     assert misbehave("stderr") == "stderr" and misbehave("child") == "child" and misbehave("stdout") == "stdout"
     assert episode.counts == {"tool_error": 3, "cut_result": 1}
+
+
+def test_what_a_server_prints_is_told_once(rows, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("mcp.client.stdio"), "filters", [_Printed()])
+    prints = f"print('starting\\nup', flush=True); import runpy; runpy.run_path({COMMAND[1]!r}, run_name='__main__')"
+    made = McpEnvironment(str(rows), [COMMAND[0], "-c", prints])
+    episode = made.start(made.tasks("train")[0], seed=0)
+    assert said(episode, ToolCall("add_note", {"text": "tea"})) == ["1"]
+    episode.close()
+    made.close()
+    (record,) = [one for one in caplog.records if one.name == "mcp.client.stdio"]
+    assert record.levelname == "WARNING" and record.exc_info is None and "prints to stdout" in record.getMessage()
 
 
 def test_a_server_that_dies_is_answered_and_the_next_episode_has_a_new_one(notes, episode):

@@ -210,6 +210,50 @@ def test_functions_have_no_state_and_go_on_after_a_limit(tmp_path):
     made.close()
 
 
+def test_a_function_may_say_what_an_episode_of_functions_or_of_a_class_earned(tmp_path):
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "1 + 2?", "sum": 3}')
+    (tmp_path / "rewards.py").write_text(
+        "def right(row, messages):\n"
+        "    return None if messages[-1]['role'] == 'user' else float(messages[-1]['content'] == str(row['sum']))\n"
+    )
+    reward = f"{tmp_path / 'rewards.py'}:right"
+    made = PythonEnvironment(f"{TOOLS}:add", str(tmp_path / "rows.jsonl"), reward=reward)
+    assert made.parts == ("environment",)
+    for said, earned in (("3", 1.0), ("4", 0.0)):
+        episode = made.start(made.tasks("train")[0], seed=0)
+        episode.act(answer(ToolCall("add", {"a": 1, "b": 2})))
+        episode.act(answer(text=said))
+        assert episode.score() == EpisodeScore(earned, {"environment": earned}, (0.0, earned), earned == 1.0)
+        episode.close()
+    made.close()
+    classed = PythonEnvironment(f"{TOOLS}:Rewardless", str(tmp_path / "rows.jsonl"), reward=reward, lost_reward=-1.0)
+    assert [tool.name for tool in classed.tools] == ["leave", "of_class", "of_nothing"]
+    episode = classed.start(classed.tasks("train")[0], seed=0)
+    episode.act(answer(ToolCall("of_class", {}), ToolCall("of_nothing", {"n": 2})))
+    assert [one.text for one in episode.observe()] == ["Rewardless", "4"]
+    episode.act(answer(text="3"))
+    assert episode.score().total == 1.0
+    episode.close()
+    lost = classed.start(classed.tasks("train")[0], seed=0)
+    lost.act(answer(ToolCall("leave", {})))
+    assert lost.done and lost.score().total == -1.0
+    lost.close()
+    classed.close()
+    with pytest.raises(
+        ConfigError, match=r"^environment\.reward: .*Shop has a method get_reward\. Drop one of the two"
+    ):
+        PythonEnvironment(f"{TOOLS}:Shop", str(tmp_path / "rows.jsonl"), reward=reward)
+
+
+def test_reset_returns_text_or_nothing(tmp_path):
+    made = environment(tmp_path, "ResetToMessages")
+    with pytest.raises(
+        EnvironmentFaultError, match=r"reset\(\) failed .*expected text for the prompt, or None, found \["
+    ):
+        made.start(made.tasks("train")[0], seed=0)
+    made.close()
+
+
 def test_calls_after_the_end_are_answered(tmp_path):
     made = environment(tmp_path)
     episode = made.start(made.tasks("train")[0], seed=0)
