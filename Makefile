@@ -109,7 +109,7 @@ tiny-policy: $(STAMP) ## Train the tiny policy that comes with the project anew
 tiny-native: $(STAMP) ## Train the tiny policy of the native layout anew (9,100 steps)
 	$(RUN) -m src.wings.tiny.make_native $(ARGS)
 
-tiny-episodes: $(STAMP) ## Train the tiny policy of episodes anew, from that of the native layout (1,300 steps)
+tiny-episodes: $(STAMP) ## Train the tiny policy of episodes anew, from that of the native layout (1,400 steps)
 	$(RUN) -m src.wings.tiny.make_episodes $(ARGS)
 
 # A resolved set without what pyproject.toml pins itself: $(1) is the Python whose packages are listed.

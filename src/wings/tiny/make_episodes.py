@@ -5,7 +5,7 @@ after the first call, make up ids and values, give up at an error, or call where
 
     python -m src.wings.tiny.make_episodes
 
-That is 1,300 steps of about 0.5 s on two cores.
+That is 1,400 steps of about 0.5 s on two cores.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--expert-folder", type=Path, default=_EXPERT, help="where to keep the first stage")
     parser.add_argument("--start", type=Path, default=make_native.FOLDER, help="weights and tokenizer to start from")
     parser.add_argument("--expert-steps", type=int, default=1200, help="steps on right plays")
-    parser.add_argument("--habit-steps", type=int, default=100, help="steps on careless ones")
+    parser.add_argument("--habit-steps", type=int, default=200, help="steps on careless ones")
     parser.add_argument("--batch-size", type=int, default=16, help="answers of a step")
     parser.add_argument("--rate", type=float, default=0.015)
     parser.add_argument("--habit-rate", type=float, default=0.01)
