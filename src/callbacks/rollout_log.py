@@ -134,7 +134,7 @@ def group_records(
         "gold_calls": [{"name": call.name, "parameters": call.parameters} for call in example.target.calls],
     }
     reading = scored.prompt.reading
-    if reading.format is not REST:
+    if reading.format.name != REST.name:
         shared |= {"output_format": reading.format.name, "tools": [dict(tool.json) for tool in reading.tools]}
     records = []
     for index, item in enumerate(scored.completions):
