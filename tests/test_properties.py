@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from src.algorithm.experience import PromptGroup
-from src.algorithm.packing import balance, divide, pack, row_tokens
+from src.algorithm.packing import balance, deal, divide, pack, row_tokens
 from src.data.sources.hammer import mask_example
 from src.protocol.dialogue import Dialogue, Message, ToolCall, ToolSpec, TurnExample, split_turns
 from src.protocol.formats.rest import parse, step_text
@@ -151,6 +151,26 @@ def test_rows_and_shares_hold_everything_once(sizes: list[int], budget: int, par
     shares = divide(sizes, parts)
     assert len(shares) == parts and sorted(index for share in shares for index in share) == list(range(len(sizes)))
     assert all(share == sorted(share) for share in shares)
+
+
+@EXAMPLES
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 100), st.integers(1, 5))
+def test_rows_in_lock_step_wait_no_longer_than_the_longest_is_longer_than_the_shortest(
+    sizes: list[int], budget: int, parts: int
+) -> None:
+    """Rows that run together are neighbours in the order of lengths, so the waits of all turns add up to that."""
+    turns = -(-len(balance(sizes, budget)) // parts)
+    shares = deal(sizes, parts, max_tokens=budget)
+    assert len(shares) == parts and sorted(index for share in shares for index in share) == list(range(len(sizes)))
+    rows = [balance([sizes[index] for index in share], budget, turns) for share in shares]
+    assert all(len(of_part) == turns for of_part in rows)
+    lengths = [
+        sorted((sum(sizes[share[i]] for i in row) for row in of_part), reverse=True)
+        for share, of_part in zip(shares, rows, strict=True)
+    ]
+    every = sorted(length for of_part in lengths for length in of_part)
+    assert every == sorted(sum(sizes[i] for i in row) for row in balance(sizes, budget, turns * parts))
+    assert sum(map(max, zip(*lengths, strict=True))) <= sum(sizes) / parts + every[-1] - every[0]
 
 
 @EXAMPLES

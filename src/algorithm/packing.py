@@ -184,7 +184,7 @@ def _layout(prompt_length: int, tree: Tree, offset: int) -> GroupLayout:
     return GroupLayout(offset, (prompt_length, *inputs), (-1, *(parent + 1 for parent in parents)))
 
 
-def balance(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
+def balance(sizes: Sequence[int], max_tokens: int, least: int = 0) -> list[list[int]]:
     """Indices of `sizes` split into as few rows of at most `max_tokens` as longest-first filling finds.
 
     Each item goes to the row with the fewest tokens, longest item first. An item over the budget goes alone. Items keep
@@ -192,10 +192,13 @@ def balance(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
 
     >>> balance([4, 9, 3, 5, 30], max_tokens=12)
     [[0, 3], [1, 2], [4]]
+    >>> balance([4, 9, 3, 5, 30], max_tokens=12, least=4)
+    [[0, 2], [1], [3], [4]]
 
     Args:
         sizes: tokens of each item.
         max_tokens: budget of a row.
+        least: how many rows to make at least; where items are fewer, some are empty.
 
     Raises:
         ValueError: a budget below 1.
@@ -205,13 +208,46 @@ def balance(sizes: Sequence[int], max_tokens: int) -> list[list[int]]:
     alone = [[index] for index, size in enumerate(sizes) if size >= max_tokens]
     rest = [index for index, size in enumerate(sizes) if size < max_tokens]
     if not rest:
-        return alone
+        return [[] for _ in range(least - len(alone))] + alone
     small = [sizes[index] for index in rest]
-    for count in range(-(-sum(small) // max_tokens), len(rest) + 1):
-        rows = [[rest[position] for position in row] for row in divide(small, max(1, count))]
+    fewest = max(1, -(-sum(small) // max_tokens), least - len(alone))
+    for count in range(fewest, max(fewest, len(rest)) + 1):
+        rows = [[rest[position] for position in row] for row in divide(small, count)]
         if all(sum(sizes[index] for index in row) <= max_tokens for row in rows):
             break
     return sorted(rows + alone)
+
+
+def deal(sizes: Sequence[int], parts: int, loads: Sequence[int] | None = None, *, max_tokens: int) -> list[list[int]]:
+    """Indices of `sizes` shared out to `parts` that run rows in lock step: the n-th row of each at the same time.
+
+    The rows are those of `balance`, equally many for each part. From the longest on, each part gets one in turn, so
+    that rows of about the same length run together; in each turn the longest goes to the part with the least. `balance`
+    of one part's items, with as many rows, finds rows of the same lengths again.
+
+    Example: rows of at most 12 are 9, 7 + 2 and 5 + 4, then 8. The first part gets 9 and 5 + 4, the second 7 + 2 and 8.
+
+    >>> deal([9, 8, 7, 5, 4, 2], parts=2, max_tokens=12)
+    [[0, 3, 4], [1, 2, 5]]
+
+    Args:
+        sizes: tokens of each item.
+        parts: how many parts; some may stay empty.
+        loads: what each part carries already. It decides only between parts that are equal so far.
+        max_tokens: budget of a row.
+    """
+    before = [0] * parts if loads is None else loads
+    fewest = len(balance(sizes, max_tokens))
+    rows = balance(sizes, max_tokens, least=-(-fewest // parts) * parts)
+    longest_first = sorted(((sum(sizes[index] for index in row), row) for row in rows), key=lambda pair: -pair[0])
+    shares: list[list[int]] = [[] for _ in range(parts)]
+    added = [0] * parts
+    for turn in range(0, len(rows), parts):
+        least_first = sorted(range(parts), key=lambda part: (added[part], before[part]))
+        for part, (size, row) in zip(least_first, longest_first[turn : turn + parts], strict=True):
+            shares[part] += row
+            added[part] += size
+    return [sorted(share) for share in shares]
 
 
 def divide(sizes: Sequence[int], parts: int, loads: Sequence[int] | None = None) -> list[list[int]]:

@@ -28,7 +28,7 @@ class RolloutLog(LineFileCallback):
     Args:
         path: the file; in the same run folder a resumed run goes on in it where its checkpoint was.
         every_n_steps: rollout steps between entries.
-        groups: prompt groups a time, of rank 0.
+        groups: prompt groups a time, of those that rank 0 updates with.
     """
 
     def __init__(self, path: str, every_n_steps: int = 1, groups: int = 1) -> None:
@@ -134,7 +134,7 @@ def group_records(
         "gold_calls": [{"name": call.name, "parameters": call.parameters} for call in example.target.calls],
     }
     reading = scored.prompt.reading
-    if reading.format is not REST:
+    if reading.format.name != REST.name:
         shared |= {"output_format": reading.format.name, "tools": [dict(tool.json) for tool in reading.tools]}
     records = []
     for index, item in enumerate(scored.completions):

@@ -32,7 +32,7 @@ from src.errors import ConfigError
 from src.models.loading.sharding import place_policy
 from src.models.loading.weight_source import WeightSource
 from src.models.policy import Policy
-from src.rollout.collect import GroupCollector
+from src.rollout.collect import GroupCollector, ScoredGroup
 from src.rollout.engine import RolloutEngine, SamplingParams
 from src.runs.random_states import random_states, restore_random_states
 from src.training.objective import Objective
@@ -126,16 +126,23 @@ class TrainingModule(LightningModule):
         mine, minibatches = self.ranks.share(costs, self.updates.prompts_per_minibatch)
         scored, resampled = self.objective.groups([batch[index] for index in mine], self.sampler)
         times.append(time.monotonic())
+        groups = [self.objective.experience(group) for group in scored]
+        shared, minibatches = self.ranks.redistribute(
+            list(zip(scored, groups, strict=True)),
+            [self.scorer.budget.cost(group) for group in groups],
+            minibatches,
+            self.scorer.budget.max_tokens,
+        )
         step = RolloutStep(
             self.rollout_step,
-            scored,
-            [self.objective.experience(group).to(self.device) for group in scored],
+            [group for group, _ in shared],
+            [tensors.to(self.device) for _, tensors in shared],
+            metrics=self._rollout_metrics(scored, groups, resampled),
             minibatches=minibatches,
         )
         all_of_them = any(callback.needs_scores(self) for callback in rollout_callbacks(self.trainer))
         source = "score" if all_of_them else self.updates.old_logprobs
         known = self.scorer.before_update(step, self.objective, self.reference, source, self.temperature)
-        step.metrics |= self._rollout_metrics(step, resampled)
         for callback in rollout_callbacks(self.trainer):
             callback.on_rollout(self.trainer, self, step)
             self.region_factors = callback.region_factors(self, step) or self.region_factors
@@ -190,13 +197,15 @@ class TrainingModule(LightningModule):
 
     # Metrics
 
-    def _rollout_metrics(self, step: RolloutStep, resampled: int) -> dict[str, float]:
+    def _rollout_metrics(
+        self, scored: Sequence[ScoredGroup], groups: Sequence[PromptGroup], resampled: int
+    ) -> dict[str, float]:
         """Means over completions and groups of all ranks."""
         values = defaultdict[str, list[float]](list, {f"reward/{name}": [] for name in self.sampler.collector.scores})
-        for item in (item for group in step.scored for item in group.completions):
+        for item in (item for group in scored for item in group.completions):
             for key, value in item.metrics().items():
                 values[key].append(value)
-        values |= self.objective.metrics(step.groups, resampled)
+        values |= self.objective.metrics(groups, resampled)
         keys = sorted(values)
         sums = torch.tensor([[sum(values[key]), len(values[key])] for key in keys], dtype=torch.float64)
         reduced = self.ranks.sum(sums.to(self.device))

@@ -57,8 +57,17 @@ class RowBudget:
         self._configured, self._separate = max_tokens, separate
         self.max_tokens = max_tokens
 
-    def plan(self, groups: Sequence[PromptGroup]) -> RowPlan:
-        """Rows of the groups within the budget."""
+    def cost(self, group: PromptGroup) -> int:
+        """Tokens that a forward over the whole group computes."""
+        return sum(map(_padded, split_group(group, 0))) if self._separate else row_tokens(group)
+
+    def plan(self, groups: Sequence[PromptGroup], least: int = 0) -> RowPlan:
+        """Rows of the groups within the budget.
+
+        Args:
+            groups: of one rank.
+            least: how many rows to make at least, the longest first; 0: as few as there can be, by their first groups.
+        """
         pieces: list[PromptGroup] = []
         owners: list[int] = []
         for index, group in enumerate(groups):
@@ -66,9 +75,15 @@ class RowBudget:
             parts = [group] if whole else split_group(group, 0 if self._separate else self.max_tokens)
             pieces += parts
             owners += [index] * len(parts)
+        sizes = [(_padded if self._separate else row_tokens)(piece) for piece in pieces]
         if self._separate:
-            return RowPlan(pieces, owners, batches([_padded(piece) for piece in pieces], self.max_tokens))
-        return RowPlan(pieces, owners, balance([row_tokens(piece) for piece in pieces], self.max_tokens))
+            rows = batches(sizes, self.max_tokens)
+            rows += [[] for _ in range(least - len(rows))]
+        else:
+            rows = balance(sizes, self.max_tokens, least)
+        if least:
+            rows.sort(key=lambda row: -sum(sizes[index] for index in row))
+        return RowPlan(pieces, owners, rows)
 
     def shrink(self, longest_divisible: int) -> bool:
         """Make rows half as long as the longest that can be divided; False if there is none (0)."""

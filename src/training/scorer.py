@@ -165,10 +165,11 @@ class Scorer:
         return pack_sequences([(token, token)])
 
     def _plan(self, groups: Sequence[PromptGroup]) -> RowPlan:
-        """The groups' rows; as many on every rank, the last of which may be empty."""
+        """The groups' rows; as many on every rank, the longest first, because ranks run the n-th rows together."""
         plan = self.budget.plan(groups)
-        needed = int(self._ranks.max(torch.tensor(len(plan.rows))))
-        return replace(plan, rows=plan.rows + [[]] * (needed - len(plan.rows)))
+        if self._ranks.size == 1:
+            return plan
+        return self.budget.plan(groups, least=int(self._ranks.max(torch.tensor(len(plan.rows)))))
 
     def within_memory(self, groups: Sequence[PromptGroup], work: Callable[[RowPlan], T]) -> T:
         """The result of some work on the groups' rows. If memory runs out, it starts again on rows half as long.

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 
 from src.algorithm.experience import PromptGroup, Tree
-from src.algorithm.packing import GroupLayout, balance, divide, pack, pack_sequences, row_tokens
+from src.algorithm.packing import GroupLayout, balance, deal, divide, pack, pack_sequences, row_tokens
 
 
 def group(prompt: list[int], completions: list[list[int]]) -> PromptGroup:
@@ -136,6 +139,24 @@ def test_balance_keeps_to_the_budget_and_evens_rows_out() -> None:
     assert balance([], max_tokens=12) == []
 
 
+def test_balance_makes_as_many_rows_as_are_asked_for() -> None:
+    assert balance([4, 9, 3, 5, 30], max_tokens=12, least=3) == [[0, 3], [1, 2], [4]]  # as without
+    assert balance([4, 9, 3, 5, 30], max_tokens=12, least=4) == [[0, 2], [1], [3], [4]]  # 9 | 5 | 4 + 3
+    assert balance([4, 30], max_tokens=12, least=4) == [[], [], [0], [1]]
+    assert balance([30], max_tokens=12, least=2) == [[], [0]]
+    assert balance([], max_tokens=12, least=2) == [[], []]
+
+
+def test_deal_gives_each_part_a_row_in_turn_from_the_longest_on() -> None:
+    """At most 12 a row: 30 alone, 9, 5 + 4 and 8 are four rows. First turn: 30 and 9; second: part 1 has less, gets
+    9 and the 8 is part 0's. Of three rows (30, 9 + 3, 8) a fourth is made: 30, 9, 8, 3."""
+    assert deal([30, 9, 8, 5, 4], parts=2, max_tokens=12) == [[0, 2], [1, 3, 4]]
+    assert deal([30, 9, 8, 3], parts=2, max_tokens=12) == [[0, 3], [1, 2]]
+    assert deal([5, 5, 5], parts=3, max_tokens=12, loads=[9, 0, 4]) == [[2], [0], [1]]
+    assert deal([5], parts=2, max_tokens=12, loads=[1, 0]) == [[], [0]]
+    assert deal([], parts=2, max_tokens=12) == [[], []]
+
+
 def test_divide_evens_out_and_prefers_the_part_with_the_lighter_load() -> None:
     assert divide([4, 9, 3, 5], parts=2) == [[1, 2], [0, 3]]
     assert divide([5, 5, 5], parts=3, loads=[9, 0, 4]) == [[2], [0], [1]]
@@ -145,7 +166,8 @@ def test_divide_evens_out_and_prefers_the_part_with_the_lighter_load() -> None:
         divide([1], parts=0)
 
 
-def test_divided_minibatches_leave_no_part_without_an_item() -> None:
+@pytest.mark.parametrize("share_out", [divide, partial(deal, max_tokens=70)])
+def test_minibatches_that_are_shared_out_leave_no_part_without_an_item(share_out: Callable[..., Any]) -> None:
     """Any number of prompts in minibatches of any size: with at least as many prompts as parts, each part gets one."""
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):
@@ -155,7 +177,7 @@ def test_divided_minibatches_leave_no_part_without_an_item() -> None:
         loads = [0] * parts
         for start in range(0, len(sizes), size):
             minibatch = sizes[start : start + size]
-            shares = divide(minibatch, parts, loads)
+            shares = share_out(minibatch, parts, loads=loads)
             assert sorted(index for share in shares for index in share) == list(range(len(minibatch)))
             assert max(map(len, shares)) <= -(-len(minibatch) // parts) or len(set(minibatch)) > 1
             loads = [load + sum(minibatch[i] for i in share) for load, share in zip(loads, shares, strict=True)]

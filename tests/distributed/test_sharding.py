@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,10 @@ from tests.models.reference import TOLERANCE
 # tests/training/test_module.py): after 12 steps of 1e-3 weights differ by 2.4e-6, and by 12 roundings of 2^-24.
 SMOOTH = "+optimizer.eps=1.0e-2"
 ODD = (
+    *(setting for setting in SCRIPTED if not setting.startswith("callbacks.rollout_log")),
     SMOOTH,
+    "callbacks.rollout_log.every_n_steps=1",
+    "callbacks.rollout_log.groups=12",  # all that rank 0 has
     "updates.rollout_steps=3",
     "data.prompts_per_step=12",
     "updates.prompts_per_minibatch=3",  # four optimizer steps a rollout step; two groups on one rank, one on the other
@@ -24,8 +28,16 @@ ODD = (
 @pytest.fixture(scope="module")
 def alone(random_policy: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone")
-    run(folder, *SCRIPTED, *ODD, f"policy.path={random_policy}", "trainer=cpu")
+    run(folder, *ODD, f"policy.path={random_policy}", "trainer=cpu")
     return folder
+
+
+def logged(folder: Path) -> dict[tuple[int, str, int], dict[str, Any]]:
+    """The completions that rank 0 logged; each once."""
+    records = [json.loads(line) for line in (folder / "rollouts.jsonl").read_text().splitlines()]
+    found = {(record["rollout_step"], record["example"], record["completion"]): record for record in records}
+    assert len(found) == len(records)
+    return found
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -39,7 +51,7 @@ def test_two_ranks_are_one_process(trainer: str, alone: Path, random_policy: Pat
         "fsdp_cpu": ["trainer.strategy.save_distributed_checkpoint=false"],
         "ddp": ["trainer.accelerator=cpu", "trainer.devices=2"],
     }
-    run(tmp_path, *SCRIPTED, *ODD, f"policy.path={random_policy}", f"trainer={trainer}", *one_file[trainer])
+    run(tmp_path, *ODD, f"policy.path={random_policy}", f"trainer={trainer}", *one_file[trainer])
     expected, found = steps(alone), steps(tmp_path)
     assert len(expected) == len(found) == 3
     for one, two in zip(expected, found, strict=True):
@@ -48,6 +60,13 @@ def test_two_ranks_are_one_process(trainer: str, alone: Path, random_policy: Pat
     assert expected[2]["train/grad_norm"] > 0.01 and abs(expected[2]["train/loss"]) > 1e-4
     for name, value in weights(tmp_path).items():
         torch.testing.assert_close(value, weights(alone)[name], rtol=0, atol=1e-5, msg=name)
+    every, of_rank = logged(alone), logged(tmp_path)
+    assert len(every) == 3 * 12 * 4 and 3 * 4 * 4 <= len(of_rank) <= 3 * 8 * 4  # one or two groups of each minibatch
+    for key, record in of_rank.items():
+        one = every[key]
+        assert record["tokens"] == one["tokens"] and record["regions"] == one["regions"]
+        for name in ("weights", "entropies", "rollout_logprobs", "old_logprobs", "loss_terms", "advantage", "reward"):
+            assert record[name] == pytest.approx(one[name], abs=2e-5), (key, name)  # logged to five digits
 
 
 CALL = '<tool_call>{"name": "add", "arguments": {"item": "tea"}}</tool_call>'

@@ -59,6 +59,22 @@ def test_a_group_over_the_configured_budget_stays_whole():
     assert len(plan.pieces) == 1 and plan.rows == [[0]]
 
 
+def test_as_many_rows_as_other_ranks_have_the_longest_first():
+    """10 + 5 = 15, 10 + 5 + 5 = 20 and 4 + 8 = 12 tokens: two rows of at most 35, three if another rank has three."""
+    groups = [group(10, [6]), group(10, [6, 6]), group(4, [9])]
+    budget = RowBudget(35)
+    assert budget.plan(groups).rows == [[0, 2], [1]]
+    assert budget.plan(groups, least=2).rows == [[0, 2], [1]]  # 27, 20
+    assert budget.plan(groups, least=3).rows == [[1], [0], [2]]
+    assert budget.plan(groups, least=4).rows == [[1], [0], [2], []]
+    assert RowBudget(35, separate=True).plan(groups, least=4).rows == [[0, 1], [2, 3], [], []]
+
+
+def test_a_group_costs_its_row_or_its_sequences():
+    assert RowBudget(1).cost(group(10, [6, 6, 3])) == 10 + 5 + 5 + 2
+    assert RowBudget(1, separate=True).cost(group(10, [6, 6, 3])) == 15 + 15 + 12
+
+
 def test_a_resumed_run_keeps_the_smaller_budget_unless_another_is_configured():
     budget = RowBudget(100)
     budget.shrink(60)
