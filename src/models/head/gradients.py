@@ -7,7 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.models.head.head import LogitMap, apply_map_, checked_chunk, logit_chunks, matmul, precise, softmax_
+from src.models.head.head import (
+    LogitMap,
+    apply_map_,
+    checked_chunk,
+    logit_chunks,
+    matmul,
+    operand,
+    precise,
+    product_type,
+    softmax_,
+)
 
 
 class LastLayerGradients(NamedTuple):
@@ -67,10 +77,10 @@ def last_layer_gradients(
     Raises:
         ValueError: temperature or chunk not positive.
     """
-    chunk = checked_chunk(weight, temperature, chunk)
+    chunk, half = checked_chunk(weight, temperature, chunk), product_type(hidden)
     logprobs = hidden.new_empty(len(hidden), dtype=precise(hidden))
     entropies, normalisers, norms, expected = (torch.empty_like(logprobs) for _ in range(4))
-    for part, logits, slope in logit_chunks(hidden, weight, bias, temperature, logit_map, chunk):
+    for part, logits, slope in logit_chunks(hidden, weight, bias, temperature, logit_map, chunk, half):
         p = logits.clone()
         logprobs[part], entropies[part], normalisers[part] = softmax_(p, targets[part])
         logp = logits.sub_(normalisers[part, None])
@@ -78,9 +88,11 @@ def last_layer_gradients(
         expected[part] = -(spread if slope is None else spread.mul_(slope.square())).sum(-1)
         score = p.scatter_(1, targets[part, None], logprobs[part, None].expm1())
         norms[part] = (score if slope is None else score.mul_(slope)).square_().sum(-1)
+    hidden = operand(hidden, half)
     sizes = hidden.to(logprobs.dtype).square().sum(-1) * (logit_map.scale / temperature) ** 2
     products = None
     if gram:
+        weight = operand(weight, half)
         products = _score_products(hidden, weight, bias, targets, temperature, logit_map, normalisers, chunk)
         products.mul_(matmul(hidden, hidden.T)).mul_((logit_map.scale / temperature) ** 2)
     return logprobs, entropies, LastLayerGradients(norms, expected, sizes, products)

@@ -235,12 +235,12 @@ def _row_demand(run: _Run, rows: tuple[RowShape, ...], scored: tuple[RowShape, .
     memory = replace(memory, forward=int(memory.forward * max(1.0, longer)))
     vocabulary = run.architecture.get_text_config(decoder=True).vocab_size
     width, cuda = run.counts.head // vocabulary, run.place.cuda
-    dtype = torch.float32 if cuda else traits.weights  # a GPU multiplies half-precision matrices without copies
     chunk = run.policy.head_chunk or chunk_tokens(vocabulary, "cuda" if cuda else "cpu")
-    forward, backward = run.traces.head(vocabulary, width, dtype, chunk, trained=run.counts.head_trained, cuda=cuda)
+    forward, backward = run.traces.head(vocabulary, width, traits, chunk, trained=run.counts.head_trained)
     tokens = max(row.scored for row in rows)
-    inputs = 2 * tokens * width * traits.weights.itemsize  # the scored hidden states, and their gradient
-    return RowDemand(memory, forward + inputs // 2, backward + inputs)
+    states = tokens * width * traits.weights.itemsize  # the scored hidden states; with their gradient in the update
+    converted = tokens * width * 2 if traits.autocast is not None and traits.weights == torch.float32 else 0
+    return RowDemand(memory, forward + states + converted, backward + 2 * states + converted)
 
 
 def _warm_start(run: _Run) -> RowDemand | None:
