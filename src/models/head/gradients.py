@@ -78,9 +78,10 @@ def last_layer_gradients(
         ValueError: temperature or chunk not positive.
     """
     chunk, half = checked_chunk(weight, temperature, chunk), product_type(hidden)
+    hidden, weight = operand(hidden, half), operand(weight, half)
     logprobs = hidden.new_empty(len(hidden), dtype=precise(hidden))
     entropies, normalisers, norms, expected = (torch.empty_like(logprobs) for _ in range(4))
-    for part, logits, slope in logit_chunks(hidden, weight, bias, temperature, logit_map, chunk, half):
+    for part, logits, slope in logit_chunks(hidden, weight, bias, temperature, logit_map, chunk):
         p = logits.clone()
         logprobs[part], entropies[part], normalisers[part] = softmax_(p, targets[part])
         logp = logits.sub_(normalisers[part, None])
@@ -88,11 +89,9 @@ def last_layer_gradients(
         expected[part] = -(spread if slope is None else spread.mul_(slope.square())).sum(-1)
         score = p.scatter_(1, targets[part, None], logprobs[part, None].expm1())
         norms[part] = (score if slope is None else score.mul_(slope)).square_().sum(-1)
-    hidden = operand(hidden, half)
     sizes = hidden.to(logprobs.dtype).square().sum(-1) * (logit_map.scale / temperature) ** 2
     products = None
     if gram:
-        weight = operand(weight, half)
         products = _score_products(hidden, weight, bias, targets, temperature, logit_map, normalisers, chunk)
         products.mul_(matmul(hidden, hidden.T)).mul_((logit_map.scale / temperature) ** 2)
     return logprobs, entropies, LastLayerGradients(norms, expected, sizes, products)

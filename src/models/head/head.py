@@ -120,7 +120,8 @@ class _TokenScores(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs = hidden.new_empty(len(hidden), dtype=precise(hidden))
         entropies, normalisers = torch.empty_like(logprobs), torch.empty_like(logprobs)
-        for part, logits, _ in logit_chunks(hidden, weight, bias, temperature, logit_map, chunk, half):
+        operands = operand(hidden, half), operand(weight, half)
+        for part, logits, _ in logit_chunks(*operands, bias, temperature, logit_map, chunk):
             logprobs[part], entropies[part], normalisers[part] = softmax_(logits, targets[part])
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies)
         ctx.temperature, ctx.logit_map, ctx.chunk, ctx.half = temperature, logit_map, chunk, half
@@ -134,7 +135,7 @@ class _TokenScores(torch.autograd.Function):
         hidden, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
         settings = ctx.temperature, ctx.logit_map
         gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad, *settings, ctx.half)
-        for part, logits, slope in logit_chunks(hidden, weight, bias, *settings, ctx.chunk, ctx.half):
+        for part, logits, slope in logit_chunks(*gradients.operands, bias, *settings, ctx.chunk):
             p = logits.sub_(normalisers[part, None]).exp_()
             gradients.add(part, p, slope, targets[part], entropies[part], grad_logprobs[part], grad_entropies[part])
         return (*gradients.results(), None, None, None, None, None)
@@ -160,7 +161,7 @@ class _FusedTokenLoss(torch.autograd.Function):
         entropies = torch.empty_like(logprobs)
         total = logprobs.new_zeros(())
         gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad, temperature, logit_map, half)
-        for part, logits, slope in logit_chunks(hidden, weight, bias, temperature, logit_map, chunk, half):
+        for part, logits, slope in logit_chunks(*gradients.operands, bias, temperature, logit_map, chunk):
             logprobs[part], entropies[part], _ = softmax_(logits, targets[part])
             with torch.enable_grad():
                 given = logprobs[part].clone().requires_grad_(), entropies[part].clone().requires_grad_()
@@ -201,6 +202,9 @@ class _HeadGradients:
         temperature: that the logits were divided by.
         logit_map: the model's own.
         half: see `operand`.
+
+    Attributes:
+        operands: hidden states and weight as they are multiplied.
     """
 
     def __init__(
@@ -213,7 +217,8 @@ class _HeadGradients:
         logit_map: LogitMap,
         half: torch.dtype | None,
     ) -> None:
-        self._hidden, self._weight, self._bias, self._half = operand(hidden, half), operand(weight, half), bias, half
+        self.operands = operand(hidden, half), operand(weight, half)
+        self._bias, self._half = bias, half
         self._types = hidden.dtype, weight.dtype
         self._temperature, self._scale = temperature, logit_map.scale
         self._of_hidden = torch.empty_like(hidden) if wanted[0] else None
@@ -248,11 +253,12 @@ class _HeadGradients:
             grad.div_(self._temperature)
         if self._of_bias is not None:
             self._of_bias += grad.sum(0)
-        grad = operand(grad, self._half).to(self._hidden.dtype)
+        hidden, weight = self.operands
+        grad = operand(grad, self._half).to(hidden.dtype)
         if self._of_hidden is not None:
-            self._of_hidden[part] = matmul(grad, self._weight).to(self._of_hidden.dtype)
+            self._of_hidden[part] = matmul(grad, weight).to(self._of_hidden.dtype)
         if self._of_weight is not None:
-            add_product(self._of_weight, grad.T, self._hidden[part])
+            add_product(self._of_weight, grad.T, hidden[part])
 
     def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Of hidden, weight and bias, in their types."""
@@ -283,20 +289,14 @@ def block_tokens(vocabulary: int) -> int:
 
 
 def logit_chunks(
-    hidden: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    temperature: float,
-    logit_map: LogitMap,
-    chunk: int,
-    half: torch.dtype | None,
+    hidden: Tensor, weight: Tensor, bias: Tensor | None, temperature: float, logit_map: LogitMap, chunk: int
 ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
     """Slices of the tokens, their logits over the temperature and the slope of the cap, for the caller to overwrite.
 
     Logits are [chunk, V], float32 or float64. The slope, 1 - tanh², has the same shape; it is None without a cap. On a
-    CPU all chunks share the memory of their logits: what is yielded lasts until the next. For `half` see `operand`.
+    CPU all chunks share the memory of their logits: what is yielded lasts until the next. Hidden states and weight are
+    an `operand` each.
     """
-    hidden, weight = operand(hidden, half), operand(weight, half)
     shared = None
     if hidden.device.type == "cpu":
         shared = hidden.new_empty(min(chunk, len(hidden)), len(weight))
@@ -336,7 +336,7 @@ def product_type(hidden: Tensor) -> torch.dtype | None:
     return torch.bfloat16 if torch.get_autocast_dtype(device) == torch.bfloat16 else None
 
 
-def operand(tensor: Tensor, half: torch.dtype | None = None) -> Tensor:
+def operand(tensor: Tensor, half: torch.dtype | None) -> Tensor:
     """What products are made of, any shape, rounded to `half` if that is given (see `product_type`).
 
     Half precision stays so on CUDA, which `matmul` needs there; elsewhere it is converted to float32.
