@@ -1,11 +1,15 @@
-"""What a run is refused for, in one message."""
+"""What a run is refused for, in one message; and which errors say that memory ran out."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 from hydra.errors import CompactHydraException
+
+_NO_MEMORY = re.compile(r"out of memory|_ALLOC(ATION)?_FAILED|DefaultCPUAllocator: (can't allocate|not enough) memory")
+"""CUDA's runtime and driver, NCCL; cuBLAS, cuDNN and their like; PyTorch's allocator on a CPU."""
 
 
 class Refusal(CompactHydraException):
@@ -62,3 +66,16 @@ def advice(name: str, known: Iterable[str], prefix: str = "") -> str:
     if (meant := nearest(name, names)) is not None:
         return f"Did you mean {prefix}{meant}?"
     return f"Known here: {', '.join(prefix + other for other in names)}." if names else "Nothing is known here."
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out, on a device or on the host.
+
+    `torch.OutOfMemoryError` is only what PyTorch's allocator of a device raises. The libraries below it raise a
+    `RuntimeError` that says so in its text, and so does the allocator of a CPU.
+    """
+    import torch  # what raised the error has done so already
+
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and _NO_MEMORY.search(str(error)) is not None

@@ -87,6 +87,7 @@ class EngineSource:
         trust_remote_code: run Python code that comes with the model.
         cache: how an engine in this process may keep what the model remembers (`rollout.native.engine`); None: in no
             way that is known.
+        mixed: whether the trainer runs its forwards under autocast; otherwise the weights have their type, or get it.
     """
 
     model: PreTrainedModel
@@ -95,6 +96,7 @@ class EngineSource:
     shared: bool = True
     trust_remote_code: bool = False
     cache: Cache | None = "shared"
+    mixed: bool = False
 
     @classmethod
     def of(
@@ -111,14 +113,34 @@ class EngineSource:
         Args:
             model: as loaded by `config`.
             config: says where its architecture lies.
-            precision: of Lightning's Trainer; under `bf16-mixed` forwards run in bfloat16 whatever the weights are.
+            precision: of Lightning's Trainer; under `bf16-mixed` forwards run in bfloat16 whatever the weights are, and
+                under `16-mixed` in float16.
             shared: whether an engine may call `model` itself.
             cache: as `config.guard` found it.
         """
         from src.models.loading.files import locate  # the hub's library, which the checks of a config do without
 
-        dtype = torch.bfloat16 if precision.startswith("bf16") else model.dtype
-        return cls(model, locate(config), dtype, shared, config.trust_remote_code, cache)
+        kind, _, how = precision.partition("-")
+        half = {"bf16": torch.bfloat16, "16": torch.float16}.get(kind)
+        mixed = half is not None and how != "true"
+        return cls(model, locate(config), half or model.dtype, shared, config.trust_remote_code, cache, mixed)
+
+
+def needs_copy(*, sharded: bool, stored: torch.dtype | None, forwards: torch.dtype) -> bool:
+    """Whether an engine in this process samples from a copy of the policy, unless it is told otherwise.
+
+    A sharded policy would make ranks wait for each other at every token. Float32 weights under a mixed precision would
+    be converted anew for every token; the copy has the type of the trainer's forwards.
+
+    >>> needs_copy(sharded=False, stored=torch.float32, forwards=torch.bfloat16)
+    True
+
+    Args:
+        sharded: whether each rank holds a part of the policy.
+        stored: type of its weights; None: they are packed in 4 bits, and stay the only ones.
+        forwards: type of the trainer's forwards.
+    """
+    return sharded or (stored == torch.float32 and forwards != torch.float32)
 
 
 class RolloutEngine(Protocol):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from src.errors import is_out_of_memory
 from src.rollout.engine import Completion, RolloutEngine, SamplingParams
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,8 @@ class SplittingEngine:
         """See `RolloutEngine.generate`.
 
         Raises:
-            torch.OutOfMemoryError: memory runs out on one prompt, or in an engine of several ranks, all of which must
-                be called equally often.
+            RuntimeError: memory runs out (`is_out_of_memory`) on one prompt, or in an engine of several ranks, all of
+                which must be called equally often.
         """
         try:
             return self._in_batches(prompts, params, seeds)
@@ -75,14 +76,17 @@ class SplittingEngine:
             part = slice(len(done), len(done) + size)
             try:
                 done += self.engine.generate(prompts[part], params, seeds[part])
-            except torch.OutOfMemoryError:
+            except (RuntimeError, MemoryError) as error:
                 size = len(prompts[part]) // 2
-                if size == 0 or self.ranks_per_engine > 1:
+                if not is_out_of_memory(error) or size == 0 or self.ranks_per_engine > 1:
                     raise
                 self.max_completions = size * params.n
                 log.warning(_SMALLER, self.max_completions)
-            if len(done) >= len(prompts):
-                return done
+            else:
+                if len(done) >= len(prompts):
+                    return done
+                continue
+            torch.cuda.empty_cache()  # for cuBLAS and its like, now that the traceback no longer holds activations
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """See `RolloutEngine.update_weights`."""

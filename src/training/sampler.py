@@ -112,7 +112,7 @@ class Sampler:
         self._resync = partial(self.sync, policy, rollout_step, prompt, logprobs)
         self.rollout_step = rollout_step
         reshard(policy)
-        self.engine.update_weights(merged_named_tensors(policy.model), rollout_step)
+        self.engine.update_weights(merged_named_tensors(policy.model, self._probe.dtype), rollout_step)
         if self.engine.copies_weights and self._probe.tokens:
             self._check(policy, prompt(), logprobs)
 

@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import PackedRow, pack, pack_sequences
+from src.errors import is_out_of_memory
 from src.models.loading.sharding import reshard
 from src.models.policy import Policy, TokenScores
 from src.training.objective import Objective
@@ -212,7 +213,9 @@ class Scorer:
         """Its result, or why memory ran out; the traceback is let go, because its frames hold the activations."""
         try:
             return _Attempt(work(plan))
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
             if isinstance(self.policy, FSDPModule):
                 smaller = max(1, min(self.budget.max_tokens, plan.longest_divisible) // 2)
                 raise torch.OutOfMemoryError(

@@ -23,7 +23,7 @@ import transformers
 from tests.benchmarks.bench import Bench, has_peer
 from tests.benchmarks.measuring import Result
 from tests.benchmarks.report import dump
-from tests.benchmarks.sections import efficiency, growth, head, memory, rollout, scoring, step, update
+from tests.benchmarks.sections import efficiency, growth, head, memory, precision, rollout, scoring, step, update
 from tests.benchmarks.settings import SETTINGS
 
 SECTIONS = {
@@ -34,6 +34,7 @@ SECTIONS = {
     "head": head.measure,
     "memory": memory.measure,
     "scoring": scoring.measure,
+    "precision": precision.measure,
     "growth": growth.measure,
 }
 _QUICK = ("step", "update", "rollout", "head", "scoring", "growth")

@@ -17,6 +17,7 @@ TITLES = {
     "head": "Head",
     "memory": "Memory",
     "scoring": "Regions, weights and reward",
+    "precision": "Half precision and shards",
     "growth": "Growth",
     "agreement": "Packed rows against separate ones",
 }

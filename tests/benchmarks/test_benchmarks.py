@@ -15,6 +15,7 @@ from tests.benchmarks.measuring import Result, ratios, take_turns, times_as_fast
 from tests.benchmarks.models import random_model
 from tests.benchmarks.padded import random_groups, slices
 from tests.benchmarks.report import dump, load, markdown
+from tests.benchmarks.sections import precision
 from tests.benchmarks.sections.growth import CENTRE, draw, result_of, shapes, token_saving
 from tests.benchmarks.serving import Contestant, ContestantError
 from tests.benchmarks.settings import SMALL, prompt_ids
@@ -115,6 +116,11 @@ def test_report_tables_come_from_the_json(tmp_path):
     assert load(file) == ({"cores": 2}, results)
     row = "| tiny | P=1 | times as fast as TRL | **12.3** | 11 to 13 | ≥ 10: met | ours s 2,000 |"
     assert row in markdown(*load(file)).splitlines()
+
+
+def test_half_precision_halves_what_is_gathered(tmp_path):
+    head, adamw, sync = precision.measure(Bench(tmp_path, repeats=1, quick=True))
+    assert head.value > 0 and adamw.value > 0 and sync.value == 0.5
 
 
 def test_growth_is_drawn(tmp_path):

@@ -317,7 +317,7 @@ def test_adapters_reach_the_sampler(random_policy: Path, monkeypatch: pytest.Mon
     update = 6 / 2 * layer.lora_B["default"].weight @ layer.lora_A["default"].weight
     torch.testing.assert_close(plain.state_dict()[f"{name}.weight"], start[f"{name}.weight"] + update)
     assert update.abs().max() > 0.1
-    monkeypatch.setattr(sampler_module, "merged_named_tensors", lambda model: iter(start.items()))
+    monkeypatch.setattr(sampler_module, "merged_named_tensors", lambda *_: iter(start.items()))
     with pytest.raises(EngineMismatchError, match=r"rollout step 1: .* samples from other weights"):
         sync(1)
 

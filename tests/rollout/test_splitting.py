@@ -23,8 +23,8 @@ from tests.training.test_step_guard import SETTINGS
 class SmallEngine(ScriptedEngine):
     """Room for so many completions; notes how many it was asked for."""
 
-    def __init__(self, room: int) -> None:
-        self.room = room
+    def __init__(self, room: int, full: Exception = torch.OutOfMemoryError("simulated")) -> None:  # noqa: B008
+        self.room, self.full = room, full
         self.asked: list[int] = []
 
     def generate(
@@ -32,7 +32,7 @@ class SmallEngine(ScriptedEngine):
     ) -> list[list[Completion]]:
         self.asked.append(len(prompts) * params.n)
         if self.asked[-1] > self.room:
-            raise torch.OutOfMemoryError("simulated")
+            raise self.full
         return super().generate(prompts, params, seeds)
 
 
@@ -53,6 +53,19 @@ def test_smaller_batches_give_the_same_completions_and_stay_small(caplog: pytest
     assert small.asked[4:] == [6, 2]
     assert len([record for record in caplog.records if "Out of memory while sampling" in record.message]) == 1
     assert engine.generate([], params, []) == []
+
+
+def test_memory_that_runs_out_below_pytorchs_allocator_is_that_too() -> None:
+    prompts, params, seeds = [torch.tensor([1, 2])] * 4, SamplingParams(), list(range(4))
+    small = SmallEngine(2, RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."))
+    assert ids(SplittingEngine(small).generate(prompts, params, seeds)) == ids(
+        ScriptedEngine().generate(prompts, params, seeds)
+    )
+    assert small.asked == [4, 2, 2]
+    broken = SmallEngine(2, RuntimeError("CUDA error: an illegal memory access was encountered"))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        SplittingEngine(broken).generate(prompts, params, seeds)
+    assert broken.asked == [4]
 
 
 def test_what_cannot_be_smaller_propagates() -> None:

@@ -20,7 +20,12 @@ class FakePolicy(nn.Module):
     Args:
         logits: of each token of the vocabulary.
         room: tokens of the longest row that fits into memory.
+
+    Attributes:
+        full: what a longer one raises.
     """
+
+    full: Exception = torch.OutOfMemoryError("simulated")
 
     def __init__(self, logits: Sequence[float], room: int = 10**9) -> None:
         super().__init__()
@@ -32,7 +37,7 @@ class FakePolicy(nn.Module):
     def forward(self, row: PackedRow, *, temperature: float = 1.0, loss: Any = None, **_: Any) -> TokenScores:
         self.rows.append(len(row.input_ids))
         if self.rows[-1] > self.room:
-            raise torch.OutOfMemoryError("simulated")
+            raise self.full
         every = torch.log_softmax(self.logits / temperature, dim=0)
         logprobs = every[row.targets]
         entropies = -(every.exp() * every).sum().detach().expand(len(row.targets))

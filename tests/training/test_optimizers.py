@@ -1,9 +1,17 @@
-"""AdamW's groups and the learning-rate schedule, by hand."""
+"""AdamW's groups, its kernel by device, and the learning-rate schedule, by hand."""
+
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.training.optimizers import OptimizerSettings, build_optimizer, learning_rate_share
+from tests.models.sharded import first_of_two_ranks
 
 
 def test_schedule_by_hand():
@@ -26,3 +34,81 @@ def test_only_matrices_decay_and_something_must_train():
         build_optimizer(module.requires_grad_(False).named_parameters(), OptimizerSettings(1e-3), 10)
     with pytest.raises(ValueError, match=r"optimizer.schedule: expected 'constant' or 'cosine', found 'linear'"):
         OptimizerSettings(1e-3, "linear")  # type: ignore[arg-type]
+
+
+class Kernels(TorchDispatchMode):
+    """Notes the operations on plain tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, DTensor) for kind in types):
+            return NotImplemented
+        self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def stepped(tensors: list[Tensor], *, state: Any = None) -> tuple[torch.optim.AdamW, list[nn.Parameter], list[str]]:
+    """One step of AdamW with gradients of 0.5 w: the optimizer, its weights, the kernels that ran."""
+    weights = [nn.Parameter(tensor) for tensor in tensors]
+    settings = OptimizerSettings(1e-2, weight_decay=0.1)
+    optimizer, _ = build_optimizer([(str(i), weight) for i, weight in enumerate(weights)], settings, 10)
+    if state is not None:
+        optimizer.load_state_dict(state)
+    for weight in weights:
+        weight.grad = weight.detach() * 0.5
+    with Kernels() as kernels:
+        optimizer.step()
+    return optimizer, weights, kernels.seen
+
+
+def start() -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator) for shape in ((6, 3), (4, 5), (4,))]
+
+
+def test_whole_tensors_on_a_cpu_have_pytorchs_default():
+    optimizer, weights, kernels = stepped(start())
+    assert {group["fused"] for group in optimizer.param_groups} == {None}
+    assert not any("fused" in name or "foreach" in name for name in kernels)
+    plain = [nn.Parameter(tensor) for tensor in start()]
+    for weight in plain:
+        weight.grad = weight.detach() * 0.5
+    groups = [{"params": plain[:2], "weight_decay": 0.1}, {"params": plain[2:], "weight_decay": 0.0}]
+    torch.optim.AdamW(groups, lr=1e-2).step()
+    assert all(torch.equal(one, other) for one, other in zip(weights, plain, strict=True))
+
+
+def test_on_cuda_a_group_is_one_fused_kernel():
+    with FakeTensorMode():
+        optimizer, (weight, *_), kernels = stepped([torch.empty(x.shape, device="cuda") for x in start()])
+    assert [name for name in kernels if "adamw" in name] == ["aten._fused_adamw_.default"] * 2
+    assert not any("sqrt" in name or "addcdiv" in name for name in kernels)
+    assert optimizer.state[weight]["step"].is_cuda
+
+
+def sharded(mesh: DeviceMesh) -> list[Tensor]:
+    return [distribute_tensor(tensor, mesh, [Shard(0)], src_data_rank=None) for tensor in start()]
+
+
+def test_shards_are_one_fused_kernel_too():
+    _, whole, _ = stepped(start())
+    with first_of_two_ranks() as mesh:
+        optimizer, shards, kernels = stepped(sharded(mesh))
+        assert {name for name in kernels if "adamw" in name} == {"aten._fused_adamw_.default"}  # also for the shapes
+        assert not any("sqrt" in name or "addcdiv" in name for name in kernels)
+        for rows, weight in zip(shards, whole, strict=True):
+            torch.testing.assert_close(rows.to_local(), weight[: len(weight) // 2], rtol=0, atol=1e-6)
+        # a checkpoint of a version that went through shards in a loop
+        loop = optimizer.state_dict()
+        loop["param_groups"] = [group | {"fused": None} for group in loop["param_groups"]]
+        resumed, _, kernels = stepped(sharded(mesh), state=loop)
+        assert "aten._fused_adamw_.default" in kernels and resumed.state_dict()["state"][0]["step"] == 2.0
+
+
+def test_a_checkpoint_of_shards_keeps_the_loop_of_whole_tensors():
+    saved = stepped(start())[0].state_dict()
+    saved["param_groups"] = [group | {"fused": True} for group in saved["param_groups"]]
+    assert not any("fused" in name for name in stepped(start(), state=saved)[2])

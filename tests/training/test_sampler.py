@@ -34,7 +34,7 @@ def parts():
 
 @pytest.fixture(autouse=True)
 def no_model(monkeypatch):
-    monkeypatch.setattr(module, "merged_named_tensors", lambda model: iter(()))
+    monkeypatch.setattr(module, "merged_named_tensors", lambda *_: iter(()))
 
 
 def build(parts, engine, *, probe=TRUSTED):

@@ -55,6 +55,17 @@ def test_rows_get_shorter_until_they_fit_and_stay_so():
     assert len(told.events) == 1  # nothing ran out again
 
 
+def test_memory_that_runs_out_below_pytorchs_allocator_is_that_too():
+    scorer, policy, told = build(room=4)
+    policy.full = RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+    scorer.score(GROUPS, 1.0)
+    assert told.events == [("out_of_memory", {"where": "rows", "max_row_tokens": 3})]
+    scorer, policy, _ = build(room=4)
+    policy.full = RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED when calling `cublasGemmEx`")
+    with pytest.raises(RuntimeError, match="EXECUTION_FAILED"):
+        scorer.score(GROUPS, 1.0)
+
+
 def test_a_completion_that_fits_nowhere_ends_the_run_with_advice():
     scorer, _, _ = build(room=1)
     with pytest.raises(torch.OutOfMemoryError, match=r"one completion in each row.*max_new_tokens"):

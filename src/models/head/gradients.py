@@ -7,7 +7,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from src.models.head.head import LogitMap, apply_map_, checked_chunk, logit_chunks, matmul, precise, softmax_
+from src.models.head.head import (
+    LogitMap,
+    apply_map_,
+    checked_chunk,
+    logit_chunks,
+    matmul,
+    operand,
+    precise,
+    product_type,
+    softmax_,
+)
 
 
 class LastLayerGradients(NamedTuple):
@@ -67,7 +77,8 @@ def last_layer_gradients(
     Raises:
         ValueError: temperature or chunk not positive.
     """
-    chunk = checked_chunk(weight, temperature, chunk)
+    chunk, half = checked_chunk(weight, temperature, chunk), product_type(hidden)
+    hidden, weight = operand(hidden, half), operand(weight, half)
     logprobs = hidden.new_empty(len(hidden), dtype=precise(hidden))
     entropies, normalisers, norms, expected = (torch.empty_like(logprobs) for _ in range(4))
     for part, logits, slope in logit_chunks(hidden, weight, bias, temperature, logit_map, chunk):

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 _CHUNK_BYTES = {"cpu": 64 << 20}
-_CHUNK_BYTES_ACCELERATOR = 512 << 20
+_CHUNK_BYTES_ACCELERATOR = 2 << 30
 _MAX_CHUNK = 8192
 _BLOCK_BYTES = 2 << 20
 
@@ -48,8 +48,9 @@ def token_logprobs_and_entropies(
     """Log-probability of each target, and entropy, under softmax(logit_map(hidden @ weight.T + bias) / temperature).
 
     Logits exist for `chunk` tokens at a time, in forward and again in backward; between them only [N] vectors are kept.
-    Products of bf16 inputs are accumulated and returned in float32, so that logits are not rounded to 8 bits. Gradients
-    flow through both outputs to hidden, weight and bias; a weight that needs none (LoRA) costs none.
+    Under bf16 autocast both operands of every product are rounded to bf16 (`product_type`). Products of bf16 numbers
+    are accumulated and returned in float32, so that logits are not rounded to 8 bits. Gradients flow through both
+    outputs to hidden, weight and bias; a weight that needs none (LoRA) costs none.
 
     Args:
         hidden: [N, d].
@@ -66,8 +67,8 @@ def token_logprobs_and_entropies(
     Raises:
         ValueError: temperature or chunk not positive.
     """
-    chunk = checked_chunk(weight, temperature, chunk)
-    logprobs, entropies = _TokenScores.apply(hidden, weight, bias, targets, temperature, logit_map, chunk)
+    chunk, half = checked_chunk(weight, temperature, chunk), product_type(hidden)
+    logprobs, entropies = _TokenScores.apply(hidden, weight, bias, targets, temperature, logit_map, chunk, half)
     return logprobs, entropies
 
 
@@ -96,8 +97,8 @@ def token_loss(
     Raises:
         ValueError: temperature or chunk not positive.
     """
-    chunk = checked_chunk(weight, temperature, chunk)
-    inputs = (hidden, weight, bias, targets, loss, temperature, logit_map, chunk)
+    chunk, half = checked_chunk(weight, temperature, chunk), product_type(hidden)
+    inputs = (hidden, weight, bias, targets, loss, temperature, logit_map, chunk, half)
     total, logprobs, entropies = _FusedTokenLoss.apply(*inputs)
     return total, logprobs, entropies
 
@@ -115,27 +116,29 @@ class _TokenScores(torch.autograd.Function):
         temperature: float,
         logit_map: LogitMap,
         chunk: int,
+        half: torch.dtype | None,
     ) -> tuple[Tensor, Tensor]:
         logprobs = hidden.new_empty(len(hidden), dtype=precise(hidden))
         entropies, normalisers = torch.empty_like(logprobs), torch.empty_like(logprobs)
-        for part, logits, _ in logit_chunks(hidden, weight, bias, temperature, logit_map, chunk):
+        operands = operand(hidden, half), operand(weight, half)
+        for part, logits, _ in logit_chunks(*operands, bias, temperature, logit_map, chunk):
             logprobs[part], entropies[part], normalisers[part] = softmax_(logits, targets[part])
         ctx.save_for_backward(hidden, weight, bias, targets, normalisers, entropies)
-        ctx.temperature, ctx.logit_map, ctx.chunk = temperature, logit_map, chunk
+        ctx.temperature, ctx.logit_map, ctx.chunk, ctx.half = temperature, logit_map, chunk, half
         return logprobs, entropies
 
     @staticmethod
     @once_differentiable
     def backward(
         ctx: Any, grad_logprobs: Tensor, grad_entropies: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
         hidden, weight, bias, targets, normalisers, entropies = ctx.saved_tensors
         settings = ctx.temperature, ctx.logit_map
-        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad, *settings)
-        for part, logits, slope in logit_chunks(hidden, weight, bias, *settings, ctx.chunk):
+        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad, *settings, ctx.half)
+        for part, logits, slope in logit_chunks(*gradients.operands, bias, *settings, ctx.chunk):
             p = logits.sub_(normalisers[part, None]).exp_()
             gradients.add(part, p, slope, targets[part], entropies[part], grad_logprobs[part], grad_entropies[part])
-        return (*gradients.results(), None, None, None, None)
+        return (*gradients.results(), None, None, None, None, None)
 
 
 class _FusedTokenLoss(torch.autograd.Function):
@@ -152,12 +155,13 @@ class _FusedTokenLoss(torch.autograd.Function):
         temperature: float,
         logit_map: LogitMap,
         chunk: int,
+        half: torch.dtype | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         logprobs = hidden.new_empty(len(hidden), dtype=precise(hidden))
         entropies = torch.empty_like(logprobs)
         total = logprobs.new_zeros(())
-        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad, temperature, logit_map)
-        for part, logits, slope in logit_chunks(hidden, weight, bias, temperature, logit_map, chunk):
+        gradients = _HeadGradients(hidden, weight, bias, ctx.needs_input_grad, temperature, logit_map, half)
+        for part, logits, slope in logit_chunks(*gradients.operands, bias, temperature, logit_map, chunk):
             logprobs[part], entropies[part], _ = softmax_(logits, targets[part])
             with torch.enable_grad():
                 given = logprobs[part].clone().requires_grad_(), entropies[part].clone().requires_grad_()
@@ -173,12 +177,12 @@ class _FusedTokenLoss(torch.autograd.Function):
     @once_differentiable
     def backward(
         ctx: Any, grad_total: Tensor, *_: Tensor
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None]:
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None, None, None, None, None]:
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
             raise RuntimeError("token_loss: backward ran already, and its gradients are gone.")
         hidden, weight, bias = (None if x is None else x.mul_(grad_total.to(x.dtype)) for x in gradients)
-        return hidden, weight, bias, None, None, None, None, None
+        return hidden, weight, bias, None, None, None, None, None, None
 
 
 def _partial(loss: Tensor, given: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor | None]:
@@ -197,6 +201,10 @@ class _HeadGradients:
         wanted: whether each of the three needs one.
         temperature: that the logits were divided by.
         logit_map: the model's own.
+        half: see `operand`.
+
+    Attributes:
+        operands: hidden states and weight as they are multiplied.
     """
 
     def __init__(
@@ -207,8 +215,10 @@ class _HeadGradients:
         wanted: tuple[bool, ...],
         temperature: float,
         logit_map: LogitMap,
+        half: torch.dtype | None,
     ) -> None:
-        self._hidden, self._weight, self._bias = operand(hidden), operand(weight), bias
+        self.operands = operand(hidden, half), operand(weight, half)
+        self._bias, self._half = bias, half
         self._types = hidden.dtype, weight.dtype
         self._temperature, self._scale = temperature, logit_map.scale
         self._of_hidden = torch.empty_like(hidden) if wanted[0] else None
@@ -243,11 +253,12 @@ class _HeadGradients:
             grad.div_(self._temperature)
         if self._of_bias is not None:
             self._of_bias += grad.sum(0)
-        grad = grad.to(self._hidden.dtype)
+        hidden, weight = self.operands
+        grad = operand(grad, self._half).to(hidden.dtype)
         if self._of_hidden is not None:
-            self._of_hidden[part] = matmul(grad, self._weight).to(self._of_hidden.dtype)
+            self._of_hidden[part] = matmul(grad, weight).to(self._of_hidden.dtype)
         if self._of_weight is not None:
-            add_product(self._of_weight, grad.T, self._hidden[part])
+            add_product(self._of_weight, grad.T, hidden[part])
 
     def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Of hidden, weight and bias, in their types."""
@@ -259,10 +270,10 @@ class _HeadGradients:
 
 
 def chunk_tokens(vocabulary: int, device_type: str) -> int:
-    """Tokens whose float32 logits fill 64 MiB on a CPU and 512 MiB elsewhere: less is slower, more only takes memory.
+    """Tokens whose float32 logits fill 64 MiB on a CPU, where more only takes memory, and 2 GiB elsewhere.
 
     >>> chunk_tokens(151_936, "cpu"), chunk_tokens(151_936, "cuda"), chunk_tokens(1_000, "cpu")
-    (110, 883, 8192)
+    (110, 3533, 8192)
 
     Args:
         vocabulary: V.
@@ -283,9 +294,9 @@ def logit_chunks(
     """Slices of the tokens, their logits over the temperature and the slope of the cap, for the caller to overwrite.
 
     Logits are [chunk, V], float32 or float64. The slope, 1 - tanh², has the same shape; it is None without a cap. On a
-    CPU all chunks share the memory of their logits: what is yielded lasts until the next.
+    CPU all chunks share the memory of their logits: what is yielded lasts until the next. Hidden states and weight are
+    an `operand` each.
     """
-    hidden, weight = operand(hidden), operand(weight)
     shared = None
     if hidden.device.type == "cpu":
         shared = hidden.new_empty(min(chunk, len(hidden)), len(weight))
@@ -314,10 +325,26 @@ def apply_map_(logits: Tensor, logit_map: LogitMap) -> Tensor | None:
     return slope
 
 
-def operand(tensor: Tensor) -> Tensor:
-    """What products are made of, any shape: half precision stays so on CUDA (see `matmul`), elsewhere it is float32."""
-    half = tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
-    return tensor if half else tensor.to(precise(tensor))
+def product_type(hidden: Tensor) -> torch.dtype | None:
+    """What autocast would have the head multiply; None: the inputs as they are.
+
+    Autocast in float16 is left out: gradients of logits are far below its smallest number.
+    """
+    device = hidden.device.type
+    if hidden.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.bfloat16 if torch.get_autocast_dtype(device) == torch.bfloat16 else None
+
+
+def operand(tensor: Tensor, half: torch.dtype | None) -> Tensor:
+    """What products are made of, any shape, rounded to `half` if that is given (see `product_type`).
+
+    Half precision stays so on CUDA, which `matmul` needs there; elsewhere it is converted to float32.
+    """
+    if half is not None:
+        tensor = tensor.to(half)
+    stays = tensor.is_cuda and tensor.dtype in (torch.bfloat16, torch.float16)
+    return tensor if stays else tensor.to(precise(tensor))
 
 
 def precise(tensor: Tensor) -> torch.dtype:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import AutoConfig, PretrainedConfig
 from transformers.utils import logging as transformers_logging
 
-from src.errors import ConfigError, FileError
+from src.errors import ConfigError, FileError, is_out_of_memory
 from src.models.loading.files import check_complete, folder_of_gguf, model_folder
 from src.models.loading.lora import LoraSettings, add_lora
 from src.models.loading.policy_config import PolicyConfig
@@ -98,9 +98,11 @@ def config_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (ConfigError, OSError, torch.OutOfMemoryError):
+    except (ConfigError, OSError):
         raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())
         if "trust_remote_code" in reason:
             raise ConfigError(

@@ -23,7 +23,7 @@ from transformers import (
 
 from src.data.templates.chat_template import turn_end
 from src.data.templates.native import call_end
-from src.errors import ConfigError
+from src.errors import ConfigError, is_out_of_memory
 from src.models.loading.architecture import check_causal, config_errors, dtype_of, empty_model, model_class
 from src.models.loading.files import check_tokenizer_files, check_weight_files, hub_errors, locate
 from src.models.loading.lora import add_lora
@@ -167,9 +167,9 @@ def _pretrained(
             **how,
         )
         model, found = loaded
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:  # another shape
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:400]
         raise ConfigError(f"policy: the weights of '{source}' do not fit its config.json: {reason}") from error
     surplus = sorted(found["unexpected_keys"])

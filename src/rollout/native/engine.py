@@ -4,13 +4,13 @@ Where attention is all that a model remembers by, prompts are prefilled once, en
 completions decode together and share the prompt's keys (`prefix_cache`); finished completions leave the batch and
 waiting prompts enter (`batching`). Other models sample on their own cache (`own_cache`). The model may be the one that
 is being trained: it is switched to evaluation mode and to the rollout's attention function for the call, and restored
-after.
+after. The trainer's autocast is switched off meanwhile, where the weights have the type that it would give them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal, cast, get_args
@@ -21,9 +21,10 @@ from transformers import AutoConfig, PreTrainedModel
 
 from src.errors import ConfigError
 from src.models.loading.architecture import empty_model
+from src.models.loading.quantization import is_packed
 from src.models.loading.weight_source import fill_empty
 from src.models.structure import own_attention, positions_of, set_attention
-from src.rollout.engine import Cache, Completion, EngineSource, SamplingParams, check_prompts
+from src.rollout.engine import Cache, Completion, EngineSource, SamplingParams, check_prompts, needs_copy
 from src.rollout.native.batching import ContinuousBatch
 from src.rollout.native.decoding import PREFIX_ATTENTION, Forward, forward_for
 from src.rollout.native.own_cache import sample_with_own_cache
@@ -39,11 +40,12 @@ def native_engine(
     max_batch_tokens: int = 131_072,
     cache: Cache | Literal["auto"] = "auto",
 ) -> NativeEngine:
-    """The engine for a policy: with the training module itself, or with a whole copy where that is sharded.
+    """The engine for a policy: with the training module itself, or with a whole copy of it (`needs_copy`).
 
     Args:
         source: what it samples from.
-        owns_model: True: a copy of the model, in `source.dtype`, on `device`; null: only where it has to be.
+        owns_model: True: a copy of the model, in `source.dtype`, on `device`; False: the training module, which under
+            a mixed precision computes as the trainer does, and slowly; null: see `needs_copy`.
         device: of the copy; null: the process's accelerator, or the CPU.
         max_sequences: see `NativeEngine`.
         max_batch_tokens: see `NativeEngine`.
@@ -65,11 +67,16 @@ def native_engine(
                 "model's own, whatever rollout.cache is. Set rollout=vllm."
             )
         cache = source.cache
-    owns = not source.shared if owns_model is None else owns_model
+    owns = owns_model
+    if owns is None:
+        stored = _plain_type(source.model) if source.mixed else source.dtype
+        owns = needs_copy(sharded=not source.shared, stored=stored, forwards=source.dtype)
+    types = {weight.dtype for weight in source.model.parameters() if weight.is_floating_point()}
     model = partial(empty_copy, source, device) if owns else source.model
     return NativeEngine(
         model,
         owns_model=owns,
+        keeps_autocast=source.mixed and not owns and types != {source.dtype},
         max_sequences=max_sequences,
         max_batch_tokens=max_batch_tokens,
         cache=cache,
@@ -84,6 +91,7 @@ class NativeEngine:
             when the engine is configured).
         owns_model: False: the model is the training module itself, `update_weights` copies nothing. True: the model is
             a separate copy, which `update_weights` writes into.
+        keeps_autocast: sample under the caller's autocast, if there is one; False: without.
         max_sequences: most completions that decode together.
         max_batch_tokens: most tokens that the cache may hold, counted with every completion at its longest. One prompt
             with its completions is always let in.
@@ -100,6 +108,7 @@ class NativeEngine:
         model: PreTrainedModel | Callable[[], PreTrainedModel],
         *,
         owns_model: bool = False,
+        keeps_autocast: bool = False,
         max_sequences: int = 256,
         max_batch_tokens: int = 131_072,
         cache: Cache = "shared",
@@ -111,6 +120,7 @@ class NativeEngine:
                 raise ConfigError(f"rollout.{name}: expected at least 1, found {value}.")
         self._source = model
         self._model: PreTrainedModel | None = None
+        self._keeps_autocast = keeps_autocast
         self._max_sequences = max_sequences
         self._max_batch_tokens = max_batch_tokens
         self.cache = cache
@@ -146,11 +156,11 @@ class NativeEngine:
         decoded = replace(params, n=1) if params.temperature == 0 else params
         limits = {"max_sequences": self._max_sequences, "max_batch_tokens": self._max_batch_tokens}
         if self.cache != "shared":
-            with torch.no_grad(), _sampling_mode(model, own_attention(model)):
+            with torch.no_grad(), self._precision(model), _sampling_mode(model, own_attention(model)):
                 settings: dict[str, Any] = {**limits, "cache": self.cache, "watch": self.watch}
                 sampled = sample_with_own_cache(model, prompts, decoded, seeds, **settings)
             return [group * (params.n // decoded.n) for group in self._collect(*sampled, decoded)]
-        with torch.no_grad(), _sampling_mode(model, PREFIX_ATTENTION):
+        with torch.no_grad(), self._precision(model), _sampling_mode(model, PREFIX_ATTENTION):
             forward = forward_for(model, max(map(len, prompts)) + decoded.max_new_tokens)
             batch = ContinuousBatch(
                 model,
@@ -182,6 +192,9 @@ class NativeEngine:
     def close(self) -> None:
         """Let go of the model."""
         self._model = None
+
+    def _precision(self, model: PreTrainedModel) -> AbstractContextManager[Any]:
+        return nullcontext() if self._keeps_autocast else torch.autocast(model.device.type, enabled=False)
 
     def _watched(self, forward: Forward) -> Forward:
         if (watch := self.watch) is None:
@@ -246,6 +259,11 @@ def _sampling_mode(model: PreTrainedModel, attention: str) -> Iterator[None]:
             yield
     finally:
         model.set_attn_implementation(before)
+
+
+def _plain_type(model: PreTrainedModel) -> torch.dtype | None:
+    """Of its weights; None: they are packed in 4 bits."""
+    return None if any(map(is_packed, model.parameters())) else model.dtype
 
 
 def empty_copy(source: EngineSource, device: str | torch.device | None) -> PreTrainedModel:

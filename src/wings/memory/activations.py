@@ -355,7 +355,13 @@ def _as_on_cuda(
 
 
 def head_memory(
-    vocabulary: int, width: int, dtype: torch.dtype, chunk: int, trained: bool, cuda: bool = False
+    vocabulary: int,
+    width: int,
+    dtype: torch.dtype,
+    chunk: int,
+    trained: bool,
+    cuda: bool = False,
+    autocast: torch.dtype | None = None,
 ) -> tuple[int, int]:
     """Bytes that the head takes above its inputs: (scoring, update).
 
@@ -367,19 +373,30 @@ def head_memory(
         dtype: of hidden states and weight.
         chunk: tokens whose logits exist at once.
         trained: whether the weight gets a gradient.
-        cuda: two more chunks, since there they do not share memory and go through the softmax as one block.
+        cuda: where the head runs. There scoring takes two more chunks, which do not share memory and go through the
+            softmax as one block. Half-precision operands are multiplied as they are, by a gradient of the logits that
+            is half as large as a chunk; its product with the hidden states is made whole before it is summed.
+        autocast: see `ModelTraits`.
     """
+    autocast = autocast if autocast == torch.bfloat16 else None
+    halves = cuda and (autocast is not None or dtype != torch.float32)
     traced = max(8, block_tokens(vocabulary))  # from there on memory grows evenly with the chunk
-    few, more = (_head_memory(vocabulary, width, dtype, tokens, trained) for tokens in (traced, 2 * traced))
-    extra = 2 * chunk * vocabulary * 4 if cuda else 0
-    scoring, update = (a + (chunk - traced) * (b - a) // traced + extra for a, b in zip(few, more, strict=True))
-    return scoring, update
+    types = (torch.float32, None) if cuda else (dtype, autocast)
+    few, more = (_head_memory(vocabulary, width, *types, tokens, trained) for tokens in (traced, 2 * traced))
+    scoring, update = (a + (chunk - traced) * (b - a) // traced for a, b in zip(few, more, strict=True))
+    logits, matrix = chunk * vocabulary, vocabulary * width
+    scoring += 2 * logits * 4 * cuda
+    update += (2 * logits + 4 * matrix * trained) * halves
+    converted = 2 * matrix if halves and dtype == torch.float32 else 0
+    return scoring + converted, update + converted
 
 
-def _head_memory(vocabulary: int, width: int, dtype: torch.dtype, chunk: int, trained: bool) -> tuple[int, int]:
-    """`head_memory` of a small chunk, traced."""
+def _head_memory(
+    vocabulary: int, width: int, dtype: torch.dtype, autocast: torch.dtype | None, chunk: int, trained: bool
+) -> tuple[int, int]:
+    """`head_memory` of a small chunk on a CPU, traced."""
     tokens = 3 * chunk  # enough for a chunk to meet what the one before it leaves behind
-    with FakeTensorMode(), LiveBytes() as memory:
+    with torch.autocast("cpu", autocast, enabled=autocast is not None), FakeTensorMode(), LiveBytes() as memory:
         hidden = torch.zeros(tokens, width, dtype=dtype, requires_grad=True)
         weight = torch.zeros(vocabulary, width, dtype=dtype, requires_grad=trained)
         targets = torch.zeros(tokens, dtype=torch.long)

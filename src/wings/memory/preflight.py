@@ -19,7 +19,7 @@ from src.errors import ConfigError
 from src.models.head.head import chunk_tokens
 from src.models.loading.architecture import ParameterCounts, load_architecture
 from src.models.loading.policy_config import PolicyConfig
-from src.rollout.engine import Cache, SamplingParams
+from src.rollout.engine import Cache, SamplingParams, needs_copy
 from src.runs.folder import GIB, check_room
 from src.wings.memory.plan import (
     Capacity,
@@ -235,12 +235,12 @@ def _row_demand(run: _Run, rows: tuple[RowShape, ...], scored: tuple[RowShape, .
     memory = replace(memory, forward=int(memory.forward * max(1.0, longer)))
     vocabulary = run.architecture.get_text_config(decoder=True).vocab_size
     width, cuda = run.counts.head // vocabulary, run.place.cuda
-    dtype = torch.float32 if cuda else traits.weights  # a GPU multiplies half-precision matrices without copies
     chunk = run.policy.head_chunk or chunk_tokens(vocabulary, "cuda" if cuda else "cpu")
-    forward, backward = run.traces.head(vocabulary, width, dtype, chunk, trained=run.counts.head_trained, cuda=cuda)
+    forward, backward = run.traces.head(vocabulary, width, traits, chunk, trained=run.counts.head_trained)
     tokens = max(row.scored for row in rows)
-    inputs = 2 * tokens * width * traits.weights.itemsize  # the scored hidden states, and their gradient
-    return RowDemand(memory, forward + inputs // 2, backward + inputs)
+    states = tokens * width * traits.weights.itemsize  # the scored hidden states; with their gradient in the update
+    converted = tokens * width * 2 if traits.autocast is not None and traits.weights == torch.float32 else 0
+    return RowDemand(memory, forward + states + converted, backward + 2 * states + converted)
 
 
 def _warm_start(run: _Run) -> RowDemand | None:
@@ -278,10 +278,13 @@ def _engine_parts(run: _Run, prompts: int, right_cache: Cache | None) -> tuple[b
             weights=plain * computed.itemsize // rollout.tensor_parallel_size,
             cache=None if cache is None else int(cache * GIB),
         )
-    owns = place.sharded if rollout.get("owns_model") is None else bool(rollout.owns_model)
+    owns = rollout.get("owns_model")
+    if owns is None:
+        stored = None if policy.four_bit else run.stored
+        owns = needs_copy(sharded=place.sharded, stored=stored, forwards=computed)
     dtype = computed if owns else traits.weights
-    engine = replace(traits, weights=dtype, lora=None) if owns else traits
-    keys_stay_wide = traits.autocast is not None and engine.weights == torch.float32  # rotated in float32
+    engine = replace(traits, weights=dtype, autocast=None, lora=None) if owns else traits
+    keys_stay_wide = engine.autocast is not None and engine.weights == torch.float32  # rotated in float32
     cache = rollout.get("cache", "auto")
     cache = (right_cache or "none") if cache == "auto" else cache
     prompt = RowShape(1, config.data.max_prompt_tokens, 1, 1)
@@ -296,13 +299,14 @@ def _engine_parts(run: _Run, prompts: int, right_cache: Cache | None) -> tuple[b
         a_layer = run.traces.cache(run.architecture, engine, RowShape(1, tokens, 1, 1))
         return a_layer * (counts.layers + 1)  # a layer's old keys are there until the new ones are put behind them
 
-    return owns, native_parts(
+    return bool(owns), native_parts(
         run.architecture,
         _batches(config, prompts),
         key_bytes=4 if keys_stay_wide else dtype.itemsize,
         value_bytes=2 if keys_stay_wide else dtype.itemsize,
         logits=traits.autocast or dtype,
         copied_weights=plain * dtype.itemsize if owns else 0,
+        can_share=not place.sharded,
         prefill_token=run.traces.forward(run.architecture, engine, prompt) / prompt.tokens,
         max_sequences=rollout.max_sequences,
         max_batch_tokens=rollout.max_batch_tokens,

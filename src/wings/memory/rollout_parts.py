@@ -71,6 +71,7 @@ def native_parts(
     value_bytes: int,
     logits: torch.dtype,
     copied_weights: int,
+    can_share: bool = False,
     prefill_token: float,
     max_sequences: int,
     max_batch_tokens: int,
@@ -87,6 +88,7 @@ def native_parts(
         value_bytes: of a cached value's number.
         logits: their dtype.
         copied_weights: bytes of a copy of the model; 0: it samples with the training module.
+        can_share: whether it could sample with the training module.
         prefill_token: bytes that a forward takes for each prompt token (with `recomputes`, for each token).
         max_sequences: see `NativeEngine`.
         max_batch_tokens: see `NativeEngine`.
@@ -123,7 +125,8 @@ def native_parts(
     parts = []
     if copied_weights:
         what = "a whole model of its own, in the type of the forwards"
-        parts.append(MemoryPart.always("engine weights", what, copied_weights, ("rollout=vllm_server",)))
+        shared = ("rollout.owns_model=false",) if can_share else ()
+        parts.append(MemoryPart.always("engine weights", what, copied_weights, (*shared, "rollout=vllm_server")))
     cache, work = max(map(cache_and_work, batches), key=sum)
     keys = ("rollout.max_batch_tokens", "rollout.max_sequences")
     kept = "prompts once, completions at their longest" if own_cache is None else "the model's own, of whole sequences"

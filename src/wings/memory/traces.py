@@ -66,11 +66,10 @@ class MemoryTraces:
         sizes = (heads * (key + value) for heads, key, value in map(attention_heads, text.per_layer_config))
         return shape.tokens * max(sizes) * traits.weights.itemsize
 
-    def head(
-        self, vocabulary: int, width: int, dtype: torch.dtype, chunk: int, *, trained: bool, cuda: bool
-    ) -> tuple[int, int]:
+    def head(self, vocabulary: int, width: int, traits: ModelTraits, chunk: int, *, trained: bool) -> tuple[int, int]:
         """See `head_memory`."""
-        scoring, update = self._traced("activations:head_memory", vocabulary, width, dtype, chunk, trained, cuda)
+        shape, how = (vocabulary, width, traits.weights, chunk), (trained, traits.cuda, traits.autocast)
+        scoring, update = self._traced("activations:head_memory", *shape, *how)
         return scoring, update
 
     def sampling(self, rows: int, vocabulary: int, dtype: torch.dtype, params: SamplingParams) -> int:

@@ -320,13 +320,14 @@ def _temporaries(demand: TrainingDemand, place: Placement) -> list[MemoryPart]:
     counts, size = demand.counts, demand.trained_bytes
     if place.on_host:
         step = 0.0
-    elif place.cuda:
-        step = counts.trained * size * place.share  # Adam's foreach form: a square root of all second moments
+    elif place.cuda or place.sharded:
+        step = 0.0  # one fused kernel
     else:
         step = 2 * counts.largest_trained * size * place.share
     parts = [MemoryPart("step at work", "temporaries of Adam", {"step": int(step)}, place.keys)]
     if demand.copies_weights:
-        whole = counts.largest * (demand.weight_bytes + demand.compute_bytes)
+        given = min(demand.weight_bytes, demand.compute_bytes) if place.sharded else demand.weight_bytes
+        whole = counts.largest * (given + demand.compute_bytes)  # shards are converted before they are gathered
         parts.append(MemoryPart("tensor handed over", "the largest, gathered and converted", {"handover": whole}))
     return parts
 

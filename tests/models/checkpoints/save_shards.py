@@ -1,7 +1,7 @@
 """Saves what Lightning's sharded training saves: `python tests/models/checkpoints/save_shards.py RANKS FOLDER`.
 
-Makes `FOLDER/last.ckpt` and, from the gathered weights, `FOLDER/full.pt`. Ranks start this script again, so it runs in
-a process of its own.
+Makes `FOLDER/last.ckpt` and, from the gathered weights, `FOLDER/full.pt`, and `FOLDER/half.pt` of those that were
+gathered for an engine in bfloat16. Ranks start this script again, so it runs in a process of its own.
 """
 
 import sys
@@ -53,5 +53,7 @@ if __name__ == "__main__":
     trainer.fit(module, torch.utils.data.DataLoader(range(4), batch_size=1))
     trainer.save_checkpoint(folder / "last.ckpt")
     merged = {name: tensor.clone() for name, tensor in merged_named_tensors(module.policy.model)}
+    half = {name: tensor.clone() for name, tensor in merged_named_tensors(module.policy.model, torch.bfloat16)}
     if trainer.is_global_zero:
         torch.save(merged, folder / "full.pt")
+        torch.save(half, folder / "half.pt")

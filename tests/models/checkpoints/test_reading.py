@@ -74,6 +74,15 @@ def test_what_two_ranks_saved_is_what_they_had(saved):
 
 
 @pytest.mark.slow
+def test_shards_that_are_converted_before_they_are_gathered_are_the_same_weights(saved):
+    full, half = (torch.load(saved / f"{name}.pt", weights_only=True) for name in ("full", "half"))
+    assert full.keys() == half.keys()
+    for name, tensor in half.items():  # what adapters are merged into stays exact until it is merged
+        assert tensor.dtype == (torch.float32 if "_proj" in name else torch.bfloat16), name
+        assert torch.equal(tensor, full[name].to(tensor.dtype)), name
+
+
+@pytest.mark.slow
 def test_frozen_weights_may_be_missing_and_adapters_may_not(saved, tmp_path):
     model = adapted()
     load_checkpoint(model, saved / "last.ckpt")

@@ -8,9 +8,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from src.models.head.gradients import last_layer_gradients
-from src.models.head.head import LogitMap, token_logprobs_and_entropies, token_loss
+from src.models.head.head import (
+    LogitMap,
+    add_product,
+    matmul,
+    operand,
+    product_type,
+    token_logprobs_and_entropies,
+    token_loss,
+)
 from tests.models.reference import LargestTensor
 
 
@@ -133,11 +143,82 @@ def test_bfloat16_inputs_are_not_rounded_on_the_way() -> None:
     assert hidden.grad is not None and hidden.grad.dtype == torch.bfloat16
 
 
-def test_autocast_does_not_lower_the_precision() -> None:
+def test_autocast_rounds_the_operands_and_nothing_else() -> None:
     hidden, weight, targets, bias = inputs(torch.float32)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = token_logprobs_and_entropies(hidden, weight, targets, bias=bias)
-    torch.testing.assert_close(found, plain(hidden, weight, targets, 1.0, bias), atol=1e-5, rtol=0)  # as above
+        *scores, _ = last_layer_gradients(hidden, weight, targets, bias=bias, gram=True)
+    assert torch.equal(found[0], scores[0]) and torch.equal(found[1], scores[1])
+    rounded = [x.detach().bfloat16().double() for x in (hidden, weight)]
+    expected = plain(*rounded, targets, 1.0, bias.double())
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0, check_dtype=False)  # as above
+    # Either operand is off by 2^-9 of itself, so a logit by 2^-8 of the sum of |products|, and a log-probability, a
+    # difference of two of them at most, by twice the largest of these.
+    exact, _ = plain(hidden.double(), weight.double(), targets, 1.0, bias.double())
+    bound = 2 * 2**-8 * 1.01 * (hidden.abs() @ weight.abs().T).amax(-1)
+    assert ((found[0] - exact).abs() < bound).all()
+    assert (found[0] - exact).abs().max() > 1e-4  # they were rounded
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_autocast_rounds_the_gradient_of_the_logits_before_its_products(fused: bool) -> None:
+    hidden, weight, targets, bias = inputs(torch.float32)
+    rounded = [x.detach().bfloat16().double().requires_grad_() for x in (hidden, weight)]
+    logits = rounded[0] @ rounded[1].T + bias.detach().double()
+    logp = logits.log_softmax(-1)
+    scores = logp.gather(1, targets[:, None])[:, 0], -(logp.exp() * logp).sum(-1)
+    expected = torch.autograd.grad(some_loss(*scores, slice(None)), (logits, *rounded))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        if fused:
+            total, *_ = token_loss(hidden, weight, targets, some_loss, bias=bias, chunk=3)
+        else:
+            total = some_loss(*token_logprobs_and_entropies(hidden, weight, targets, bias=bias, chunk=3), slice(None))
+    found = torch.autograd.grad(total, (hidden, weight, bias))  # outside of autocast, as a backward may be
+    assert [x.dtype for x in found] == [torch.float32] * 3
+    size = expected[0].abs()
+    for one, exact, bound in (
+        (found[0], expected[1], size @ rounded[1].abs()),
+        (found[1], expected[2], size.T @ rounded[0].abs()),
+    ):
+        gap = (one - exact).abs()
+        assert (gap < 2**-8 * bound + 1e-6).all() and gap.max() > 1e-4
+        assert not torch.equal(one, one.bfloat16().float())  # their sums stay in float32
+    torch.testing.assert_close(found[2].double(), expected[0].sum(0), atol=1e-5, rtol=0)
+
+
+class Products(TorchDispatchMode):
+    """Notes every matrix product: its operation and the types of its operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, set[torch.dtype]]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "mm" in str(func):
+            self.seen.append((str(func), {x.dtype for x in args if isinstance(x, Tensor)}))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("cast", "half"), [(torch.bfloat16, torch.bfloat16), (torch.float16, None), (None, None)])
+def test_on_cuda_autocasts_type_is_multiplied_into_float32(
+    cast: torch.dtype | None, half: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with FakeTensorMode(), Products() as products:
+        hidden, weight = torch.empty(7, 5, device="cuda"), torch.empty(11, 5, device="cuda")
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: device == "cuda" and cast is not None)
+        monkeypatch.setattr(torch, "get_autocast_dtype", lambda device: cast or torch.float16)
+        assert product_type(hidden) == half and product_type(hidden.double()) is None
+        h, w = operand(hidden, half), operand(weight, half)
+        logits = matmul(h, w.T)
+        grad = operand(logits, half).to(h.dtype)
+        total = torch.empty(11, 5, device="cuda")
+        add_product(total, grad.T, h)
+        assert logits.dtype == matmul(grad, w).dtype == torch.float32
+    operations = {name for name, _ in products.seen}
+    if half is None:
+        assert operations == {"aten.mm.default", "aten.addmm_.default"}
+    else:
+        assert operations == {"aten.mm.dtype"} and all(types == {half} for _, types in products.seen)
 
 
 @pytest.mark.parametrize(("temperature", "chunk"), [(0.0, 4), (1.0, 0)])
@@ -191,13 +272,12 @@ def test_fused_loss_of_log_probabilities_alone_with_a_frozen_head() -> None:
     assert weight.grad is None and bias.grad is None
 
 
-def test_fused_loss_of_bfloat16_and_under_autocast_is_computed_in_float32() -> None:
+def test_fused_loss_of_bfloat16_is_computed_in_float32() -> None:
     hidden, weight, targets, bias = inputs(torch.bfloat16)
     wide = [x.detach().float().requires_grad_() for x in (hidden, weight, bias)]
     loss = some_loss(*plain(wide[0], wide[1], targets, 1.0, wide[2]), slice(None))
     expected = torch.autograd.grad(loss, wide)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        total, _, _ = token_loss(hidden, weight, targets, some_loss, bias=bias)
+    total, _, _ = token_loss(hidden, weight, targets, some_loss, bias=bias)
     torch.testing.assert_close(total, loss, atol=2e-5, rtol=0)
     found = torch.autograd.grad(total, (hidden, weight, bias))
     assert [x.dtype for x in found] == [torch.bfloat16] * 3

@@ -17,6 +17,7 @@ from src.models.loading.lora import LoraSettings, add_lora, merged_named_tensors
 from src.wings.exporting.folder import export
 from src.wings.tiny.make import build_tokenizer
 from tests.models.reference import TOLERANCE, VOCABULARY, perturb_adapters, random_group, tiny_model
+from tests.models.sharded import GatheredBytes, first_of_two_ranks, shard
 
 IDS = torch.arange(3, 15)[None]
 
@@ -130,6 +131,23 @@ def test_merged_weights_of_a_plain_model_are_its_own() -> None:
     assert tensors["lm_head.weight"].data_ptr() == model.lm_head.weight.data_ptr()
     add_lora(model, LoraSettings(rank=2))
     assert dict(merged_named_tensors(model)).keys() == tensors.keys()
+
+
+def test_shards_are_converted_before_they_are_gathered() -> None:
+    """Of each tensor this rank's half is compared."""
+    model, plain = (tiny_model("llama", vocab_size=96) for _ in range(2))  # even, so that no row is added
+    sizes = sum(weight.numel() for weight in plain.state_dict().values())  # a tied head counts twice
+    found = {}
+    with first_of_two_ranks() as mesh:
+        shard(model, mesh)
+        for dtype in (None, torch.bfloat16, torch.float32):
+            with GatheredBytes() as gathered:
+                tensors = dict(merged_named_tensors(model, dtype))
+            found[dtype] = gathered.bytes
+            for name, expected in plain.state_dict().items():
+                own = slice(len(expected) // 2)
+                assert torch.equal(tensors[name][own], expected[own].to(dtype or torch.float32)), name
+    assert found == {None: 4 * sizes, torch.float32: 4 * sizes, torch.bfloat16: 2 * sizes}
 
 
 def test_incomplete_folders_are_named_file_by_file(folder: Path, tmp_path: Path) -> None:

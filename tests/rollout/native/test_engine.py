@@ -1,6 +1,7 @@
 """The native engine against plain forwards and transformers' generate, on tiny random models."""
 
 import copy
+from itertools import chain
 from types import SimpleNamespace
 
 import pytest
@@ -13,7 +14,9 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from src.models.loading.policy_config import PolicyConfig
 from src.rollout.engine import EngineSource, SamplingParams
+from src.rollout.native import decoding
 from src.rollout.native.engine import NativeEngine, native_engine
 from src.rollout.native.sampling import prompt_noise
 
@@ -336,3 +339,62 @@ def test_a_sharded_policy_cannot_be_called_by_the_engine(random_policy):
     model = AutoModelForCausalLM.from_pretrained(random_policy)
     with pytest.raises(ValueError, match=r"rollout\.owns_model=false: expected true or null"):
         native_engine(EngineSource(model, str(random_policy), shared=False), owns_model=False)
+
+
+def mixed_source(folder, model, precision="bf16-mixed"):
+    return EngineSource.of(model, PolicyConfig(path=folder), precision=precision)
+
+
+def test_under_a_mixed_precision_float32_weights_are_copied_in_half_at_each_sync(random_policy):
+    trained = AutoModelForCausalLM.from_pretrained(random_policy, dtype=torch.float32).eval()
+    engine = native_engine(mixed_source(random_policy, trained), device="cpu")
+    assert engine.copies_weights and engine.weights_version == -1
+    engine.update_weights(trained.state_dict().items(), 0)
+    assert {weight.dtype for weight in engine.model.parameters()} == {torch.bfloat16}
+    prompts, params = ragged(9, 20), SamplingParams(n=2, max_new_tokens=9)
+    outside = engine.generate(prompts, params, [1, 2])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.MonkeyPatch.context() as patch:  # the lean decoder takes the steps, also under autocast
+            patch.setattr(decoding, "_logits", counted := Counted(decoding._logits))
+            inside = engine.generate(prompts, params, [1, 2])
+        assert torch.is_autocast_enabled("cpu")
+    assert counted.calls == 1  # the prefill
+    assert tokens_of(inside) == tokens_of(outside)
+    for one, other in zip(chain(*inside), chain(*outside), strict=True):
+        assert torch.equal(one.logprobs, other.logprobs)
+    with torch.no_grad():
+        trained.get_input_embeddings().weight.mul_(3.0)
+    engine.update_weights(trained.state_dict().items(), 1)
+    assert torch.equal(engine.model.get_input_embeddings().weight, trained.get_input_embeddings().weight.bfloat16())
+    (again,) = engine.generate(prompts[:1], params, [1])
+    assert tokens_of([again]) != tokens_of(outside[:1])
+
+
+class Counted:
+    """A function and how often it was called."""
+
+    def __init__(self, function):
+        self.function, self.calls = function, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        return self.function(*args)
+
+
+def test_who_samples_from_the_trainers_own_weights(random_policy):
+    """Weights that have the forwards' type, or get it before training; and others where that is asked for."""
+    float32 = AutoModelForCausalLM.from_pretrained(random_policy, dtype=torch.float32)
+    half = AutoModelForCausalLM.from_pretrained(random_policy, dtype=torch.bfloat16)
+    for model, precision in ((float32, "32-true"), (half, "32-true"), (half, "bf16-mixed"), (float32, "bf16-true")):
+        engine = native_engine(mixed_source(random_policy, model, precision))
+        assert not engine.copies_weights and engine.model is model
+    assert native_engine(mixed_source(random_policy, float32, "16-mixed")).copies_weights
+    assert EngineSource.of(float32, PolicyConfig(path=random_policy), precision="16-mixed").dtype == torch.float16
+    # asked to share, it computes as the trainer does: under the trainer's autocast
+    engine = native_engine(mixed_source(random_policy, float32), owns_model=False)
+    (prompt,), params = ragged(9), SamplingParams(max_new_tokens=1)
+    ((alone,),) = engine.generate([prompt], params, [1])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ((mixed,),) = engine.generate([prompt], params, [1])
+        ((exact,),) = native_engine(mixed_source(random_policy, float32, "32-true")).generate([prompt], params, [1])
+    assert torch.equal(alone.logprobs, exact.logprobs) and not torch.equal(alone.logprobs, mixed.logprobs)

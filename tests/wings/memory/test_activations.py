@@ -101,6 +101,14 @@ def test_the_head_holds_one_chunk_a_block_of_it_and_its_gradient():
     assert 2 * logits + weight <= update < 1.01 * (2 * logits + weight)
     frozen = head_memory(vocabulary, width, torch.float32, chunk, trained=False)
     assert frozen[0] == scoring and weight <= update - frozen[1] < 1.01 * weight
+    # On CUDA scoring has two more chunks. Products of bf16 have a gradient of the logits in bf16, and the product that
+    # is added to the weight's; under autocast also the weight in bf16.
+    on_cuda = head_memory(vocabulary, width, torch.float32, chunk, trained=True, cuda=True)
+    assert on_cuda == (scoring + 2 * logits, update)
+    in_half = head_memory(vocabulary, width, torch.bfloat16, chunk, trained=True, cuda=True)
+    assert in_half == (scoring + 2 * logits, update + logits // 2 + weight)
+    mixed = head_memory(vocabulary, width, torch.float32, chunk, True, cuda=True, autocast=torch.bfloat16)
+    assert mixed == (in_half[0] + weight // 2, in_half[1] + weight // 2)
 
 
 def test_a_row_has_the_lengths_that_it_says():

@@ -64,6 +64,7 @@ def test_what_does_not_fit_says_what_to_change():
     message = str(caught.value)
     assert "expected at most 80.0 GiB (preflight.device_gib), predicted" in message
     assert "optimizer 61.0" in message and "weights 30.5" in message
+    assert _parts(plan)["engine weights"] == pytest.approx(8.190735360e9 * 2 / GIB)  # a copy in bfloat16
     changes = message.partition("Change, by effect: ")[2]
     assert changes.startswith("trainer=fsdp on several devices; policy.lora")
 

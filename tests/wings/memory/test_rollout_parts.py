@@ -46,8 +46,10 @@ def test_a_copy_and_vllm():
     architecture = load_architecture(PolicyConfig(hub_id="Qwen/Qwen3-8B"))
     types = {"key_bytes": 2, "value_bytes": 2, "logits": torch.bfloat16}
     long = GenerationBatch(512, 2048, SamplingParams(n=8, max_new_tokens=2048))
-    parts = {part.name: part for part in native_parts(architecture, [long], **types, copied_weights=1000, **BUDGETS)}
+    found = native_parts(architecture, [long], **types, copied_weights=1000, can_share=True, **BUDGETS)
+    parts = {part.name: part for part in found}
     assert parts["engine weights"].most == 1000
+    assert parts["engine weights"].keys == ("rollout.owns_model=false", "rollout=vllm_server")
     # 7 prompts with their 8 completions are the most that 131,072 tokens hold, and one prompt more; a completion's last
     # token is not fed back; 36 layers, 8 heads of 128, k and v
     assert parts["key/value cache"].most == (8 * 2048 + 7 * 8 * 2047) * 36 * 2 * 8 * 128 * 2

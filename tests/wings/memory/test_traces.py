@@ -23,7 +23,7 @@ def results(traces: MemoryTraces, architecture):
     return (
         traces.row(architecture, FLOAT32, SHAPE),
         traces.forward(architecture, FLOAT32, SHAPE),
-        traces.head(97, 32, torch.float32, 16, trained=True, cuda=False),
+        traces.head(97, 32, FLOAT32, 16, trained=True),
         traces.sampling(4, 97, torch.float32, SamplingParams(top_k=3)),
         traces.counts(architecture, torch.float32, None),
     )
