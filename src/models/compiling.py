@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
 
 import torch
-from torch.fx.experimental import _config as shapes
 from transformers import PreTrainedModel
 
 from src.errors import ConfigError
@@ -23,15 +21,9 @@ BACKEND = "inductor"
 
 
 @contextmanager
-def of_all_lengths() -> Iterator[None]:
-    """Around a forward whose functions are compiled: sizes that are equal by chance stay free to differ later.
-
-    A row of as many blocks as there are key heads would otherwise have a graph of its own, and so would all others.
-    """
-    with (
-        cast(Any, shapes).patch(use_duck_shape=False),
-        torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS),
-    ):
+def many_graphs() -> Iterator[None]:
+    """Around a forward whose functions are compiled."""
+    with torch._dynamo.config.patch(recompile_limit=MOST_GRAPHS):
         yield
 
 

@@ -92,7 +92,7 @@ class Policy(nn.Module):
             fuse_norms(model)
         if compile_layers:
             compiling.compile_layers(model)
-        recompute(model, gradient_checkpointing if not compile_layers else gradient_checkpointing in (True, "full"))
+        recompute(model, gradient_checkpointing, compiled=compile_layers)
 
     def forward(
         self,
@@ -145,5 +145,5 @@ class Policy(nn.Module):
     def states(self, row: PackedRow, **options: bool) -> RowStates:
         """What the decoder makes of a row; `options` as of `models.rows.packed_states`."""
         states = packed_states if self.rows == "packed" else separate_states
-        with compiling.of_all_lengths():
+        with compiling.many_graphs():
             return states(decoder_of(self.model), row, **options)

@@ -130,7 +130,7 @@ def test_compiled_layers_with_flex_attention(what: Recomputed, traced: None, as_
     expected = outcomes(build(what=what), 10)
     as_on_cuda()
     assert_same(outcomes(build(what=what, compiled=True), 10), expected)
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] <= (4 if what else 2)  # those of the repetitions in the backward
 
 
 @pytest.mark.slow
@@ -148,7 +148,7 @@ def test_compiled_layers_can_be_sharded(what: Recomputed, traced: None, as_on_cu
         assert_same(outcomes(compiled, 4), expected)
     finally:
         distributed.destroy_process_group()
-    assert counters["stats"]["unique_graphs"] == 2
+    assert counters["stats"]["unique_graphs"] <= (4 if what else 2)
     assert list(compiled.state_dict()) == list(build().state_dict())
 
 

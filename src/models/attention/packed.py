@@ -269,6 +269,9 @@ def flex_attend(
         sink: [H], likewise.
     """
     attend: Any = flex_attention
+    if not torch.compiler.is_compiling():
+        for x in (query, key, value):  # else a row of as many blocks as there are heads has a graph of its own
+            torch._dynamo.mark_static(x, [1, 3])
     if query.is_cuda and not torch.compiler.is_compiling():
         attend = _compiled(watched=is_in_torch_dispatch_mode())
     settings: dict[str, Any] = {"block_mask": mask, "scale": scale, "enable_gqa": True}
