@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, replace
 from itertools import accumulate
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from src.algorithm.experience import PromptGroup, Tree
@@ -125,6 +126,19 @@ def pack(groups: Sequence[PromptGroup]) -> PackedRow:
     return replace(
         row,
         **{name: getattr(row, name)[sampled] for name in ("score_positions", "sequences", "targets")},
+    )
+
+
+def padded(row: PackedRow, size: int) -> PackedRow:
+    """The row with zeros behind it, up to `size` inputs, as a group of its own that scores nothing."""
+    more = size - len(row.input_ids)
+    if more == 0:
+        return row
+    return replace(
+        row,
+        input_ids=F.pad(row.input_ids, (0, more)),
+        position_ids=torch.cat([row.position_ids, torch.arange(more, device=row.position_ids.device)]),
+        layouts=(*row.layouts, GroupLayout(size - more, (more,), (-1,))),
     )
 
 

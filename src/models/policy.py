@@ -9,11 +9,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from src.algorithm.packing import PackedRow
+from src.models import compiling
 from src.models.dropout import dropout_of, switch_off
 from src.models.fused_norm import fuse_norms
 from src.models.head.gradients import LastLayerGradients, last_layer_gradients
 from src.models.head.head import TokenLoss, token_logprobs_and_entropies, token_loss
 from src.models.moe import balance_loss, check_router_loss
+from src.models.recomputing import Recomputed, recompute
 from src.models.rows import RowStates, packed_states, prepare, separate_states
 from src.models.structure import decoder_of, head_of, logit_map_of
 
@@ -48,7 +50,9 @@ class Policy(nn.Module):
     Args:
         model: any causal LM with a linear head; of one that reads images too, the text decoder is used and trained.
         rows: how the decoder runs over a row, see `models.rows`. Which way is right for a model, `config.guard` finds.
-        gradient_checkpointing: recompute each decoder layer in backward.
+        gradient_checkpointing: what the backward of each decoder layer computes again (`models.recomputing`).
+        compile_layers: compile each decoder layer (`models.compiling`). In place of `selective`, the compiler chooses
+            what is computed again, and it fuses the norms.
         fused_norms: RMSNorm layers in fewer passes where they run in float32 on a CPU (`models.fused_norm`).
         head_chunk: tokens whose logits exist at once; None: as many as `models.head.head.chunk_tokens` says.
         dropout: leave the model's dropout as it is, for training mode; otherwise it is switched off.
@@ -58,7 +62,8 @@ class Policy(nn.Module):
         dropout: the dropout that the model came with (`models.dropout`).
 
     Raises:
-        ConfigError: the model has no linear head, or `rows` is `packed` and it cannot run on packed rows.
+        ConfigError: the model has no linear head, `rows` is `packed` and it cannot run on packed rows, or
+            `compile_layers` and it is a mixture of experts.
     """
 
     def __init__(
@@ -66,7 +71,8 @@ class Policy(nn.Module):
         model: PreTrainedModel,
         *,
         rows: Literal["packed", "separate"] = "packed",
-        gradient_checkpointing: bool = False,
+        gradient_checkpointing: Recomputed = False,
+        compile_layers: bool = False,
         fused_norms: bool = True,
         head_chunk: int | None = None,
         dropout: bool = False,
@@ -82,12 +88,11 @@ class Policy(nn.Module):
         self._router_loss = router_loss
         check_router_loss(model, router_loss)
         prepare(model, rows)
-        if fused_norms:
+        if fused_norms and not compile_layers:
             fuse_norms(model)
-        if gradient_checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        else:
-            model.gradient_checkpointing_disable()
+        if compile_layers:
+            compiling.compile_layers(model)
+        recompute(model, gradient_checkpointing, compiled=compile_layers)
 
     def forward(
         self,
@@ -140,4 +145,5 @@ class Policy(nn.Module):
     def states(self, row: PackedRow, **options: bool) -> RowStates:
         """What the decoder makes of a row; `options` as of `models.rows.packed_states`."""
         states = packed_states if self.rows == "packed" else separate_states
-        return states(decoder_of(self.model), row, **options)
+        with compiling.many_graphs():
+            return states(decoder_of(self.model), row, **options)

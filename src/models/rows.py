@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from src.algorithm.packing import PackedRow
+from src.algorithm.packing import PackedRow, padded
 from src.models.attention.packed import PACKED_ATTENTION, check_packs, planned
-from src.models.attention.plan import AttentionPlan
+from src.models.attention.plan import AttentionPlan, block_length, in_blocks
 from src.models.moe import route_in_float32
 from src.models.structure import decoder_of, freeze_unused, head_of, own_attention, set_attention
 
@@ -60,8 +60,11 @@ def packed_states(decoder: nn.Module, row: PackedRow, **options: bool) -> RowSta
         row: on its device.
         **options: `output_router_logits=True` asks for these.
     """
+    tokens, device = len(row.input_ids), row.input_ids.device
+    if in_blocks(device):
+        row = padded(row, block_length(tokens))
     positions = row.position_ids[None]
-    with planned(AttentionPlan(row.layouts, row.input_ids.device)):
+    with planned(AttentionPlan(row.layouts, device)):
         output = decoder(
             input_ids=row.input_ids[None],
             position_ids=positions,
@@ -70,7 +73,8 @@ def packed_states(decoder: nn.Module, row: PackedRow, **options: bool) -> RowSta
             **options,
         )
     hidden = cast(Tensor, output.last_hidden_state)[0].index_select(0, row.score_positions)
-    return RowStates(hidden, getattr(output, "router_logits", None))
+    real = None if tokens == positions.shape[1] else torch.arange(positions.shape[1], device=device) < tokens
+    return RowStates(hidden, getattr(output, "router_logits", None), real)
 
 
 def separate_states(decoder: nn.Module, row: PackedRow, **options: bool) -> RowStates:

@@ -197,7 +197,7 @@ class Scorer:
                 raise torch.OutOfMemoryError(
                     "out of memory with one completion in each row, the shortest there is "
                     f"({attempt.reason or 'on another rank'}). Lower sampling.max_new_tokens or "
-                    "data.max_prompt_tokens, set policy.gradient_checkpointing=true, or shard it (trainer=fsdp)."
+                    "data.max_prompt_tokens, set policy.gradient_checkpointing=full, or shard it (trainer=fsdp)."
                 )
             if self.device.type == "cuda":
                 torch.cuda.empty_cache()

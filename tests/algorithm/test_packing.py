@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from src.algorithm.experience import PromptGroup, Tree
-from src.algorithm.packing import GroupLayout, balance, deal, divide, pack, pack_sequences, row_tokens
+from src.algorithm.packing import GroupLayout, balance, deal, divide, pack, pack_sequences, padded, row_tokens
 
 
 def group(prompt: list[int], completions: list[list[int]]) -> PromptGroup:
@@ -129,6 +129,14 @@ def test_every_target_is_predicted_by_the_token_before_it() -> None:
 def test_refuses_empty_parts(groups: list[PromptGroup]) -> None:
     with pytest.raises(ValueError, match=r"pack: .*expected"):
         pack(groups)
+
+
+def test_padding_is_a_group_that_scores_nothing() -> None:
+    row = pack_sequences([(torch.tensor([5, 6]), torch.tensor([7, 8]))])
+    wide = padded(row, 5)
+    assert wide.input_ids.tolist() == [5, 6, 7, 0, 0] and wide.position_ids.tolist() == [0, 1, 2, 0, 1]
+    assert wide.layouts == (*row.layouts, GroupLayout(3, (2,), (-1,)))
+    assert wide.score_positions is row.score_positions and padded(row, 3) is row
 
 
 def test_balance_keeps_to_the_budget_and_evens_rows_out() -> None:

@@ -51,7 +51,7 @@ def test_the_core_is_listed_and_can_be_read_in_one_sitting() -> None:
 
 
 def test_the_house_stays_small() -> None:
-    assert len(sources()) <= 224
+    assert len(sources()) <= 226
     assert lines(sources()) <= 39700
     folders: dict[Path, int] = {}
     for path in sources():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from src.algorithm.packing import GroupLayout
+from src.models.attention.plan import block_length
 
 CPU = torch.device("cpu")
 
@@ -15,6 +16,16 @@ def layouts_of(shapes: list[tuple[int, tuple[int, ...]]], first: GroupLayout | N
     for prompt, lengths in shapes:
         layouts.append(GroupLayout.of(sum(layout.num_tokens for layout in layouts), prompt, lengths))
     return tuple(layouts)
+
+
+def in_blocks_of(
+    shapes: list[tuple[int, tuple[int, ...]]], first: GroupLayout | None = None
+) -> tuple[GroupLayout, ...]:
+    """The same, padded for FlexAttention."""
+    layouts = layouts_of(shapes, first)
+    tokens = sum(layout.num_tokens for layout in layouts)
+    more = block_length(tokens) - tokens
+    return (*layouts, GroupLayout(tokens, (more,), (-1,))) if more else layouts
 
 
 def random_layouts(generator: torch.Generator) -> tuple[GroupLayout, ...]:

@@ -172,6 +172,21 @@ def test_scores_do_not_depend_on_the_row_that_a_group_is_packed_in() -> None:
     torch.testing.assert_close(together, alone, atol=TOLERANCE, rtol=0)
 
 
+def test_padding_to_blocks_changes_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on CUDA: 69 tokens in 256 places, whose rest is a group of its own."""
+    model = tiny_model("qwen3")
+    policy, row = Policy(model), pack(ragged_groups())
+    expected = policy(row)
+    weighted_loss(expected.logprobs, expected.entropies).backward()
+    by_row = gradients(model)
+    monkeypatch.setattr("src.models.rows.in_blocks", lambda _: True)
+    states, scores = policy.states(row), policy(row)
+    assert states.real is not None and states.real.tolist() == [True] * 69 + [False] * 187
+    weighted_loss(scores.logprobs, scores.entropies).backward()
+    torch.testing.assert_close(scores.logprobs, expected.logprobs, atol=TOLERANCE, rtol=0)
+    assert_same_gradients(gradients(model), by_row)
+
+
 def test_scores_are_hooked_by_fsdp() -> None:
     # FSDP finds the tensors to hook by flattening the output as a pytree, which leaves dataclasses whole.
     leaves = torch.utils._pytree.tree_leaves(TokenScores(torch.zeros(1), torch.ones(1)))

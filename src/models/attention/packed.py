@@ -6,9 +6,9 @@ No attention layer is patched by this. `models.fused_norm` does replace the forw
 asks `_row_mask` for a mask of each kind of layer, full or sliding, and hands it to the layers, which gradient
 checkpointing replays. Without a plan (generation, ordinary batches) the function is transformers' own SDPA. On the CPU
 the row is computed tile by tile (`models.attention.tiles`), on CUDA by FlexAttention, which never loads a block that no
-query sees (not measured yet). Nothing of size [L, L] is built and no key is copied. What neither can do (dropout, head
-sizes and precisions that the kernels lack, other devices; on the CPU also capped scores, and windows that a sequence
-outgrows) goes group by group through SDPA with a mask.
+query sees (not measured yet); rows are padded to its blocks (`models.rows`). Nothing of size [L, L] is built and no key
+is copied. What neither can do (dropout, head sizes that the kernels lack, float64 on CUDA, other devices; on the CPU
+also capped scores, and windows that a sequence outgrows) goes group by group through SDPA with a mask.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from transformers import AttentionInterface, AttentionMaskInterface, PretrainedConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
 from src.errors import ConfigError
-from src.models.attention.plan import AttentionPlan, MaskMod
+from src.models.attention.plan import AttentionPlan, MaskMod, in_blocks
 from src.models.attention.tiles import tiled_attend
 
 PACKED_ATTENTION = "packed_rows"
@@ -39,6 +40,11 @@ _UNKNOWN_TERMS = ("sinks", "position_bias", "alibi")
 """What layers pass on that changes scores in a way that is not computed here."""
 
 _MAX_HEAD_DIM = 128  # larger heads run out of shared memory on some cards (head_dim 192 on an A10G)
+
+_TILES: Any = {"fwd_BLOCK_M": 32, "fwd_BLOCK_N": 32, "fwd_num_stages": 2}
+"""Of the float32 forward: queries of 16 KiB and two stages of 32 KiB of keys and values at head size 128, within the 99
+KiB of shared memory of the smallest cards since Ampere; PyTorch's own choice for an A100 could take 160 KiB. The
+backward has 16 x 16 tiles anyway."""
 
 _CAUSAL: Any = causal_mask_function
 _plan: ContextVar[AttentionPlan | None] = ContextVar("plan", default=None)
@@ -67,9 +73,11 @@ def _row_mask(
         return sdpa_mask(mask_function=mask_function, local_size=local_size, use_vmap=use_vmap, **ordinary)
     if use_vmap or (local_size is None and mask_function is not _CAUSAL):
         raise ConfigError(_unfit("the model", "it asks for a mask that is more than causal"))
-    if local_size is None or plan.longest <= local_size:
-        return plan
-    return replace(plan, within=mask_function)
+    if local_size is not None and plan.longest > local_size:
+        plan = replace(plan, within=mask_function)
+    if in_blocks(plan.device):
+        _ = plan.block_mask  # a compiled layer finds it made, or it would be compiled for this row's groups
+    return plan
 
 
 def packed_attention_forward(
@@ -105,9 +113,9 @@ def packed_attention_forward(
         ConfigError: the layers of this model do something that packed rows do not: they drop the plan, mask by
             themselves, or add to the scores.
     """
-    plan, running = attention_mask, _plan.get()
+    plan = attention_mask
     if not isinstance(plan, AttentionPlan):
-        if running is not None:
+        if _plan.get() is not None:
             found = "no mask" if plan is None else f"a mask of their own, of shape {list(plan.shape)}"
             raise ConfigError(_unfit(type(module).__name__, f"its layers have {found} in place of the row's plan"))
         if softcap is not None or s_aux is not None:
@@ -118,23 +126,41 @@ def packed_attention_forward(
         return out, None
     if terms := [name for name in _UNKNOWN_TERMS if kwargs.get(name) is not None]:
         raise ConfigError(_unfit(type(module).__name__, f"its layers change the scores by {', '.join(terms)}"))
-    if query.shape[2] != plan.tokens or key.shape[2] != plan.tokens:
+    compiling = torch.compiler.is_compiling()  # then for rows of any length, after `config.guard` has run the model
+    if not compiling and (query.shape[2] != plan.tokens or key.shape[2] != plan.tokens):
         raise ConfigError(
             _unfit(
                 type(module).__name__,
                 f"its layers attend from {query.shape[2]} to {key.shape[2]} positions of a row of {plan.tokens}",
             )
         )
+    if flex_supports(query, value) and dropout == 0:
+        query, key, value = _autocast(query, key, value)
+        return flex_attend(query, key, value, plan.block_mask, scaling, softcap, s_aux).transpose(1, 2), None
+    return _attend(module, query, key, value, plan, dropout, scaling, softcap, s_aux), None
+
+
+@torch.compiler.disable
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    dropout: float,
+    scale: float | None,
+    softcap: float | None,
+    sink: Tensor | None,
+) -> Tensor:
+    """What FlexAttention does not take, [1, L, H, D]: calls that follow the row's groups, so no part of a graph."""
     plain = dropout == 0 and softcap is None
     if query.device.type == "cpu" and query.shape[-1] == value.shape[-1] and plain and plan.within is None:
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [L, heads, D]
-        return tiled_attend(q, k, v, plan.tiles, scaling, s_aux)[None], None
+        return tiled_attend(q, k, v, plan.tiles, scale, sink)[None]
     query, key, value = _autocast(query, key, value)
-    if flex_supports(query, value) and dropout == 0:
-        return flex_attend(query, key, value, plan.block_mask, scaling, softcap, s_aux).transpose(1, 2), None
-    if softcap is None and s_aux is None:
-        return _attend_by_group(module, query, key, value, plan, dropout, scaling), None
-    return _explicit(query, key, value, plan, dropout if module.training else 0.0, scaling, softcap, s_aux), None
+    if softcap is None and sink is None:
+        return _attend_by_group(module, query, key, value, plan, dropout, scale)
+    return _explicit(query, key, value, plan, dropout if module.training else 0.0, scale, softcap, sink)
 
 
 def _unfit(what: str, reason: str) -> str:
@@ -211,13 +237,13 @@ def _explicit(
 def flex_supports(query: Tensor, value: Tensor) -> bool:
     """Whether FlexAttention's CUDA kernels take these heads, query [B, H, L, D] and value [B, H_kv, L, D].
 
-    Left out are head sizes below 16 (the kernels' least), above 128 or no power of two, float32, whose tiles exceed
-    shared memory on some cards, and float64.
+    Left out are head sizes below 16 (the kernels' least), above 128 or no power of two, and float64. In float32 the
+    forward's tiles are set here (`_TILES`).
     """
     sizes = (query.shape[-1], value.shape[-1])
     return (
         query.is_cuda
-        and query.dtype in (torch.bfloat16, torch.float16)
+        and query.dtype in (torch.bfloat16, torch.float16, torch.float32)
         and all(16 <= size <= _MAX_HEAD_DIM and size & (size - 1) == 0 for size in sizes)
     )
 
@@ -237,17 +263,20 @@ def flex_attend(
         query: any number of heads that is a multiple of the key heads.
         key: not repeated for the query heads that share it.
         value: likewise.
-        mask: of the row, padded to its blocks.
+        mask: of the row, whose length is a `block_length`.
         scale: factor on the scores; 1/sqrt(D) when None.
         softcap: see `packed_attention_forward`.
         sink: [H], likewise.
     """
-    length = query.shape[2]
-    padding = mask.seq_lengths[0] - length
-    if padding:
-        query, key, value = (F.pad(x, (0, 0, 0, padding)) for x in (query, key, value))
-    attend = _compiled() if query.is_cuda else flex_attention
+    attend: Any = flex_attention
+    if not torch.compiler.is_compiling():
+        for x in (query, key, value):  # else a row of as many blocks as there are heads has a graph of its own
+            torch._dynamo.mark_static(x, [1, 3])
+    if query.is_cuda and not torch.compiler.is_compiling():
+        attend = _compiled(watched=is_in_torch_dispatch_mode())
     settings: dict[str, Any] = {"block_mask": mask, "scale": scale, "enable_gqa": True}
+    if query.dtype == torch.float32:
+        settings["kernel_options"] = _TILES
     if softcap is not None:
         settings["score_mod"] = _capped(softcap)
     if sink is None:
@@ -255,7 +284,7 @@ def flex_attend(
     else:  # one more term of the softmax's sum, without a value
         out, aux = attend(query, key, value, return_aux=AuxRequest(lse=True), **settings)
         out = out * torch.sigmoid(aux.lse - sink.view(1, -1, 1)).unsqueeze(-1).to(out.dtype)
-    return out[:, :, :length]
+    return out
 
 
 @cache
@@ -269,13 +298,17 @@ def _capped(softcap: float) -> Callable[..., Tensor]:
 
 
 @cache
-def _compiled() -> Any:
-    """Compiled once for rows of all lengths.
+def _compiled(*, watched: bool) -> Any:
+    """Compiled for rows of all lengths: once with gradients, once without, for each kind of mask and layer.
 
     `fullgraph` because a function that has been recompiled too often otherwise falls back, with a warning only, to an
-    uncompiled form that holds all scores.
+    uncompiled form that holds all scores. `models.compiling` sets when that is.
+
+    Args:
+        watched: `models.recomputing` sees the kernel, and keeps what it gives.
     """
-    return torch.compile(flex_attention, dynamic=True, fullgraph=True)
+    options: Any = {"wrap_inductor_compiled_regions": True} if watched else None
+    return torch.compile(flex_attention, dynamic=True, fullgraph=True, options=options)
 
 
 AttentionInterface.register(PACKED_ATTENTION, packed_attention_forward)

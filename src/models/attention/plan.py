@@ -13,7 +13,6 @@ from functools import cached_property, lru_cache
 from itertools import groupby
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
 
@@ -246,16 +245,29 @@ def dense_mask(layouts: Sequence[GroupLayout], device: torch.device, within: Mas
     return visible(zero, zero, place[:, None], place)[None, None]
 
 
-def block_mask(layouts: Sequence[GroupLayout], device: torch.device, within: MaskMod | None = None) -> BlockMask:
-    """The same for FlexAttention, over the row padded to a multiple of `BLOCK`.
+def in_blocks(device: torch.device) -> bool:
+    """Whether FlexAttention computes rows on this device, so that they are padded to its blocks."""
+    return device.type == "cuda"
 
-    Padding is a group of its own, so no query is left without a key. Blocks are counted in strips: nothing of size
-    [L, L] is built, which `create_block_mask` does.
+
+def block_length(tokens: int) -> int:
+    """Inputs of the padded row in which FlexAttention computes a row: whole blocks, and at least two of them.
+
+    One block would have a graph of its own, and so would rows that need no padding if others were padded in the layers.
+
+    >>> [block_length(tokens) for tokens in (1, 256, 257)]
+    [256, 256, 384]
+    """
+    return max(2 * BLOCK, -(-tokens // BLOCK) * BLOCK)
+
+
+def block_mask(layouts: Sequence[GroupLayout], device: torch.device, within: MaskMod | None = None) -> BlockMask:
+    """The same for FlexAttention, of a row of `block_length`.
+
+    Blocks are counted in strips: nothing of size [L, L] is built, which `create_block_mask` does.
     """
     ends, positions = token_ends(layouts, device), token_positions(layouts, device)
-    padding = -len(ends) % BLOCK
-    length = len(ends) + padding
-    ends, positions = F.pad(ends, (0, padding), value=length), F.pad(positions, (0, padding))
+    length = len(ends)
     visible = packed_mask_mod(ends, positions, within)
     place = torch.arange(length, device=device)
     zero = place.new_zeros(())

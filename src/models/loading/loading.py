@@ -76,6 +76,7 @@ def load_policy(
         model,
         rows=rows if config.rows == "auto" else config.rows,
         gradient_checkpointing=config.gradient_checkpointing,
+        compile_layers=config.compile_layers,
         head_chunk=config.head_chunk,
         dropout=config.dropout,
         router_loss=config.router_loss,

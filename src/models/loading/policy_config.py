@@ -27,6 +27,7 @@ class PolicyConfig:
         trust_remote_code: run Python code that comes with the checkpoint.
         rows: see `Policy`; `auto`: packed where `config.guard` finds that right, else separate.
         gradient_checkpointing: see `Policy`.
+        compile_layers: see `Policy`.
         head_chunk: see `Policy`.
         dropout: see `Policy`.
         router_loss: see `Policy`.
@@ -43,7 +44,8 @@ class PolicyConfig:
     dtype: Precision = "bfloat16"
     trust_remote_code: bool = False
     rows: Literal["auto", "packed", "separate"] = "auto"
-    gradient_checkpointing: bool = False
+    gradient_checkpointing: bool | Literal["full", "selective"] = False
+    compile_layers: bool = False
     head_chunk: int | None = None
     dropout: bool = False
     router_loss: float = 0.0
@@ -57,6 +59,16 @@ class PolicyConfig:
             raise ConfigError(f"policy.weights: expected 'pretrained' or 'random', found '{self.weights}'.")
         if self.rows not in ("auto", "packed", "separate"):
             raise ConfigError(f"policy.rows: expected 'auto', 'packed' or 'separate', found '{self.rows}'.")
+        if self.gradient_checkpointing not in (False, True, "full", "selective"):
+            raise ConfigError(
+                "policy.gradient_checkpointing: expected false, 'full' or 'selective' (true is 'full'), found "
+                f"'{self.gradient_checkpointing}'."
+            )
+        if self.compile_layers and self.four_bit:
+            raise ConfigError(
+                "policy.compile_layers=true: expected weights that PyTorch's compiler reads, found "
+                "policy.four_bit=true. Set one of them to false."
+            )
         if self.four_bit and (self.lora is None or self.weights != "pretrained"):
             raise ConfigError(
                 "policy.four_bit=true: expected adapters on pretrained weights, because weights of 4 bits take no "

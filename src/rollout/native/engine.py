@@ -248,14 +248,14 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _sampling_mode(model: PreTrainedModel, attention: str) -> Iterator[None]:
-    """Evaluation mode and an attention function; both are put back."""
+    """Evaluation mode, an attention function, and layers as they are without `policy.compile_layers`; put back."""
     before = model.config._attn_implementation
     try:
         if attention == PREFIX_ATTENTION:
             set_attention(model, attention)
         else:
             model.set_attn_implementation(attention)
-        with evaluation_mode(model):
+        with evaluation_mode(model), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         model.set_attn_implementation(before)

@@ -177,7 +177,8 @@ def _from_run(run: Path, checkpoint: Path, config: DictConfig) -> ModelSource:
     """Policy and prompt as the run had them."""
     file = run / "config.yaml"
     saved = _saved_config(file)
-    overrides = {**_overrides(config), "cache_dir": config.paths.cache_dir, "gradient_checkpointing": False}
+    overrides = {**_overrides(config), "cache_dir": config.paths.cache_dir}
+    overrides |= {"gradient_checkpointing": False, "compile_layers": False}
     if config.base_path is not None:
         overrides["path"] = str(Path(config.base_path).expanduser())
     elif saved.policy.get("path") is not None:

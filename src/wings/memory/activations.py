@@ -215,7 +215,8 @@ def row_bound(architecture: PretrainedConfig, traits: ModelTraits, shape: RowSha
     layer = tokens * (2 * max(sizes(one.parameters()) for one in layers) + 4 * width + 3 * scores) * _FLOAT
     if traits.autocast is not None:
         layer += weights * traits.autocast.itemsize  # converted weights are kept
-    kept, again = (tokens * width * _FLOAT, layer) if traits.checkpointing else (layer, 0)
+    full = traits.checkpointing in (True, "full")  # a bound for the selective form is all of a layer
+    kept, again = (tokens * width * _FLOAT, layer) if full else (layer, 0)
     rest = tokens * (2 * outside + 8 * width) * _FLOAT
     return RowMemory(kept, rest, again + layer + weights * traits.weights.itemsize, layer + rest)
 

@@ -42,7 +42,7 @@ class ModelTraits:
     weights: torch.dtype
     autocast: torch.dtype | None = None
     rows: Literal["packed", "separate"] = "packed"
-    checkpointing: bool = False
+    checkpointing: bool | Literal["full", "selective"] = False
     lora: LoraSettings | None = None
     dropout: bool = False
     trust_remote_code: bool = False
@@ -53,12 +53,13 @@ def model_traits(
     policy: PolicyConfig, rows: Literal["packed", "separate"], stored: torch.dtype, place: Placement, precision: str
 ) -> ModelTraits:
     """Types and switches of the policy's forwards; sharded weights are gathered in the type that they compute in."""
+    chosen = policy.gradient_checkpointing  # what a compiler keeps in place of `selective` is at most all
     mixed = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(precision)
     return ModelTraits(
         weights=mixed if mixed is not None and place.sharded else stored,
         autocast=mixed,
         rows=rows,
-        checkpointing=policy.gradient_checkpointing,
+        checkpointing=False if chosen == "selective" and policy.compile_layers else chosen,
         lora=policy.lora,
         dropout=policy.dropout,
         trust_remote_code=policy.trust_remote_code,
@@ -302,7 +303,7 @@ def _activations(demand: TrainingDemand) -> list[MemoryPart]:
             "activations",
             "kept for backward by all layers",
             {"head": kept, "layers": kept},
-            (*shorter, "policy.gradient_checkpointing=true"),
+            (*shorter, "policy.gradient_checkpointing=full"),
         ),
         MemoryPart("layer at work", "what one layer's backward adds", {"layers": row.memory.working}, shorter),
         MemoryPart("logits chunk", "logits at work, and the head's gradient", chunk, ("policy.head_chunk",)),
@@ -310,7 +311,7 @@ def _activations(demand: TrainingDemand) -> list[MemoryPart]:
     ]
     if stage is not None:
         size = stage.memory.kept(layers) + max(stage.memory.working, stage.head_backward)
-        smaller = (*shorter, "warm_start.batch_size", "warm_start.max_tokens", "policy.gradient_checkpointing=true")
+        smaller = (*shorter, "warm_start.batch_size", "warm_start.max_tokens", "policy.gradient_checkpointing=full")
         parts.append(MemoryPart("warm-start batch", "its activations and its head", {"warm start": size}, smaller))
     return parts
 

@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
+import torch.nn.attention.flex_attention as flex
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from src.algorithm.packing import GroupLayout
 from src.errors import ConfigError
+from src.models.attention import packed
 from src.models.attention import tiles as attention_tiles
-from src.models.attention.packed import _attend_by_group, _row_mask, flex_attend, packed_attention_forward, planned
+from src.models.attention.packed import (
+    _attend_by_group,
+    _row_mask,
+    flex_attend,
+    flex_supports,
+    packed_attention_forward,
+    planned,
+)
 from src.models.attention.plan import AttentionPlan, backward_tiles, block_mask, dense_mask
+from src.models.compiling import many_graphs
 from tests.models.reference import LargestTensor
-from tests.models.rows import CPU, layouts_of, random_layouts, random_trees
+from tests.models.rows import CPU, in_blocks_of, layouts_of, random_layouts, random_trees
 
 
 def layer(groups: int = 2) -> nn.Module:
@@ -96,8 +110,8 @@ def test_group_masks_give_the_same_and_take_dropout() -> None:
 
 def test_flex_attention_agrees_with_the_dense_mask() -> None:
     tree = GroupLayout(0, (64, 70, 40, 33, 20), (-1, 0, 1, 2, 1))  # four deep
-    layouts = layouts_of([(150, (40, 33, 1)), (9, (70,)), (64, (65, 65))], first=tree)
-    q, k, v, _ = inputs(layouts, 16, torch.float32, (6, 2))
+    layouts = in_blocks_of([(150, (40, 33, 1)), (9, (70,)), (64, (65, 65))], first=tree)
+    q, k, v = (x.detach() for x in inputs(layouts, 16, torch.float32, (6, 2))[:3])
     with torch.no_grad():
         found = flex_attend(q, k, v, block_mask(layouts, CPU), 0.3).transpose(1, 2)
         # A score is 0.3 times 16 products, up to 8, and is rounded by √16 2^-24 8 = 1.9e-6, two by 2.7e-6. Where two
@@ -189,13 +203,131 @@ def test_tiles_with_sinks_are_exact_in_double() -> None:
 @pytest.mark.parametrize("cap", [None, 2.0])
 @pytest.mark.parametrize("window", [False, True])
 def test_flex_attention_with_sinks_caps_and_windows(cap: float | None, window: bool) -> None:
-    layouts = layouts_of([(150, (40, 33, 1)), (9, (70,))])
-    q, k, v, _ = inputs(layouts, 16, torch.float32)
+    layouts = in_blocks_of([(150, (40, 33, 1)), (9, (70,))])
+    q, k, v = (x.detach() for x in inputs(layouts, 16, torch.float32)[:3])
     sink = torch.tensor([0.3, -1.0, 2.0, 0.0])
     with torch.no_grad():
         mask = block_mask(layouts, CPU, within if window else None)
         found = flex_attend(q, k, v, mask, 0.7, cap, sink).transpose(1, 2)
         torch.testing.assert_close(found, explicit(layouts, q, k, v, sink, cap, window), atol=2e-5, rtol=0)
+
+
+# Compiled. FlexAttention has no backward on CPUs but in a form that holds all scores, which `eager` backends run.
+
+MODES = (torch.enable_grad, torch.no_grad, torch.inference_mode)
+TREE = GroupLayout(0, (64, 70, 40, 33, 20, 9), (-1, 0, 1, 2, 1, 3))  # four deep
+
+
+@pytest.fixture
+def compiled(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Compiles the kernel for CPUs with a backend, in code that would run it on CUDA."""
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
+
+    def use(backend: str) -> None:
+        kernel = torch.compile(flex.flex_attention, dynamic=True, fullgraph=True, backend=backend)
+        monkeypatch.setattr(packed, "flex_attention", kernel)
+
+    torch._dynamo.reset()
+    counters.clear()
+    yield use
+    torch._dynamo.reset()
+
+
+def graphs_of(rows: Iterable[tuple[GroupLayout, ...]], modes: Sequence[Any]) -> int:
+    """How many were compiled for rows in each mode, with 4 heads of keys."""
+    for layouts in rows:
+        for mode in modes:
+            with mode(), many_graphs():
+                q, k, v = (x.detach() for x in inputs(layouts, 16, torch.float32, (8, 4))[:3])
+                flex_attend(
+                    *(x.requires_grad_(mode is torch.enable_grad) for x in (q, k, v)), block_mask(layouts, CPU), None
+                )
+    return int(counters["stats"]["unique_graphs"])
+
+
+def test_rows_of_all_lengths_share_a_graph(compiled: Callable[[str], None]) -> None:
+    """First one with as many blocks as key heads; then padded, a multiple of the blocks, one block, several groups."""
+    compiled("eager")
+    shapes = [[(500, ())], [(300, ())], [(256, ())], [(5, (3,))], [(300, (40, 33)), (90, (50,))]]
+    assert graphs_of(map(in_blocks_of, shapes), MODES) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "modes"), [("aot_eager", MODES), ("inductor", MODES[1:])])
+def test_fifty_random_rows_have_a_graph_a_mode(
+    backend: str, modes: Sequence[Any], compiled: Callable[[str], None]
+) -> None:
+    compiled(backend)
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high, (), generator=generator))
+
+    rows = []
+    for repeat in range(50):
+        prompt = 128 * draw(1, 4) if repeat % 3 == 0 else draw(1, 260)
+        rows.append(
+            in_blocks_of([(prompt, tuple(draw(1, 60) for _ in range(draw(0, 5)))) for _ in range(1 + repeat % 5)])
+        )
+    assert graphs_of(rows, modes) == len(modes)
+
+
+SHAPES_IN_BLOCKS: list[list[tuple[int, tuple[int, ...]]]] = [
+    [(300, (90, 41, 1))],  # padded
+    [(384, (65, 65))],  # a multiple of 128: 384 + 64 + 64
+    [(40, (9, 1))],  # one block, and one of padding
+    [(150, (40, 33, 1)), (9, (70,)), (64, (65, 65)), (1, (200,)), (90, (3, 3, 3))],
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shapes", [*SHAPES_IN_BLOCKS, [(14_000, (400,) * 6)]])
+def test_the_compiled_kernel_is_attention(
+    shapes: list[tuple[int, tuple[int, ...]]], compiled: Callable[[str], None]
+) -> None:
+    """In float32, against tiles in double; scores have 16 terms, see `test_long_rows_in_low_precision`."""
+    compiled("inductor")
+    for first in (None, TREE):
+        layouts = in_blocks_of(shapes, first)
+        q, k, v = (x.detach() for x in inputs(layouts, 16, torch.float32)[:3])
+        with torch.no_grad(), many_graphs():
+            found = flex_attend(q, k, v, block_mask(layouts, CPU), None).transpose(1, 2)
+        exact, _ = packed_attention_forward(layer(), q.double(), k.double(), v.double(), AttentionPlan(layouts, CPU))
+        assert (found.double() - exact).abs().max() < 2e-6 * exact.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shapes", SHAPES_IN_BLOCKS)
+def test_gradients_of_the_compiled_kernel(
+    shapes: list[tuple[int, tuple[int, ...]]], compiled: Callable[[str], None]
+) -> None:
+    compiled("aot_eager")
+    for first in (None, TREE):
+        layouts = in_blocks_of(shapes, first)
+        q, k, v, upstream = inputs(layouts, 16, torch.float32)
+        with many_graphs():
+            found = flex_attend(q, k, v, block_mask(layouts, CPU), None).transpose(1, 2)
+        exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+        reference, _ = packed_attention_forward(layer(), *exact, AttentionPlan(layouts, CPU))
+        by_found = torch.autograd.grad((found * upstream).sum(), (q, k, v))
+        by_reference = torch.autograd.grad((reference * upstream.double()).sum(), exact)
+        for ours, theirs in zip((found, *by_found), (reference, *by_reference), strict=True):
+            assert (ours.double() - theirs).abs().max() < 2e-6 * theirs.abs().max()
+
+
+def test_float32_is_taken_as_half_precision_is() -> None:
+    def heads(dtype: torch.dtype, size: int) -> Any:
+        return SimpleNamespace(shape=(1, 2, 256, size), dtype=dtype, is_cuda=True)
+
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        assert [flex_supports(*[heads(dtype, size)] * 2) for size in (8, 16, 96, 128, 256)] == [
+            False,
+            True,
+            False,
+            True,
+            False,
+        ]
+    assert not flex_supports(*[heads(torch.float64, 64)] * 2)
 
 
 def test_a_window_that_no_sequence_outgrows_is_none() -> None:

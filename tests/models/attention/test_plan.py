@@ -128,11 +128,10 @@ def test_groups_do_not_see_each_other() -> None:
 
 
 def test_block_mask_is_pytorchs_own_for_the_same_mask_mod() -> None:
-    layouts = layouts_of([(300, (200, 90, 1)), (130, (40,)), (64, (65, 65))])  # 949 positions in 8 blocks
+    layouts = layouts_of([(300, (200, 90, 1)), (130, (40,)), (64, (65, 65)), (75, ())])  # 949 positions and padding
     found = block_mask(layouts, CPU)
     assert found.seq_lengths == (8 * BLOCK, 8 * BLOCK)
-    ends = token_ends(layouts, CPU)
-    visible = packed_mask_mod(torch.nn.functional.pad(ends, (0, 8 * BLOCK - len(ends)), value=8 * BLOCK))
+    visible = packed_mask_mod(token_ends(layouts, CPU))
     expected = create_block_mask(visible, None, None, 8 * BLOCK, 8 * BLOCK, device="cpu", BLOCK_SIZE=BLOCK)
     assert torch.equal(found.to_dense(), expected.to_dense())
     assert torch.equal(found.full_kv_num_blocks, expected.full_kv_num_blocks)

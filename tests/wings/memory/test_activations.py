@@ -23,7 +23,7 @@ BATCH = RowShape(groups=3, prompt=64, completions=1, completion=17)  # three seq
 def _kept_and_working(config, traits, shape):
     """Of real tensors, all layers: (kept for backward, largest use above it)."""
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    policy = Policy(model, rows=traits.rows).train()
+    policy = Policy(model, rows=traits.rows, gradient_checkpointing=traits.checkpointing).train()
     model.requires_grad_(True)
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -60,6 +60,20 @@ def test_checkpointing_keeps_a_layers_input_and_works_with_the_rest(llama):
     assert recomputing.kept_layer == 128 * 32 * 4
     assert plain.kept_layer - 128 * 32 * 4 < recomputing.working <= plain.kept_layer + plain.working
     assert recomputing.forward == plain.forward
+
+
+def test_selective_checkpointing_keeps_products_and_attention(llama):
+    # the layer's input 32; q 32, k and v 16; attention's output 32 and a log-sum-exp of 4 heads; o 32; gate and up 48,
+    # down 32
+    selective = ModelTraits(torch.float32, checkpointing="selective")
+    traced = row_memory(llama, selective, ALONE)
+    assert traced.kept_layer == ALONE.tokens * (32 + 32 + 2 * 16 + 32 + 4 + 32 + 2 * 48 + 32) * 4
+    kept, working = _kept_and_working(llama, selective, ALONE)
+    assert traced.kept(5) == pytest.approx(kept, rel=0.002)
+    assert traced.working == pytest.approx(working, rel=0.1)
+    plain, full = (row_memory(llama, ModelTraits(torch.float32, checkpointing=on), ALONE) for on in (False, True))
+    assert full.kept_layer < traced.kept_layer < plain.kept_layer
+    assert traced.forward == plain.forward
 
 
 def test_precision_and_adapters_change_what_is_kept(llama):
