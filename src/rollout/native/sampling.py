@@ -69,7 +69,7 @@ def sample_tokens(logits: Tensor, noise: Tensor | None, params: SamplingParams) 
     probabilities = scaled.softmax(dim=-1)
     tokens = _draw(probabilities, noise, params.top_k, params.top_p)
     logprobs = _chosen(probabilities, tokens).log()
-    means = torch.bmm(probabilities[:, None], scaled[:, :, None]).flatten()
+    means = probabilities.mul_(scaled).sum(dim=-1)
     return SampledTokens(tokens, logprobs, _chosen(scaled, tokens) - logprobs - means)  # H = log Z - Σ p z
 
 
