@@ -41,7 +41,7 @@ from src.training.ranks import Ranks
 from src.training.reference import FrozenStart
 from src.training.sampler import Probe, Sampler
 from src.training.scorer import Scorer
-from src.training.settings import UpdateSettings
+from src.training.settings import OldLogprobs, UpdateSettings
 from src.training.step import RolloutStep, announce, rollout_callbacks
 from src.training.updater import Updater
 
@@ -133,8 +133,9 @@ class TrainingModule(LightningModule):
             minibatches=minibatches,
         )
         all_of_them = any(callback.needs_scores(self) for callback in rollout_callbacks(self.trainer))
-        source = "score" if all_of_them else self.updates.old_logprobs
-        known = self.scorer.before_update(step, self.objective, self.reference, source, self.temperature)
+        source = "score" if all_of_them else self._old_logprobs
+        skip = self.updater.zero_advantage(self.objective) == "skip"
+        known = self.scorer.before_update(step, self.objective, self.reference, source, self.temperature, skip=skip)
         step.metrics |= self._rollout_metrics(step, resampled)
         for callback in rollout_callbacks(self.trainer):
             callback.on_rollout(self.trainer, self, step)
@@ -146,7 +147,7 @@ class TrainingModule(LightningModule):
             step.groups,
             minibatches,
             len(known),
-            self.objective.row_loss,
+            self.objective,
             temperature=self.temperature,
             rollout_step=self.rollout_step,
         )
@@ -162,6 +163,13 @@ class TrainingModule(LightningModule):
         self._log_step(step.metrics)
         if self.rollout_step >= self.updates.rollout_steps:
             self.trainer.should_stop = True
+
+    @property
+    def _old_logprobs(self) -> OldLogprobs:
+        """`updates.old_logprobs`; in place of `auto`, what it stands for now."""
+        if self.updates.old_logprobs != "auto":
+            return self.updates.old_logprobs
+        return "sampler" if self.objective.samples and self.sampler.agrees else "update"
 
     def _weigh(self, groups: Sequence[PromptGroup]) -> list[PromptGroup]:
         """The groups with token weights: their regions', times what a token counts before these (1 but for prompts)."""
