@@ -12,6 +12,12 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+_OF_TOKENS = (
+    *("token_ids", "rollout_logprobs", "regions", "weights"),
+    *("old_logprobs", "ref_logprobs", "credit", "rollout_entropies"),
+)
+_OF_COMPLETIONS = ("rewards", "advantages")
+
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -38,17 +44,19 @@ class Tree:
         """The same tree on another device."""
         return Tree(*(getattr(self, f.name).to(device) for f in fields(self)))
 
-    def part(self, start: int, stop: int) -> Tree:
-        """The runs of completions `start` to `stop`, which become completions from 0 on."""
-        first, last = torch.searchsorted(
-            self.completions, torch.tensor([start, stop], device=self.sizes.device)
-        ).tolist()
-        sizes, parents = self.sizes[first:last], self.parents[first:last]
-        begin = int(self.sizes[:first].sum())
-        end = begin + int(sizes.sum())
-        parents = torch.where(parents < 0, parents, parents - first)
-        completions = self.completions[first:last] - start
-        return Tree(self.token_ids[begin:end], self.sampled[begin:end], sizes, parents, completions)
+    def chosen(self, kept: Tensor) -> Tree:
+        """The runs of some completions, bool [G], which are counted from 0 on. No run belongs to two completions."""
+        runs = kept[self.completions]
+        tokens = runs.repeat_interleave(self.sizes)
+        places = runs.cumsum(0) - 1
+        parents = self.parents[runs]
+        return Tree(
+            self.token_ids[tokens],
+            self.sampled[tokens],
+            self.sizes[runs],
+            torch.where(parents < 0, parents, places[parents]),
+            (kept.cumsum(0) - 1)[self.completions[runs]],
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +75,7 @@ class PromptGroup:
         old_logprobs: float32 [N], the trainer's before this step's updates; None until computed.
         ref_logprobs: float32 [N], the frozen start's; None unless a KL penalty wants them.
         credit: float32 [N], advantage of each sampled token where those of a completion differ; None: its completion's.
+        rollout_entropies: float32 [N], the sampler's, in nats; None: it does not tell.
         tree: where the sampled tokens stand among observed ones; None: there are no others.
     """
 
@@ -81,15 +90,16 @@ class PromptGroup:
     old_logprobs: Tensor | None = None
     ref_logprobs: Tensor | None = None
     credit: Tensor | None = None
+    rollout_entropies: Tensor | None = None
     tree: Tree | None = None
 
     def __post_init__(self) -> None:
         n, g = int(self.lengths.sum()), len(self.lengths)
-        for name in ("token_ids", "rollout_logprobs", "regions", "weights", "old_logprobs", "ref_logprobs", "credit"):
+        for name in _OF_TOKENS:
             value = getattr(self, name)
             if value is not None and value.shape != (n,):
                 raise ValueError(f"PromptGroup.{name}: expected shape ({n},), found {tuple(value.shape)}.")
-        for name in ("rewards", "advantages"):
+        for name in _OF_COMPLETIONS:
             if getattr(self, name).shape != (g,):
                 raise ValueError(
                     f"PromptGroup.{name}: expected shape ({g},), found {tuple(getattr(self, name).shape)}."
@@ -104,6 +114,22 @@ class PromptGroup:
     def sequence_ids(self) -> Tensor:
         """int64 [N], the completion that each token belongs to: lengths [2, 3] -> [0, 0, 1, 1, 1]."""
         return torch.repeat_interleave(torch.arange(len(self.lengths), device=self.lengths.device), self.lengths)
+
+    @property
+    def with_advantage(self) -> Tensor:
+        """Bool [G], the completions of which some token has an advantage that is not 0."""
+        found = torch.zeros_like(self.lengths, dtype=torch.bool)
+        found[self.sequence_ids[self.token_advantages != 0]] = True
+        return found
+
+    def chosen(self, kept: Tensor) -> PromptGroup:
+        """The group with some of its completions, bool [G], in their order."""
+        if bool(kept.all()):
+            return self
+        tokens = kept.repeat_interleave(self.lengths)
+        cut = {name: value[tokens] for name in _OF_TOKENS if (value := getattr(self, name)) is not None}
+        cut |= {name: getattr(self, name)[kept] for name in ("lengths", *_OF_COMPLETIONS)}
+        return replace(self, **cut, tree=None if self.tree is None else self.tree.chosen(kept))
 
     def to(self, device: torch.device) -> PromptGroup:
         """The same group on another device."""

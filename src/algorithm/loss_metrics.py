@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -31,10 +32,11 @@ class LossMetrics:
         return LossMetrics(sums, maxima)
 
     def means(self) -> dict[str, float]:
-        """Numbers to log: means over tokens, and the maxima."""
-        tokens = max(float(self.sums["tokens"]), 1.0)
-        means = {key: float(value) / tokens for key, value in self.sums.items() if key != "tokens"}
-        return means | {key: float(value) for key, value in self.maxima.items()}
+        """Numbers to log: means over tokens, and the maxima; NaN without a token."""
+        tokens = float(self.sums["tokens"])
+        means = {key: float(value) / (tokens or 1.0) for key, value in self.sums.items() if key != "tokens"}
+        means |= {key: float(value) for key, value in self.maxima.items()}
+        return means if tokens else dict.fromkeys(means, math.nan)
 
 
 class RowLoss(Protocol):

@@ -20,6 +20,7 @@ from src.errors import check_fields
 
 Aggregation = Literal["sequence", "published", "token_sum_constant"]
 Surrogate = Literal["clipped", "gspo", "cispo"]
+Denominator = Literal["all", "with_advantage"]
 
 _MAX_LOG_RATIO = 20.0  # exp stays finite; far outside any clip range
 
@@ -43,6 +44,9 @@ class PolicyLossConfig:
         importance_cap: truncates the correction old / rollout that makes up for a sampler whose log-probabilities
             differ from the trainer's; None: no correction.
         max_length: the constant of `token_sum_constant`, usually sampling.max_new_tokens.
+        denominator: the completions that `num_sequences` and `weight_total` of `LossCounts` count: `all` of the
+            minibatch, as in Eq. 19, or those with an advantage. With the second the step is as long as if those
+            without one had never been sampled.
     """
 
     aggregation: Aggregation = "sequence"
@@ -54,9 +58,10 @@ class PolicyLossConfig:
     entropy_coef: float = 0.0
     importance_cap: float | None = None
     max_length: int | None = None
+    denominator: Denominator = "all"
 
     def __post_init__(self) -> None:
-        for key, kind in (("aggregation", Aggregation), ("surrogate", Surrogate)):
+        for key, kind in (("aggregation", Aggregation), ("surrogate", Surrogate), ("denominator", Denominator)):
             if getattr(self, key) not in get_args(kind):
                 raise ValueError(
                     f"algorithm.loss.{key}: expected one of {get_args(kind)}, found '{getattr(self, key)}'."
@@ -74,8 +79,18 @@ class PolicyLossConfig:
             ("kl_coef", self.kl_coef >= 0, "at least 0"),
             ("importance_cap", self.importance_cap is None or self.importance_cap > 0, "null or more than 0"),
             ("max_length", self.max_length is None or self.max_length > 0, "null or more than 0"),
+            (
+                "denominator",
+                self.denominator == "all" or not self.needs_all_tokens,
+                "all with kl_coef or entropy_coef, which are means over all tokens",
+            ),
         )
         check_fields("algorithm.loss", self, rules)
+
+    @property
+    def needs_all_tokens(self) -> bool:
+        """Whether a token of advantage 0 has a gradient. Where none has, the update may leave such completions out."""
+        return self.kl_coef > 0 or self.entropy_coef != 0
 
 
 class LossCounts(NamedTuple):
@@ -86,12 +101,14 @@ class LossCounts(NamedTuple):
     weight_total: float
 
     @classmethod
-    def of(cls, groups: Sequence[PromptGroup]) -> LossCounts:
-        """Totals of these groups."""
+    def of(cls, groups: Sequence[PromptGroup], denominator: Denominator = "all") -> LossCounts:
+        """Totals of these groups; tokens are always all, see `PolicyLossConfig.denominator` for the others."""
+        every = denominator == "all"
+        counted = groups if every else [group.chosen(group.with_advantage) for group in groups]
         return cls(
-            float(sum(len(group.lengths) for group in groups)),
+            float(sum(len(group.lengths) for group in counted)),
             float(sum(len(group.token_ids) for group in groups)),
-            float(sum(group.weights.double().sum().item() for group in groups)),
+            float(sum(group.weights.double().sum().item() for group in counted)),
         )
 
 
@@ -185,7 +202,7 @@ class PolicyLoss:
             self._weights = inputs.weights / (counts.weight_total or 1.0)
         else:
             sizes = inputs.lengths if config.max_length is None else torch.full_like(inputs.lengths, config.max_length)
-            self._scale = (1 / (sizes * counts.num_sequences)).repeat_interleave(inputs.lengths)
+            self._scale = (1 / (sizes * max(counts.num_sequences, 1.0))).repeat_interleave(inputs.lengths)
             self._weights = inputs.weights * self._scale
 
     def __call__(self, logprobs: Tensor, entropies: Tensor, part: slice = slice(None)) -> Tensor:

@@ -75,7 +75,7 @@ def minibatch_counts(module: Training, step: RolloutStep) -> list[LossCounts]:
     """What the loss of each minibatch is divided by, over all ranks."""
     local, start = [], 0
     for size in step.minibatches:
-        local.append(LossCounts.of(step.groups[start : start + size]))
+        local.append(module.objective.counts(step.groups[start : start + size]))
         start += size
     table = torch.tensor(local, dtype=torch.float64, device=module.device)
     return [LossCounts(*row) for row in module.ranks.sum(table).tolist()]
@@ -116,7 +116,7 @@ def group_records(
         rollout_step: from 0.
         scored: the group's text and rewards.
         group: the same as tensors, with weights; its `old_logprobs` are logged if it has any.
-        entropies: [N], nats.
+        entropies: [N], nats; of a completion where they are NaN they are not logged.
         table: the bytes of each token.
         terms: [N], of the loss; logged to six digits, as they may be tiny.
     """
@@ -152,7 +152,11 @@ def group_records(
             "finish_reason": item.completion.finish_reason,
             "tokens": [table.decode([token]).decode("utf-8", "replace") for token in ids],
             "regions": [Region(region).label for region in item.decoded.regions.tolist()],
-            **{key: [round(value, 5) for value in parts[index].tolist()] for key, parts in split.items()},
+            **{
+                key: [round(value, 5) for value in parts[index].tolist()]
+                for key, parts in split.items()
+                if not bool(parts[index].isnan().any())
+            },
         }
         if item.episode is not None:
             record["episode"] = episode_record(item.episode, group, index)

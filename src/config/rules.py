@@ -151,10 +151,11 @@ def _engine(config: DictConfig) -> None:
     rollout, name = config.rollout, str(config.rollout.get("_target_", "")).rpartition(".")[2]
     if name not in ("vllm_engine", "VllmServerEngine"):
         return
-    if config.updates.old_logprobs == "sampler":
+    if config.updates.old_logprobs == "sampler" and config.algorithm.get("loss", {}).get("importance_cap") is None:
         raise ConfigError(
             "updates.old_logprobs=sampler needs rollout=native, whose log-probabilities are the policy's own; vLLM "
-            "computes them otherwise. Set updates.old_logprobs=update."
+            "computes them otherwise. Set algorithm.loss.importance_cap=2, which makes up for that, or "
+            "updates.old_logprobs=auto."
         )
     limit = rollout.get("max_model_len")
     longest = config.data.max_prompt_tokens + config.sampling.max_new_tokens

@@ -60,6 +60,7 @@ class Policy(nn.Module):
 
     Attributes:
         dropout: the dropout that the model came with (`models.dropout`).
+        router_loss: see there.
 
     Raises:
         ConfigError: the model has no linear head, `rows` is `packed` and it cannot run on packed rows, or
@@ -85,7 +86,7 @@ class Policy(nn.Module):
             switch_off(model)
         self.rows = rows
         self.head_chunk, self._logit_map = head_chunk, logit_map_of(model)
-        self._router_loss = router_loss
+        self.router_loss = router_loss
         check_router_loss(model, router_loss)
         prepare(model, rows)
         if fused_norms and not compile_layers:
@@ -125,7 +126,7 @@ class Policy(nn.Module):
             raise ValueError(f"Policy: expected last_layer None, 'moments' or 'gram', found '{last_layer}'.")
         if last_layer is not None and torch.is_grad_enabled():
             raise RuntimeError(f"Policy: last_layer='{last_layer}' carries no gradient; call under torch.no_grad().")
-        balanced = {"output_router_logits": True} if loss is not None and self._router_loss else {}
+        balanced = {"output_router_logits": True} if loss is not None and self.router_loss else {}
         states, head = self.states(row, **balanced), head_of(self.model)
         inputs = (states.hidden, head.weight, row.targets)
         settings: dict[str, Any] = {"temperature": temperature, "bias": head.bias, "chunk": self.head_chunk}
@@ -139,7 +140,7 @@ class Policy(nn.Module):
             else:
                 total, logprobs, entropies = token_loss(*inputs, loss, **settings)
             balance = balance_loss(states.router_logits, self.model, states.real)
-            return TokenScores(logprobs, entropies, loss=total, balance=self._router_loss * balance)
+            return TokenScores(logprobs, entropies, loss=total, balance=self.router_loss * balance)
         return TokenScores(*token_logprobs_and_entropies(*inputs, **settings))
 
     def states(self, row: PackedRow, **options: bool) -> RowStates:

@@ -83,6 +83,8 @@ class ScoredGroup:
         """
         tokens = torch.cat([scored.completion.token_ids for scored in self.completions])
         rewards = self.rewards
+        entropies = [scored.completion.entropies for scored in self.completions]
+        told = [values for values in entropies if values is not None]
         prompt, tree, credits = self.prompt.prompt_ids, None, None
         episodes = [scored.episode for scored in self.completions if scored.episode is not None]
         if episodes:
@@ -106,6 +108,7 @@ class ScoredGroup:
             advantages=group_advantages(rewards, estimator=estimator, delta=delta),
             weights=torch.ones(len(tokens)),
             credit=credits,
+            rollout_entropies=torch.cat(told) if len(told) == len(entropies) else None,
             tree=tree,
         )
 

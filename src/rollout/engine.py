@@ -64,6 +64,7 @@ class Completion:
             distribution before top-p and top-k cut it (unscaled when greedy).
         finish_reason: `stop` after a stop token, `length` at max_new_tokens.
         weights_version: version of the weights that sampled it.
+        entropies: of the distribution that `logprobs` are of, in nats, float32 [T]; None: the engine does not say.
         experts: of a mixture, to which experts prompt and completion but for its last token went, integers
             [P + T - 1, L, k] over all L layers; None: the engine does not say.
     """
@@ -72,6 +73,7 @@ class Completion:
     logprobs: Tensor
     finish_reason: Literal["stop", "length"]
     weights_version: int
+    entropies: Tensor | None = None
     experts: Tensor | None = None
 
 

@@ -320,11 +320,13 @@ def scored_group(prompt: RenderedPrompt, episodes: Sequence[PlayedEpisode]) -> S
 def _scored(episode: PlayedEpisode) -> ScoredCompletion:
     """The answers of an episode end to end."""
     answers = [turn.completion for turn in episode.turns]
+    entropies = [answer.entropies for answer in answers if answer.entropies is not None]
     whole = Completion(
         token_ids=torch.cat([answer.token_ids for answer in answers]),
         logprobs=torch.cat([answer.logprobs for answer in answers]),
         finish_reason=answers[-1].finish_reason,
         weights_version=answers[-1].weights_version,
+        entropies=torch.cat(entropies) if len(entropies) == len(answers) else None,
     )
     read = [turn.decoded for turn in episode.turns]
     decoded = DecodedCompletion(

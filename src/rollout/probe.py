@@ -14,7 +14,8 @@ from torch import Tensor
 from src.algorithm.experience import PromptGroup
 from src.rollout.engine import Completion, SamplingParams
 
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4}
+EXACT_TOLERANCE = 1e-4
+_TOLERANCE = {torch.float32: EXACT_TOLERANCE, torch.float64: EXACT_TOLERANCE}
 _HALF_TOLERANCE = 0.25
 
 

@@ -41,7 +41,7 @@ from src.training.ranks import Ranks
 from src.training.reference import FrozenStart
 from src.training.sampler import Probe, Sampler
 from src.training.scorer import Scorer
-from src.training.settings import UpdateSettings
+from src.training.settings import OldLogprobs, UpdateSettings
 from src.training.step import RolloutStep, announce, rollout_callbacks
 from src.training.updater import Updater
 
@@ -127,9 +127,10 @@ class TrainingModule(LightningModule):
         scored, resampled = self.objective.groups([batch[index] for index in mine], self.sampler)
         times.append(time.monotonic())
         groups = [self.objective.experience(group) for group in scored]
+        skip = self.updater.zero_advantage(self.objective) == "skip"
         shared, minibatches = self.ranks.redistribute(
             list(zip(scored, groups, strict=True)),
-            [self.scorer.budget.cost(group) for group in groups],
+            [self.scorer.budget.cost(group.chosen(group.with_advantage) if skip else group) for group in groups],
             minibatches,
             self.scorer.budget.max_tokens,
         )
@@ -141,8 +142,8 @@ class TrainingModule(LightningModule):
             minibatches=minibatches,
         )
         all_of_them = any(callback.needs_scores(self) for callback in rollout_callbacks(self.trainer))
-        source = "score" if all_of_them else self.updates.old_logprobs
-        known = self.scorer.before_update(step, self.objective, self.reference, source, self.temperature)
+        source = "score" if all_of_them else self._old_logprobs
+        known = self.scorer.before_update(step, self.objective, self.reference, source, self.temperature, skip=skip)
         for callback in rollout_callbacks(self.trainer):
             callback.on_rollout(self.trainer, self, step)
             self.region_factors = callback.region_factors(self, step) or self.region_factors
@@ -153,7 +154,7 @@ class TrainingModule(LightningModule):
             step.groups,
             minibatches,
             len(known),
-            self.objective.row_loss,
+            self.objective,
             temperature=self.temperature,
             rollout_step=self.rollout_step,
         )
@@ -169,6 +170,13 @@ class TrainingModule(LightningModule):
         self._log_step(step.metrics)
         if self.rollout_step >= self.updates.rollout_steps:
             self.trainer.should_stop = True
+
+    @property
+    def _old_logprobs(self) -> OldLogprobs:
+        """`updates.old_logprobs`; in place of `auto`, what it stands for now."""
+        if self.updates.old_logprobs != "auto":
+            return self.updates.old_logprobs
+        return "sampler" if self.objective.samples and self.sampler.agrees else "update"
 
     def _weigh(self, groups: Sequence[PromptGroup]) -> list[PromptGroup]:
         """The groups with token weights: their regions', times what a token counts before these (1 but for prompts)."""

@@ -43,12 +43,14 @@ class Objective(Protocol):
         weighting: token weights by region.
         samples: whether completions are the policy's own, so that the sampler's log-probabilities mean something.
         needs_reference: whether the loss compares with the policy's frozen start.
+        needs_all_tokens: whether completions without an advantage have a gradient too.
     """
 
     name: str
     weighting: RegionWeighting
     samples: bool
     needs_reference: bool
+    needs_all_tokens: bool
 
     def temperature(self, sampler: Sampler) -> float:
         """What logits are divided by in the loss."""
@@ -64,6 +66,10 @@ class Objective(Protocol):
 
     def metrics(self, groups: Sequence[PromptGroup], resampled: int) -> dict[str, list[float]]:
         """A value of each group, by metric."""
+        ...
+
+    def counts(self, groups: Sequence[PromptGroup]) -> LossCounts:
+        """What these groups add to the totals of their minibatch."""
         ...
 
     def row_loss(self, groups: Sequence[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
@@ -96,6 +102,7 @@ class PolicyGradient:
         self.settings, self._ranks, self._draw = settings, ranks, draw
         self.name, self.weighting = settings.name, settings.weighting
         self.needs_reference = settings.loss.kl_coef > 0
+        self.needs_all_tokens = settings.loss.needs_all_tokens
 
     def temperature(self, sampler: Sampler) -> float:
         """What the sampler divided its logits by; greedy sampling reports unscaled log-probabilities."""
@@ -132,9 +139,14 @@ class PolicyGradient:
         """See `Objective.metrics`."""
         return {
             "group/zero_variance": [float(zero_variance(group.rewards)) for group in groups],
+            "group/zero_advantage": [float((~group.with_advantage).float().mean()) for group in groups],
             "group/reward_std": [float(group.rewards.std(correction=0)) for group in groups],
             "group/resampled": [float(index < resampled) for index in range(len(groups))],
         }
+
+    def counts(self, groups: Sequence[PromptGroup]) -> LossCounts:
+        """See `Objective.counts`."""
+        return LossCounts.of(groups, self.settings.loss.denominator)
 
     def row_loss(self, groups: Sequence[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
         """Eq. 19 or its variant."""
@@ -159,6 +171,7 @@ class Imitation:
 
     samples = False
     needs_reference = False
+    needs_all_tokens = True
 
     def __init__(self, settings: SupervisedSettings, renderer: PromptRenderer, prompt_weight: float = 0.0) -> None:
         if not 0 <= prompt_weight <= 1:
@@ -183,6 +196,10 @@ class Imitation:
     def metrics(self, groups: Sequence[PromptGroup], resampled: int) -> dict[str, list[float]]:
         """None of its own."""
         return {}
+
+    def counts(self, groups: Sequence[PromptGroup]) -> LossCounts:
+        """See `Objective.counts`."""
+        return LossCounts.of(groups)
 
     def row_loss(self, groups: Sequence[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
         """Weighted likelihood."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 
@@ -58,7 +57,9 @@ class RowBudget:
         self.max_tokens = max_tokens
 
     def cost(self, group: PromptGroup) -> int:
-        """Tokens that a forward over the whole group computes."""
+        """Tokens that a forward over the whole group computes; of one without completions none."""
+        if not len(group.lengths):
+            return 0
         return sum(map(_padded, split_group(group, 0))) if self._separate else row_tokens(group)
 
     def plan(self, groups: Sequence[PromptGroup], least: int = 0) -> RowPlan:
@@ -124,7 +125,8 @@ def split_group(group: PromptGroup, max_tokens: int) -> list[PromptGroup]:
             size = prompt
         size += more
     bounds = [0, *stops, len(inputs)]
-    return [_completions(group, start, stop) for start, stop in pairwise(bounds)]
+    places = torch.arange(len(inputs), device=group.lengths.device)
+    return [group.chosen((places >= start) & (places < stop)) for start, stop in pairwise(bounds)]
 
 
 def _padded(group: PromptGroup) -> int:
@@ -132,19 +134,3 @@ def _padded(group: PromptGroup) -> int:
     layout = layout_of(group)
     longest = max(depth + size for depth, size in zip(layout.depths, layout.sizes, strict=True))
     return longest * len(layout.sequences)
-
-
-def _completions(group: PromptGroup, start: int, stop: int) -> PromptGroup:
-    """The group with some of its completions."""
-    if stop - start == len(group.lengths):
-        return group
-    ends = torch.cat([group.lengths.new_zeros(1), group.lengths.cumsum(0)])
-    first, last = int(ends[start]), int(ends[stop])
-    cut: dict[str, Any] = {}
-    for f in fields(group):
-        value = getattr(group, f.name)
-        if value is None or f.name in ("prompt_ids", "tree"):
-            continue
-        per_sequence = f.name in ("lengths", "rewards", "advantages")
-        cut[f.name] = value[start:stop] if per_sequence else value[first:last]
-    return replace(group, **cut, tree=None if group.tree is None else group.tree.part(start, stop))

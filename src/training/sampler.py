@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -19,7 +20,7 @@ from src.models.moe import choices_recorded, share_of_equal_choices
 from src.models.policy import Policy
 from src.rollout.collect import GroupCollector, ScoredGroup
 from src.rollout.engine import RolloutEngine, SamplingParams
-from src.rollout.probe import check_gap, probe_group, probe_params
+from src.rollout.probe import EXACT_TOLERANCE, check_gap, probe_group, probe_params
 from src.rollout.splitting import SplittingEngine
 from src.training.ranks import Ranks
 
@@ -91,6 +92,16 @@ class Sampler:
     def progress(self) -> float:
         """Fraction of the run's rollout steps that is done, in [0, 1]."""
         return self.rollout_step / self._rollout_steps
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the engine has been seen to give the trainer's log-probabilities, but for rounding in float32.
+
+        One that samples from the policy's own weights was compared at the start, another by the last probe.
+        """
+        if not self._probe.tokens or self._probe.dtype not in (torch.float32, torch.float64):
+            return False
+        return not self.engine.copies_weights or self.probed.get("engine/gap", math.inf) <= EXACT_TOLERANCE
 
     @property
     def longest(self) -> int:

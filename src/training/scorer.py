@@ -13,6 +13,7 @@ from torch.distributed.fsdp import FSDPModule
 
 from src.algorithm.experience import PromptGroup
 from src.algorithm.packing import PackedRow, pack, pack_sequences
+from src.algorithm.scores import GroupScores, SetApart, sampled_scores
 from src.errors import is_out_of_memory
 from src.models.loading.sharding import reshard
 from src.models.policy import Policy, TokenScores
@@ -27,20 +28,6 @@ from src.training.step import RolloutStep
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-
-
-class GroupScores(NamedTuple):
-    """What the policy says about a group's N sampled tokens before the update; all float32 [N].
-
-    Attributes:
-        logprobs: the trainer's.
-        entropies: in nats.
-        moments: squared norms of the last layer's gradients; None unless asked for.
-    """
-
-    logprobs: Tensor
-    entropies: Tensor
-    moments: Tensor | None = None
 
 
 class _Attempt(NamedTuple):
@@ -101,6 +88,8 @@ class Scorer:
         reference: FrozenStart | None,
         source: OldLogprobs,
         temperature: float,
+        *,
+        skip: bool = False,
     ) -> list[GroupScores]:
         """Score the step's last groups with the policy, and all of them with the reference if there is one.
 
@@ -114,6 +103,7 @@ class Scorer:
             reference: the policy's frozen start.
             source: see `score_later`.
             temperature: divides the logits.
+            skip: see `score_later`.
 
         Returns:
             The policy's scores of the last groups, in their order.
@@ -123,7 +113,7 @@ class Scorer:
             known = self.score(groups, temperature, moments=True)
             step.gradient_moments = [cast(Tensor, scores.moments) for scores in known]
         else:
-            known = self.score_later(groups, step.minibatches, source, temperature)
+            known = self.score_later(groups, step.minibatches, source, temperature, skip=skip)
         unknown = len(groups) - len(known)
         if objective.samples:
             for index in range(step.minibatches[0], unknown):
@@ -139,22 +129,30 @@ class Scorer:
         return known
 
     def score_later(
-        self, groups: Sequence[PromptGroup], minibatches: Sequence[int], source: OldLogprobs, temperature: float
+        self,
+        groups: Sequence[PromptGroup],
+        minibatches: Sequence[int],
+        source: OldLogprobs,
+        temperature: float,
+        *,
+        skip: bool = False,
     ) -> list[GroupScores]:
         """Scores of the groups whose own update does not make them.
 
         Args:
             groups: of a rollout step.
             minibatches: how many groups each has.
-            source: `updates.old_logprobs`: `score` scores all groups, `update` all but the first minibatch's, and
-                `sampler` none.
+            source: `updates.old_logprobs`, but for `auto`: `score` scores all groups, `update` all but the first
+                minibatch's, and `sampler` none.
             temperature: divides the logits.
+            skip: completions without an advantage get the sampler's scores, unless `source` is `score`.
 
         Returns:
             Of the last groups, in their order.
         """
         unscored = {"score": 0, "update": minibatches[0], "sampler": len(groups)}[source]
-        return self.score(groups[unscored:], temperature)
+        parts = SetApart.of(groups[unscored:], skip and source != "score")
+        return parts.merged(self.score(parts.trained, temperature), [sampled_scores(group) for group in parts.others])
 
     # Rows
 

@@ -19,7 +19,8 @@ from src.errors import ConfigError, check_fields
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-OldLogprobs = Literal["update", "score", "sampler"]
+OldLogprobs = Literal["auto", "update", "score", "sampler"]
+ZeroAdvantage = Literal["skip", "score", "train"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +111,11 @@ class UpdateSettings:
         gradient_clip: largest gradient norm.
         old_logprobs: where the policy's log-probabilities before the update come from: `update`, for the first
             minibatch from its own forward and for the others from a scoring pass; `score`, that pass for all;
-            `sampler`, for the others the sampler's, which saves that pass where the sampler has the policy's weights.
+            `sampler`, for the others the sampler's, which saves that pass; `auto`, `sampler` while the sampler's are
+            the trainer's (`Sampler.agrees`), `update` otherwise.
+        zero_advantage: what the update does with completions of which no token has an advantage, where the loss gives
+            them no gradient: `skip`, nothing; `score`, a forward without backward, for metrics; `train`, all that it
+            does with the others. The gradient is the same.
         probe_tokens: tokens by which an engine is compared with the policy, at the start, or with weights of its own
             after every update; 0: off.
         probe_tolerance: largest difference of their log-probabilities, in nats; None: by the type (`rollout.probe`).
@@ -124,7 +129,8 @@ class UpdateSettings:
     passes: int = 1
     max_row_tokens: int = 16384
     gradient_clip: float = 1.0
-    old_logprobs: OldLogprobs = "update"
+    old_logprobs: OldLogprobs = "auto"
+    zero_advantage: ZeroAdvantage = "skip"
     probe_tokens: int = 16
     probe_tolerance: float | None = None
     max_bad_steps: int = 3
@@ -136,6 +142,7 @@ class UpdateSettings:
         rules += [
             ("gradient_clip", self.gradient_clip > 0, "more than 0"),
             ("old_logprobs", self.old_logprobs in get_args(OldLogprobs), f"one of {get_args(OldLogprobs)}"),
+            ("zero_advantage", self.zero_advantage in get_args(ZeroAdvantage), f"one of {get_args(ZeroAdvantage)}"),
             ("probe_tokens", self.probe_tokens >= 0, "at least 0"),
             ("save_bad_steps", self.save_bad_steps >= 0, "at least 0"),
             ("probe_tolerance", self.probe_tolerance is None or self.probe_tolerance > 0, "null or more than 0"),

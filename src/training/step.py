@@ -29,7 +29,8 @@ class RolloutStep:
         scored: prompts, completions and rewards.
         groups: the same as tensors; token weights are set between the two hooks.
         entropies: for each group, float32 [N], entropy in nats at each sampled token, before the update. Empty in
-            `on_rollout` if no callback `needs_scores`: the update's first forward makes them.
+            `on_rollout` if no callback `needs_scores`: the update's first forward makes them. NaN where the update has
+            left a completion out and the sampler does not tell (`updates.zero_advantage=skip`).
         metrics: numbers to log, means over all ranks; callbacks add theirs.
         gradient_moments: for each group, float32 [N], `LastLayerGradients.second_moments` at each sampled token, before
             the update; None unless the weighting `needs_moments`.

@@ -22,11 +22,12 @@ from torch.distributed.tensor import DTensor
 from src.algorithm.experience import PromptGroup
 from src.algorithm.loss_metrics import LossMetrics, RowLoss
 from src.algorithm.policy_loss import LossCounts
+from src.algorithm.scores import GroupScores, SetApart, sampled_scores
 from src.training.ranks import Ranks
 from src.training.row_plan import RowPlan
 from src.training.sampler import Announce
-from src.training.scorer import GroupScores, Scorer, by_group, by_piece
-from src.training.settings import UpdateSettings
+from src.training.scorer import Scorer, by_group, by_piece
+from src.training.settings import UpdateSettings, ZeroAdvantage
 from src.training.step_guard import Minibatch, StepGuard
 
 
@@ -61,9 +62,14 @@ class Optimization(Protocol):
 
 
 class MinibatchLoss(Protocol):
-    """`Objective.row_loss`."""
+    """The part of an `Objective` that is a loss."""
 
-    def __call__(self, groups: Sequence[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
+    needs_all_tokens: bool
+
+    def counts(self, groups: Sequence[PromptGroup]) -> LossCounts:
+        """What these groups add to the totals of their minibatch."""
+
+    def row_loss(self, groups: Sequence[PromptGroup], counts: LossCounts, *, first: bool) -> RowLoss:
         """The share of a row of groups in its minibatch's loss."""
 
 
@@ -78,6 +84,13 @@ class Updated(NamedTuple):
 
     groups: list[PromptGroup]
     metrics: dict[str, float]
+    scores: list[GroupScores]
+
+
+class _Scored(NamedTuple):
+    """Completions that were scored and not trained."""
+
+    metrics: LossMetrics
     scores: list[GroupScores]
 
 
@@ -127,12 +140,17 @@ class Updater:
         self._ranks, self._announce, self._folder = ranks, announce, folder
         self.guard = StepGuard(settings.max_bad_steps, settings.save_bad_steps)
 
+    def zero_advantage(self, objective: MinibatchLoss) -> ZeroAdvantage:
+        """`updates.zero_advantage`; `train` where a term of the loss, or of the policy's own, needs all tokens."""
+        needed = objective.needs_all_tokens or self._scorer.policy.router_loss != 0
+        return "train" if needed else self._settings.zero_advantage
+
     def run(
         self,
         groups: Sequence[PromptGroup],
         minibatches: Sequence[int],
         known: int,
-        row_loss: MinibatchLoss,
+        objective: MinibatchLoss,
         *,
         temperature: float,
         rollout_step: int,
@@ -143,7 +161,7 @@ class Updater:
             groups: of a rollout step, with token weights.
             minibatches: how many of the groups each has.
             known: how many of the groups, the last ones, have been scored; the others' first forward scores them.
-            row_loss: the loss.
+            objective: what is minimised.
             temperature: divides the logits.
             rollout_step: from 0.
 
@@ -161,10 +179,10 @@ class Updater:
         for number, (start, count) in enumerate(runs):
             first = number == 0 and unknown > 0
             part = groups[start : start + count]
-            minibatch = Minibatch(part, self._counts(part), first, temperature, rollout_step, number)
-            step = self._optimizer_step(minibatch, row_loss)
+            minibatch = Minibatch(part, self._counts(part, objective), first, temperature, rollout_step, number)
+            step = self._optimizer_step(minibatch, objective)
             if number < len(minibatches) and start < unknown:
-                missing += step.scores
+                missing += step.scores if number == 0 else list(map(_before_updates, part, step.scores))
             if first:
                 for index, scores in enumerate(step.scores):
                     groups[index] = replace(groups[index], old_logprobs=scores.logprobs)
@@ -173,8 +191,6 @@ class Updater:
                 losses.append(step.loss)
                 norms.append(step.grad_norm)
         means = self._reduced(totals).means()
-        if not losses:  # nothing was learnt
-            means = dict.fromkeys(means, math.nan)
         means |= {
             "loss": sum(losses) / len(losses) if losses else math.nan,
             "grad_norm": sum(norms) / len(norms) if norms else math.nan,
@@ -183,14 +199,17 @@ class Updater:
         }
         return Updated(groups, {f"train/{key}": value for key, value in means.items()}, missing)
 
-    def _counts(self, minibatch: list[PromptGroup]) -> LossCounts:
+    def _counts(self, minibatch: list[PromptGroup], objective: MinibatchLoss) -> LossCounts:
         """Totals of a minibatch over all ranks."""
-        local = torch.tensor(LossCounts.of(minibatch), dtype=torch.float64, device=self._scorer.device)
+        local = torch.tensor(objective.counts(minibatch), dtype=torch.float64, device=self._scorer.device)
         return LossCounts(*self._ranks.sum(local).tolist())
 
-    def _optimizer_step(self, minibatch: Minibatch, row_loss: MinibatchLoss) -> _Step:
+    def _optimizer_step(self, minibatch: Minibatch, objective: MinibatchLoss) -> _Step:
         """One clipped step; none, and nothing changes, if loss or gradient is not finite."""
-        found = self._scorer.within_memory(minibatch.groups, lambda plan: self._accumulate(plan, minibatch, row_loss))
+        treatment = self.zero_advantage(objective)
+        parts = SetApart.of(minibatch.groups, treatment != "train")
+        others = self._others(parts.others, minibatch, objective, treatment)
+        found = self._scorer.within_memory(parts.trained, lambda plan: self._accumulate(plan, minibatch, objective))
         self._reduce_gradients(minibatch.temperature)
         norm = _whole(torch.nn.utils.clip_grad_norm_(self._scorer.policy.parameters(), self._settings.gradient_clip))
         bad_norm = torch.tensor(float(not math.isfinite(norm)), dtype=torch.float64, device=found.loss.device)
@@ -202,18 +221,33 @@ class Updater:
         self._optimization.zero_grad()  # their memory is free while the next completions are sampled
         if not taken:
             self._report_bad_step(replace(minibatch, loss=loss, grad_norm=norm))
-        return _Step(taken, loss, norm, found.metrics, found.scores)
+        scores = parts.merged(found.scores, others.scores)
+        return _Step(taken, loss, norm, found.metrics + others.metrics, scores)
 
-    def _accumulate(self, plan: RowPlan, minibatch: Minibatch, row_loss: MinibatchLoss) -> _Accumulated:
+    def _others(
+        self, groups: Sequence[PromptGroup], minibatch: Minibatch, objective: MinibatchLoss, treatment: ZeroAdvantage
+    ) -> _Scored:
+        """What is known of the completions that are not trained, without a backward pass."""
+        if treatment == "score":  # all ranks, whether they have any or not
+            scores = self._scorer.score(groups, minibatch.temperature)
+        else:
+            scores = [sampled_scores(group) for group in groups]
+        if not scores:
+            return _Scored(LossMetrics(), scores)
+        logprobs, entropies = (torch.cat([getattr(one, name) for one in scores]) for name in ("logprobs", "entropies"))
+        metrics = objective.row_loss(groups, minibatch.counts, first=minibatch.first).metrics(logprobs, entropies)
+        return _Scored(_uncounted(metrics) if bool(entropies.isnan().any()) else metrics, scores)
+
+    def _accumulate(self, plan: RowPlan, minibatch: Minibatch, objective: MinibatchLoss) -> _Accumulated:
         """Forward and backward of every row of a minibatch, from no gradient."""
         self._optimization.zero_grad()  # a warm start leaves some; so does lack of memory
         scorer = self._scorer
         total = torch.zeros((), dtype=torch.float64, device=scorer.device)
         metrics = LossMetrics()
         scored: dict[int, GroupScores] = {}
-        for indices in plan.rows:
+        for indices in plan.rows or [[]]:  # no row on any rank: a gradient of 0
             row = plan.row(indices)
-            loss = row_loss(row, minibatch.counts, first=minibatch.first) if row else None
+            loss = objective.row_loss(row, minibatch.counts, first=minibatch.first) if row else None
             asked = {"loss": loss, "whole": loss.whole} if loss else {"loss": _nothing}
             scores = scorer.policy(scorer.pack(row), temperature=minibatch.temperature, **asked)
             share = scores.loss + scores.balance * (len(scores.logprobs) / minibatch.counts.num_tokens)
@@ -262,8 +296,13 @@ def _nothing(logprobs: Tensor, entropies: Tensor, part: slice) -> Tensor:
     return 0.0 * logprobs.sum()
 
 
+def _before_updates(group: PromptGroup, scores: GroupScores) -> GroupScores:
+    """Scores whose forward came after the rollout step's first update, with the sampler's entropies if it told any."""
+    return scores if group.rollout_entropies is None else scores._replace(entropies=group.rollout_entropies)
+
+
 def _uncounted(metrics: LossMetrics) -> LossMetrics:
-    """The same keys without a token, for a minibatch that changed nothing."""
+    """The same keys without a token, for what is not to count."""
     sums, maxima = ({key: torch.zeros_like(x) for key, x in part.items()} for part in (metrics.sums, metrics.maxima))
     return LossMetrics(sums, maxima)
 

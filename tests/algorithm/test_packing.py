@@ -95,11 +95,33 @@ def test_episodes_are_trees_whose_observations_are_inputs_only() -> None:
 
 def test_part_of_a_tree_is_the_tree_of_its_completions() -> None:
     assert EPISODES.tree is not None
-    second = EPISODES.tree.part(1, 2)
+    second = EPISODES.tree.chosen(torch.tensor([False, True]))
     assert second.token_ids.tolist() == [30, 31, 32, 92, 33, 93, 94, 34]
     assert second.sampled.tolist() == [True, True, True, False, True, False, False, True]
     assert (second.sizes.tolist(), second.parents.tolist()) == ([2, 3, 3], [-1, 0, 0])
     assert second.completions.tolist() == [0, 0, 0]
+
+
+def test_a_group_of_some_completions_is_packed_like_the_whole() -> None:
+    """Of three single answers the first and the last; of two episodes the second, with its rewritten history."""
+    some = group([10, 11], [[20, 21, 22], [30, 31], [40, 41]]).chosen(torch.tensor([True, False, True]))
+    row = pack([some])
+    assert row.input_ids.tolist() == [10, 11, 20, 21, 40]
+    assert row.targets.tolist() == [20, 21, 22, 40, 41] and some.lengths.tolist() == [3, 2]
+    row = pack([EPISODES.chosen(torch.tensor([False, True]))])
+    assert row.input_ids.tolist() == [10, 11, 30, 31, 32, 92, 93, 94]
+    assert row.targets.tolist() == [30, 31, 32, 33, 34]
+    assert EPISODES.chosen(torch.tensor([True, True])) is EPISODES
+
+
+def test_a_completion_has_an_advantage_if_one_of_its_tokens_has() -> None:
+    one = group([1], [[2, 3], [4], [5, 6]])
+    assert one.with_advantage.tolist() == [False, False, False]
+    assert replace(one, advantages=torch.tensor([0.0, -1.0, 0.5])).with_advantage.tolist() == [False, True, True]
+    by_turn = replace(one, advantages=torch.ones(3), credit=torch.tensor([0.0, -1.0, 0.0, 0.0, 0.0]))
+    assert by_turn.with_advantage.tolist() == [True, False, False]
+    broken = replace(one, advantages=torch.tensor([0.0, torch.nan, 0.0]))
+    assert broken.with_advantage.tolist() == [False, True, False]  # what is not a number is not left out
 
 
 def test_refuses_runs_out_of_order() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import pytest
 import torch
@@ -14,7 +14,15 @@ from torch import Tensor
 from src.algorithm.advantages import group_advantages
 from src.algorithm.experience import PromptGroup
 from src.algorithm.loss_metrics import LossMetrics
-from src.algorithm.policy_loss import LossCounts, LossInputs, PolicyLoss, PolicyLossConfig
+from src.algorithm.policy_loss import (
+    Aggregation,
+    Denominator,
+    LossCounts,
+    LossInputs,
+    PolicyLoss,
+    PolicyLossConfig,
+    Surrogate,
+)
 from src.algorithm.region_weights import RegionFactors, RegionWeighting, token_weights
 from src.protocol.types import Region
 
@@ -34,6 +42,14 @@ VARIANTS = [
     PolicyLossConfig(surrogate="cispo", clip_low=1.0, clip_high=0.1, kl_coef=0.05),
     PolicyLossConfig(surrogate="gspo", clip_low=0.05, clip_high=0.05, entropy_coef=0.02, importance_cap=1.05),
 ]
+WITHOUT_ALL = [
+    PolicyLossConfig(surrogate=surrogate, aggregation=aggregation, max_length=40 if constant else None, **bounds)
+    for surrogate in get_args(Surrogate)
+    for aggregation in get_args(Aggregation)
+    for bounds in ({}, {"importance_cap": 1.05}, *([] if surrogate == "cispo" else [{"dual_clip": 1.2}]))
+    for constant in [aggregation == "token_sum_constant"]
+]
+"""Every surrogate with every aggregation and bound, and no term that needs all tokens."""
 BY_TOKEN = [config for config in VARIANTS if config.surrogate != "gspo"]
 
 
@@ -119,6 +135,55 @@ def formula(inputs: LossInputs, logprobs: Tensor, entropies: Tensor, config: Pol
         else:
             total = total + (extra.sum() - weighted) / (size * len(inputs.lengths))
     return total
+
+
+@pytest.mark.parametrize("config", WITHOUT_ALL, ids=str)
+def test_a_token_without_an_advantage_has_no_gradient(config: PolicyLossConfig) -> None:
+    """Exactly 0, whatever the ratio; and leaving its completion out changes no other token's."""
+    whole = replace(random_group(0, [3, 7, 1]), advantages=torch.tensor([1.3, 0.0, -0.7]))
+    counts = LossCounts.of([whole])
+    logprobs, entropies = scores([whole])
+    assert not config.needs_all_tokens
+    policy_loss([whole], logprobs, entropies, config, counts).loss.backward()
+    assert logprobs.grad is not None and logprobs.grad[3:10].tolist() == [0.0] * 7
+    kept = torch.tensor([True] * 3 + [False] * 7 + [True])
+    alone = logprobs.detach()[kept].requires_grad_()
+    some = whole.chosen(whole.with_advantage)
+    policy_loss([some], alone, entropies.detach()[kept], config, counts).loss.backward()
+    torch.testing.assert_close(alone.grad, logprobs.grad[kept], rtol=GRADIENT_RTOL, atol=0)
+
+
+@pytest.mark.parametrize("config", [PolicyLossConfig(kl_coef=0.1), PolicyLossConfig(entropy_coef=-0.1)], ids=str)
+def test_penalty_and_bonus_need_all_tokens(config: PolicyLossConfig) -> None:
+    whole = replace(random_group(0, [3, 7]), advantages=torch.tensor([1.3, 0.0]))
+    logprobs, entropies = scores([whole])
+    assert config.needs_all_tokens
+    policy_loss([whole], logprobs, entropies, config, LossCounts.of([whole])).loss.backward()
+    found = logprobs.grad if config.kl_coef else entropies.grad
+    assert found is not None and bool((found[3:] != 0).all())
+    with pytest.raises(ValueError, match=r"algorithm.loss.denominator: expected all with kl_coef or entropy_coef"):
+        replace(config, denominator="with_advantage")
+
+
+def test_the_denominator_counts_all_completions_or_those_with_an_advantage() -> None:
+    """Two of three completions, of 1 + 2 tokens of weights 1 + 5: the loss is 3 / 2 of that over all three."""
+    made = replace(
+        random_group(0, [1, 3, 2]),
+        advantages=torch.tensor([2.0, 0.0, -1.0]),
+        weights=torch.tensor([1.0, 1.0, 1.0, 1.0, 2.0, 3.0]),
+    )
+    assert LossCounts.of([made]) == (3, 6, 9)
+    assert LossCounts.of([made], "with_advantage") == (2, 6, 6)
+    logprobs, entropies = scores([made])
+    every, some = (
+        policy_loss([made], logprobs, entropies, PolicyLossConfig(), LossCounts.of([made], one)).loss
+        for one in get_args(Denominator)
+    )
+    torch.testing.assert_close(some, every * 3 / 2)
+    nothing = replace(made, advantages=torch.zeros(3))
+    counts = LossCounts.of([nothing], "with_advantage")
+    assert counts == (0, 6, 0)
+    assert policy_loss([nothing], logprobs, entropies, PolicyLossConfig(), counts).loss == 0
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=name_of)

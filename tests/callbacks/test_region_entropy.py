@@ -38,6 +38,14 @@ def test_region_entropy_by_hand():
     assert "entropy/response" not in metrics and "token_weight/response" not in metrics
 
 
+def test_entropies_that_nobody_tells_are_in_no_mean():
+    """The second completion was left out: reasoning's mean is of the first alone, shares and weights are of both."""
+    made = group([T, F, T, N], [2, 2], [0.5, 1.5, 1.0, 2.0], [1.0, 0.0])
+    metrics = region_metrics(region_sums(made, torch.tensor([0.5, 0.1, torch.nan, torch.nan])))
+    assert metrics["entropy/reasoning"] == 0.5 and "entropy/tool_name" not in metrics
+    assert metrics["token_share/reasoning"] == 0.5 and metrics["token_weight/reasoning"] == 0.75
+
+
 def test_entropy_is_not_scaled_by_weights():
     entropies = torch.tensor([0.5, 0.1])
     light, heavy = (group([T, F], [2], [w, 1.0], [1.0]) for w in (0.001, 8.0))

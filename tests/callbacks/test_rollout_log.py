@@ -90,7 +90,8 @@ def test_counts_of_each_minibatch_over_ranks():
     one, two = group([0, 3], [2], [0.5, 1.5], [1.0]), group([0, 0, 0], [1, 2], [1.0, 1.0, 2.0], [1.0, -1.0])
     doubled = SimpleNamespace(sum=lambda own: 2 * own)
     step = RolloutStep(0, [], [one, two, one], minibatches=[1, 2])
-    counts = minibatch_counts(SimpleNamespace(ranks=doubled, device=torch.device("cpu")), step)
+    module = SimpleNamespace(ranks=doubled, device=torch.device("cpu"), objective=SimpleNamespace(counts=LossCounts.of))
+    counts = minibatch_counts(module, step)
     assert counts == [LossCounts(2, 4, 4.0), LossCounts(6, 10, 12.0)]
 
 
@@ -114,6 +115,9 @@ def test_rollout_records_align_tokens_regions_and_weights():
     assert records[1]["tokens"][1] == "\ufffd"
     assert records[0]["example"] == "doc/3" and records[0]["rollout_step"] == 7
     json.dumps(records)
+    entropies = torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0, torch.nan, torch.nan])  # the second was left out of the update
+    records = group_records(7, made, experience, entropies, table)
+    assert records[0]["entropies"] == [0, 1, 2, 3, 4] and "entropies" not in records[1]
 
 
 def test_calls_in_records_are_the_target():

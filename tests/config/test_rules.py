@@ -65,6 +65,8 @@ def test_evaluations_pass():
         (["callbacks.benchmark=null"], r"benchmark=\[synthetic\] needs callbacks.benchmark"),
         (["trainer.devices=two"], "trainer.devices: expected a number, a list or 'auto', found 'two'"),
         (["rollout=vllm", "updates.old_logprobs=sampler"], "old_logprobs=sampler needs rollout=native"),
+        (["updates.zero_advantage=drop"], "updates.zero_advantage: expected 'skip' or 'score' or"),
+        (["algorithm=rest_kl", "algorithm.loss.denominator=with_advantage"], "denominator: expected all with kl_coef"),
         (["rollout=vllm", "rollout.gpu_memory_utilization=90"], "gpu_memory_utilization: expected in"),
         (["rollout=vllm", "rollout.tensor_parallel_size=2"], "expected a divisor of the 1 ranks of a node"),
         (["rollout=vllm_server", "rollout.url=gpu7:8000"], "rollout.url: expected http://HOST:PORT"),

@@ -21,7 +21,7 @@ SCRIPTED = (
     "sampling.n=4",
     "sampling.max_new_tokens=24",
     "updates.max_row_tokens=150",
-    "updates.probe_tokens=0",  # its log-probabilities are made up
+    "updates.probe_tokens=0",  # its log-probabilities are made up, so that old ones cannot be theirs either
     "callbacks.rollout_log=null",
 )
 """The same rollouts on any number of ranks: what differs is arithmetic."""

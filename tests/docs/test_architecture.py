@@ -46,13 +46,13 @@ def listed() -> set[str]:
 
 def test_the_core_is_listed_and_can_be_read_in_one_sitting() -> None:
     assert listed() == {path.relative_to(ROOT).as_posix() for path in core()}
-    assert len(core()) <= 41
-    assert lines(core()) <= 7380
+    assert len(core()) <= 42
+    assert lines(core()) <= 7450
 
 
 def test_the_house_stays_small() -> None:
-    assert len(sources()) <= 226
-    assert lines(sources()) <= 39700
+    assert len(sources()) <= 225
+    assert lines(sources()) <= 39800
     folders: dict[Path, int] = {}
     for path in sources():
         folders[path.parent] = folders.get(path.parent, 0) + 1

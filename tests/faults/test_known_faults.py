@@ -278,7 +278,7 @@ def test_top_k_does_not_multiply_the_gradient_by_the_mass_that_it_keeps() -> Non
     That of the cut distribution is ln .5/.8. Corrected for it, the gradient is .8 of what it should be.
     """
     logits = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    tokens, sampled = sample_tokens(logits, torch.tensor([0.0], dtype=torch.float64), SamplingParams(top_k=2))
+    tokens, sampled, _ = sample_tokens(logits, torch.tensor([0.0], dtype=torch.float64), SamplingParams(top_k=2))
     assert tokens.tolist() == [0] and sampled.exp().item() == pytest.approx(0.5, abs=1e-6)
     gradients, gaps = [], []
     for rollout in (sampled, sampled - math.log(0.8)):

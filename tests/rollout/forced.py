@@ -36,6 +36,7 @@ from src.rollout.engine import Completion, RolloutEngine, SamplingParams
 from src.rollout.episodes import EpisodeLimits, Player, scored_group
 from src.rollout.history import PlayedEpisode
 from src.rollout.native.engine import NativeEngine
+from src.rollout.native.sampling import SampledTokens
 from tests.data.templates.test_native import MARKERS, template
 from tests.models.reference import tiny_model
 from tests.protocol.conftest import package_folder
@@ -171,9 +172,9 @@ def forced_native(given: Script, keys: Keys) -> Iterator[None]:
             row[: len(ids)] = ids
         return rows
 
-    def take(logits: Tensor, noise: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
-        tokens = noise.long()
-        return tokens, logits.float().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    def take(logits: Tensor, noise: Tensor, params: SamplingParams) -> SampledTokens:
+        tokens, every = noise.long(), logits.float().log_softmax(-1)
+        return SampledTokens(tokens, every.gather(-1, tokens[:, None])[:, 0], -(every.exp() * every).sum(-1))
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batching, "prompt_noise", noise)

@@ -32,6 +32,7 @@ class FakePolicy(nn.Module):
         self.logits = nn.Parameter(torch.tensor(logits))
         self.model = self.logits  # what an engine would be given
         self.room = room
+        self.router_loss = 0.0
         self.rows: list[int] = []  # tokens of every row so far
 
     def forward(self, row: PackedRow, *, temperature: float = 1.0, loss: Any = None, **_: Any) -> TokenScores:

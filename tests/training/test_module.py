@@ -149,11 +149,12 @@ def test_updates_need_no_scoring_of_their_own(method, passes, random_policy, tmp
         return original(self, groups, *args, **kwargs)
 
     monkeypatch.setattr(Scorer, "score", counting)
-    before = run(tmp_path / "score", random_policy, "updates.old_logprobs=score", *settings)
+    train = "updates.zero_advantage=train"
+    before = run(tmp_path / "score", random_policy, "updates.old_logprobs=score", train, *settings)
     every = [6, 6] if method == "rest_kl" else [6]  # with the reference's
     assert scored == every * 2
     scored.clear()
-    reused = run(tmp_path / "update", random_policy, *settings)
+    reused = run(tmp_path / "update", random_policy, "updates.old_logprobs=update", train, *settings)
     assert scored == [3, *every[1:]] * 2
     for one, other in zip(without_times(before), without_times(reused), strict=True):
         assert other == pytest.approx(one, abs=2e-5)
@@ -161,11 +162,14 @@ def test_updates_need_no_scoring_of_their_own(method, passes, random_policy, tmp
     for name, value in weights(tmp_path / "score").items():
         torch.testing.assert_close(weights(tmp_path / "update")[name], value, rtol=0, atol=ATOL)
     scored.clear()
-    sampled = run(tmp_path / "sampler", random_policy, "updates.old_logprobs=sampler", *settings)
-    assert [count for count in scored if count] == every[1:] * 2
+    sampled = run(tmp_path / "sampler", random_policy, *settings)  # by default, and without what has no advantage
+    expected = [3, *every[1:]] if method == "sft" else every[1:]  # which samples nothing
+    assert [count for count in scored if count] == expected * 2
+    differs = ("train/sampler_gap", "train/entropy", "train/approx_kl", "train/ratio")  # see docs/method.md
     for one, other in zip(without_times(before), without_times(sampled), strict=True):
-        same = [key for key in one if not key.startswith(("entropy/", "train/sampler_gap"))]  # see docs/method.md
+        same = [key for key in one if not key.startswith(differs)]
         assert {key: other[key] for key in same} == pytest.approx({key: one[key] for key in same}, abs=5e-5)
+        assert other["train/entropy"] == pytest.approx(one["train/entropy"], abs=2e-3)
     for name, value in weights(tmp_path / "score").items():
         torch.testing.assert_close(weights(tmp_path / "sampler")[name], value, rtol=0, atol=ATOL)
 

@@ -64,9 +64,10 @@ def test_a_greedy_samplers_log_probabilities_are_unscaled():
 
 
 def test_metrics_say_how_many_groups_teach_and_were_replaced():
-    groups = [group([[1], [2]], [1.0, 1.0]), group([[1], [2]], [3.0, 1.0])]
+    groups = [group([[1], [2]], [0.0, 0.0]), group([[1], [2]], [2.0, 0.0])]
     assert objective(0).metrics(groups, 1) == {
         "group/zero_variance": [1.0, 0.0],
+        "group/zero_advantage": [1.0, 0.5],
         "group/reward_std": [0.0, 1.0],
         "group/resampled": [1.0, 0.0],
     }

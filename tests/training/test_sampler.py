@@ -49,6 +49,18 @@ def sync(sampler, step, parts, logprob=-1.0):
     sampler.sync(policy, step, lambda: parts[2][0], lambda group: torch.full((len(group.token_ids),), logprob))
 
 
+def test_an_engine_agrees_if_it_was_compared_and_only_rounding_differs(parts):
+    """In this process it was compared at the start; with weights of its own, by the probe: -1 against -1.00005."""
+    half = Probe(dtype=torch.bfloat16)
+    assert build(parts, FakeEngine([5, 6]), probe=Probe())[0].agrees
+    assert not any(build(parts, FakeEngine([5, 6]), probe=probe)[0].agrees for probe in (TRUSTED, half))
+    for logprob, probe, expected in ((-1.00005, Probe(), True), (-1.0005, Probe(tolerance=0.1), False)):
+        sampler, _ = build(parts, FakeEngine([5, 6], copies_weights=True), probe=probe)
+        assert not sampler.agrees  # nothing was compared yet
+        sync(sampler, 0, parts, logprob)
+        assert sampler.agrees == expected
+
+
 def test_completions_are_of_the_weights_that_the_engine_was_given(parts):
     engine = FakeEngine([5, 6])
     sampler, _ = build(parts, engine)

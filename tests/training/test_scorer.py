@@ -42,6 +42,20 @@ def test_what_the_update_scores_is_not_scored_before(source, scored):
     assert [len(scores.logprobs) for scores in found] == [3, 3, 1][3 - scored :]
 
 
+def test_what_the_update_leaves_out_is_not_scored_before_it():
+    """The second group has no advantage: it takes the sampler's log-probabilities, -1, and nobody tells entropies."""
+    scorer, policy, _ = build()
+    groups = [*GROUPS, group([[1], [0]], [0.5, 0.0])]
+    _, idle, half = scorer.score_later(groups, [0, 3], "update", 1.0, skip=True)
+    assert policy.rows == [2 + 1 + 0 + 2]  # the first group, and of the third its prompt alone
+    assert idle.logprobs.tolist() == [-1.0] * 3 and bool(idle.entropies.isnan().all())
+    torch.testing.assert_close(half.logprobs, torch.tensor([math.log(2 / 8), -1.0]))
+    assert half.entropies.isnan().tolist() == [False, True]
+    policy.rows.clear()
+    scorer.score_later(groups, [0, 3], "score", 1.0, skip=True)  # a callback wants them all
+    assert policy.rows == [2 + 1 + 0 + 2 + 2 + 2]
+
+
 def test_rows_get_shorter_until_they_fit_and_stay_so():
     """The row of 7 tokens does not fit, and neither does one of 4 in the second try: 7 // 2 = 3 splits both groups."""
     scorer, policy, told = build(room=4)

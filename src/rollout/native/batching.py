@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from src.rollout.engine import SamplingParams
 from src.rollout.native.decoding import Forward, prefill
 from src.rollout.native.prefix_cache import Grid, PrefixCache, Room, StepLayout, grid_of, own_bias, room_for
-from src.rollout.native.sampling import prompt_noise, sample_tokens
+from src.rollout.native.sampling import SampledTokens, prompt_noise, sample_tokens
 
 COMPACT_BELOW = 0.8
 """Finished rows are dropped, and waiting prompts let in, once the live ones are fewer than this share."""
@@ -92,7 +92,7 @@ class ContinuousBatch:
         count, longest = len(prompts) * params.n, params.max_new_tokens
         self._done = count
         self._tokens = torch.full((count + 1, longest), -1, device=device)
-        self._logprobs = torch.zeros(count + 1, longest, device=device)
+        self._numbers = torch.zeros(2, count + 1, longest, device=device)  # log-probabilities, entropies
         self._noise: Tensor | None = None
         if params.temperature > 0:
             drawn = [prompt_noise(seed, params.n, longest) for seed in seeds]
@@ -104,15 +104,15 @@ class ContinuousBatch:
         self._fed = 0  # steps since the batch was last empty
         self._even = True
 
-    def run(self) -> tuple[Tensor, Tensor]:
-        """Sample all; tokens int64 [S, T], -1 where nothing was sampled, and log-probabilities float32 [S, T]."""
+    def run(self) -> SampledTokens:
+        """Sample all; a row a completion, [S, T] each. Ids are -1 where nothing was sampled."""
         while True:
             alive = int(self._rows.live.sum())
             if alive == 0 or alive < COMPACT_BELOW * len(self._rows):
                 self._drop_finished(alive)
                 entered = self._admit()
                 if len(self._rows) == 0:
-                    return self._tokens[:-1].cpu(), self._logprobs[:-1].cpu()
+                    return SampledTokens(self._tokens[:-1].cpu(), *self._numbers[:, :-1].cpu())
                 self._grid = grid_of(self._rows.slot, self._cache.lengths)
                 if entered:  # some may have ended with their first token
                     continue
@@ -133,9 +133,9 @@ class ContinuousBatch:
     def _sample(self, rows: Rows, logits: Tensor) -> None:
         """Choose the rows' next tokens by logits [R, V] and note which rows are done."""
         noise = None if self._noise is None else self._noise[rows.completion, rows.steps]
-        rows.token, logprobs = sample_tokens(logits, noise, self._params)
+        rows.token, *numbers = sample_tokens(logits, noise, self._params)
         self._tokens[rows.completion, rows.steps] = rows.token
-        self._logprobs[rows.completion, rows.steps] = logprobs
+        self._numbers[:, rows.completion, rows.steps] = torch.stack(numbers)
         stopped = torch.isin(rows.token, self._stop_ids) | (rows.steps + 1 == self._params.max_new_tokens)
         rows.live &= ~stopped
         rows.completion = rows.completion.masked_fill(stopped, self._done)

@@ -29,6 +29,7 @@ from src.rollout.native.batching import ContinuousBatch
 from src.rollout.native.decoding import PREFIX_ATTENTION, Forward, forward_for
 from src.rollout.native.own_cache import sample_with_own_cache
 from src.rollout.native.prefix_cache import PrefixCache
+from src.rollout.native.sampling import SampledTokens
 
 
 def native_engine(
@@ -159,7 +160,7 @@ class NativeEngine:
             with torch.no_grad(), self._precision(model), _sampling_mode(model, own_attention(model)):
                 settings: dict[str, Any] = {**limits, "cache": self.cache, "watch": self.watch}
                 sampled = sample_with_own_cache(model, prompts, decoded, seeds, **settings)
-            return [group * (params.n // decoded.n) for group in self._collect(*sampled, decoded)]
+            return [group * (params.n // decoded.n) for group in self._collect(sampled, decoded)]
         with torch.no_grad(), self._precision(model), _sampling_mode(model, PREFIX_ATTENTION):
             forward = forward_for(model, max(map(len, prompts)) + decoded.max_new_tokens)
             batch = ContinuousBatch(
@@ -170,7 +171,7 @@ class NativeEngine:
                 seeds,
                 **limits,
             )
-            groups = self._collect(*batch.run(), decoded)
+            groups = self._collect(batch.run(), decoded)
         return [group * (params.n // decoded.n) for group in groups]
 
     def update_weights(self, named_tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -206,8 +207,9 @@ class NativeEngine:
 
         return watched
 
-    def _collect(self, tokens: Tensor, logprobs: Tensor, params: SamplingParams) -> list[list[Completion]]:
-        """Cut each row of tokens [S, T] after its first stop token; consecutive n rows are one prompt's."""
+    def _collect(self, sampled: SampledTokens, params: SamplingParams) -> list[list[Completion]]:
+        """Cut each row of ids [S, T] after its first stop token; consecutive n rows are one prompt's."""
+        tokens, logprobs, entropies = sampled
         is_stop = torch.isin(tokens, torch.tensor(params.stop_token_ids, dtype=torch.long))
         stopped = is_stop.any(dim=-1)
         ends = torch.where(stopped, is_stop.int().argmax(dim=-1) + 1, tokens.shape[1]).tolist()
@@ -217,6 +219,7 @@ class NativeEngine:
                 logprobs=logprobs[i, :end].clone(),
                 finish_reason="stop" if stop else "length",
                 weights_version=self.weights_version,
+                entropies=None if params.temperature == 0 else entropies[i, :end].clone(),
             )
             for i, (end, stop) in enumerate(zip(ends, stopped.tolist(), strict=True))
         ]

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedModel
 
 from src.rollout.engine import Cache, SamplingParams
-from src.rollout.native.sampling import prompt_noise, sample_tokens
+from src.rollout.native.sampling import SampledTokens, prompt_noise, sample_tokens
 
 
 def sample_with_own_cache(
@@ -29,7 +29,7 @@ def sample_with_own_cache(
     max_sequences: int,
     max_batch_tokens: int,
     watch: Callable[[Tensor], None] | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> SampledTokens:
     """Sample `params.n` completions for each prompt.
 
     Args:
@@ -44,10 +44,10 @@ def sample_with_own_cache(
         watch: see `NativeEngine.watch`.
 
     Returns:
-        Tokens int64 [S, T], S = prompts x n, -1 where nothing was sampled, and log-probabilities float32 [S, T].
+        A row a completion, [S, T] each, S = prompts x n. Ids are -1 where nothing was sampled.
     """
     count, longest, n = len(prompts) * params.n, params.max_new_tokens, params.n
-    tokens, logprobs = torch.full((count, longest), -1), torch.zeros(count, longest)
+    tokens, numbers = torch.full((count, longest), -1), torch.zeros(2, count, longest)
     with _plain_generation(model):
         for batch in _batches([len(p) for p in prompts], params, cache, max_sequences, max_batch_tokens):
             noise = None
@@ -71,8 +71,8 @@ def sample_with_own_cache(
                 logits_processor=[sampler],
             )
             places = torch.cat([torch.arange(i * n, (i + 1) * n) for i in batch])
-            tokens[places], logprobs[places] = sampler.tokens.cpu(), sampler.logprobs.cpu()
-    return tokens, logprobs
+            tokens[places], numbers[:, places] = sampler.tokens.cpu(), sampler.numbers.cpu()
+    return SampledTokens(tokens, *numbers)
 
 
 class _Sampler(LogitsProcessor):
@@ -80,7 +80,7 @@ class _Sampler(LogitsProcessor):
 
     Attributes:
         tokens: int64 [R, T], -1 where nothing was sampled yet.
-        logprobs: float32 [R, T].
+        numbers: float32 [2, R, T], log-probabilities and entropies.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class _Sampler(LogitsProcessor):
         watch: Callable[[Tensor], None] | None,
     ) -> None:
         self.tokens = torch.full((rows, params.max_new_tokens), -1, device=device)
-        self.logprobs = torch.zeros(rows, params.max_new_tokens, device=device)
+        self.numbers = torch.zeros(2, rows, params.max_new_tokens, device=device)
         self._noise, self._params, self._watch, self._step = noise, params, watch, 0
         self._stop_ids = torch.tensor(params.stop_token_ids, dtype=torch.long, device=device)
         self._live = torch.ones(rows, dtype=torch.bool, device=device)
@@ -102,9 +102,9 @@ class _Sampler(LogitsProcessor):
         step = self._step
         if step and self._watch is not None:
             self._watch(self.tokens[:, step - 1])
-        chosen, logprobs = sample_tokens(scores, None if self._noise is None else self._noise[:, step], self._params)
+        chosen, *numbers = sample_tokens(scores, None if self._noise is None else self._noise[:, step], self._params)
         self.tokens[:, step] = torch.where(self._live, chosen, -1)
-        self.logprobs[:, step] = torch.where(self._live, logprobs, 0.0)
+        self.numbers[:, :, step] = torch.where(self._live, torch.stack(numbers), 0.0)
         self._live &= ~torch.isin(chosen, self._stop_ids)
         self._step += 1
         return torch.full_like(scores, -torch.inf).scatter_(1, chosen[:, None], 0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
@@ -30,7 +32,21 @@ def prompt_noise(seed: int, n: int, max_new_tokens: int) -> Tensor:
     return torch.rand(n, max_new_tokens, generator=generator, dtype=torch.float64)
 
 
-def sample_tokens(logits: Tensor, noise: Tensor | None, params: SamplingParams) -> tuple[Tensor, Tensor]:
+class SampledTokens(NamedTuple):
+    """A token of each of R rows, under the temperature-scaled distribution before top-k and top-p.
+
+    Attributes:
+        ids: int64 [R].
+        logprobs: float32 [R], over the whole vocabulary (unscaled when greedy).
+        entropies: float32 [R], of that distribution, in nats; NaN when greedy.
+    """
+
+    ids: Tensor
+    logprobs: Tensor
+    entropies: Tensor
+
+
+def sample_tokens(logits: Tensor, noise: Tensor | None, params: SamplingParams) -> SampledTokens:
     """Choose one token a row.
 
     Args:
@@ -38,24 +54,23 @@ def sample_tokens(logits: Tensor, noise: Tensor | None, params: SamplingParams) 
         noise: float64 [R], uniform in [0, 1); None when greedy.
         params: temperature, top_k and top_p are read.
 
-    Returns:
-        Token ids, int64 [R], and their log-probabilities, float32 [R], under the temperature-scaled distribution over
-        the whole vocabulary (unscaled when greedy), so before top-k and top-p.
-
     Raises:
         ValueError: a temperature over 0 without noise.
     """
     scaled = logits.float()
     if params.temperature == 0:
         tokens = scaled.argmax(dim=-1)
-        return tokens, _chosen(scaled, tokens) - scaled.logsumexp(dim=-1)
+        logprobs = _chosen(scaled, tokens) - scaled.logsumexp(dim=-1)
+        return SampledTokens(tokens, logprobs, torch.full_like(logprobs, torch.nan))
     if noise is None:
         raise ValueError(f"sample_tokens: expected noise at temperature {params.temperature}, found None.")
     if params.temperature != 1:
         scaled = scaled / params.temperature
     probabilities = scaled.softmax(dim=-1)
     tokens = _draw(probabilities, noise, params.top_k, params.top_p)
-    return tokens, _chosen(probabilities, tokens).log()
+    logprobs = _chosen(probabilities, tokens).log()
+    means = probabilities.mul_(scaled).sum(dim=-1)
+    return SampledTokens(tokens, logprobs, _chosen(scaled, tokens) - logprobs - means)  # H = log Z - Σ p z
 
 
 def _chosen(values: Tensor, tokens: Tensor) -> Tensor:

@@ -14,7 +14,12 @@ _BUDGET = (
 """Settings that decide budget and start: the same for all runs."""
 _FREE_IN_BUDGET = (
     *("data.num_workers", "data.val_batch_size", "updates.max_row_tokens"),
-    *("updates.probe_tokens", "updates.probe_tolerance", "prompt.cache_dir"),  # older runs do not name these
+    *(
+        "updates.probe_tokens",
+        "updates.probe_tolerance",
+        "updates.zero_advantage",
+        "prompt.cache_dir",
+    ),  # older runs do not name these
     *("data.on_bad_record", "data.train.on_bad_record"),
 )
 _FREE = (

@@ -54,11 +54,21 @@ def ragged(*lengths):
     return [torch.randint(0, SIZES["vocab_size"], (length,), generator=generator) for length in lengths]
 
 
-def forward_logprobs(model, prompt, completion, temperature=1.0):
+def forward_distributions(model, prompt, completion, temperature):
     ids = torch.cat([prompt, completion.token_ids])[None]
     with torch.no_grad():
         logits = model(ids).logits[0, len(prompt) - 1 : -1].float() / temperature
-    return logits.log_softmax(-1).gather(-1, completion.token_ids[:, None])[:, 0]
+    return logits.log_softmax(-1)
+
+
+def forward_logprobs(model, prompt, completion, temperature=1.0):
+    every = forward_distributions(model, prompt, completion, temperature)
+    return every.gather(-1, completion.token_ids[:, None])[:, 0]
+
+
+def forward_entropies(model, prompt, completion, temperature):
+    every = forward_distributions(model, prompt, completion, temperature)
+    return -(every.exp() * every).sum(-1)
 
 
 def tokens_of(groups):
@@ -115,6 +125,11 @@ def test_logprobs_match_a_plain_forward(model, temperature):
         for completion in group:
             expected = forward_logprobs(model, prompt, completion, temperature or 1.0)
             torch.testing.assert_close(completion.logprobs, expected, atol=TOLERANCE, rtol=0)
+            if temperature == 0:
+                assert completion.entropies is None
+            else:
+                expected = forward_entropies(model, prompt, completion, temperature)
+                torch.testing.assert_close(completion.entropies, expected, atol=TOLERANCE, rtol=0)
 
 
 def test_greedy_equals_transformers_generate(model):

@@ -49,14 +49,17 @@ def test_nucleus_by_hand():
 
 
 def test_logprobs_are_of_the_scaled_full_distribution():
-    # logits ln 1, ln 2, ln 5 at temperature 0.5 become 1, 4, 25 of 30; top_k 1 leaves token 2: ln(25/30)
+    # logits ln 1, ln 2, ln 5 at temperature 0.5 become 1, 4, 25 of 30; top_k 1 leaves token 2: ln(25/30).
+    # entropy: ln 30 - (4 ln 4 + 25 ln 25) / 30
     logits = torch.tensor([[1.0, 2.0, 5.0]]).log()
     params = SamplingParams(temperature=0.5, top_k=1)
-    tokens, logprobs = sample_tokens(logits, torch.tensor([0.5], dtype=torch.float64), params)
+    tokens, logprobs, entropies = sample_tokens(logits, torch.tensor([0.5], dtype=torch.float64), params)
     assert tokens.tolist() == [2]
     assert logprobs.item() == pytest.approx(math.log(25 / 30), abs=1e-6)
+    expected = math.log(30) - (4 * math.log(4) + 25 * math.log(25)) / 30
+    assert entropies.item() == pytest.approx(expected, abs=1e-6)
     # greedy: unscaled, 5 of 8
-    tokens, logprobs = sample_tokens(logits, None, SamplingParams(temperature=0))
+    tokens, logprobs, _ = sample_tokens(logits, None, SamplingParams(temperature=0))
     assert (tokens.item(), logprobs.item()) == (2, pytest.approx(math.log(5 / 8), abs=1e-6))
 
 
@@ -75,7 +78,7 @@ def test_frequencies_follow_the_distribution(top_k, top_p, expected):
     count = 40_000
     logits = torch.tensor([0.1, 0.4, 0.05, 0.25, 0.2]).log().expand(count, 5)
     params = SamplingParams(top_k=top_k, top_p=top_p)
-    tokens, _ = sample_tokens(logits, prompt_noise(7, 1, count)[0], params)
+    tokens, *_ = sample_tokens(logits, prompt_noise(7, 1, count)[0], params)
     observed = tokens.bincount(minlength=5).double()
     wanted = torch.tensor(expected, dtype=torch.float64) * count
     kept = wanted > 0

@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 REWARD_PARTS = ("format", "name", "parameter_names", "parameter_values", "correctness", "exact_match")
 COLUMNS = ("weights", "entropies", "rollout_logprobs", "old_logprobs", "loss_terms")
-"""Numbers a token; the last two are not in files of older runs."""
+"""Numbers a token; the last two are not in files of older runs, entropies not of completions that nobody scored."""
 
-_OPTIONAL = ("old_logprobs", "loss_terms")
+_OPTIONAL = ("entropies", "old_logprobs", "loss_terms")
 _FIELDS = frozenset((*REWARD_PARTS, *COLUMNS, "rollout_step", "completion", "reward", "advantage"))
 """Names that the numbers of a record have in any run; others are scores."""
 _LABELS = frozenset(region.label for region in Region)
