@@ -26,3 +26,19 @@ def test_only_matrices_decay_and_something_must_train():
         build_optimizer(module.requires_grad_(False).named_parameters(), OptimizerSettings(1e-3), 10)
     with pytest.raises(ValueError, match=r"optimizer.schedule: expected 'constant' or 'cosine', found 'linear'"):
         OptimizerSettings(1e-3, "linear")  # type: ignore[arg-type]
+
+
+def test_a_step_by_hand(device):
+    """AdamW's first step moves each weight by the learning rate against its gradient, beside the decay of matrices."""
+    module = torch.nn.Linear(2, 1).to(device)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[2.0, -4.0]]))
+        module.bias.fill_(1.0)
+    settings = OptimizerSettings(0.1, weight_decay=0.5, eps=1e-12)
+    optimizer, schedule = build_optimizer(module.named_parameters(), settings, 10)
+    module(torch.tensor([3.0, -1.0], device=device)).backward()
+    optimizer.step()
+    schedule.step()
+    # 2 (1 - 0.05) - 0.1 and -4 (1 - 0.05) + 0.1; the bias does not decay
+    assert module.weight.tolist() == [pytest.approx([1.8, -3.7], abs=1e-6)]
+    assert module.bias.tolist() == pytest.approx([0.9], abs=1e-6)
