@@ -26,6 +26,8 @@ SHAPES: dict[str, list[tuple[int, tuple[int, ...]]]] = {
     "5 groups": [(100, (30, 17)), (9, (70,)), (64, (65, 65)), (200, (2, 3, 4)), (33, (120,))],
 }
 """Prompts with the sampled tokens of their completions; inputs are one fewer."""
+TREE = GroupLayout(0, (64, 70, 40, 33, 20), (-1, 0, 1, 2, 1))
+"""Runs that follow each other, four deep."""
 LONG = [(1024, (385,) * 8)] * 4  # 4 * (1024 + 8 * 384) = 16,384
 LONG_SMALL = [(256, (97,) * 8)] * 2  # 2 * (256 + 8 * 96) = 2,048
 HEADS, KEY_HEADS = 4, 2
@@ -37,12 +39,13 @@ _STRIP = 1024
 
 def prove(proof: Proof) -> Iterator[Found]:
     long = "2k" if proof.small else "16k"
-    shapes = SHAPES | {long: LONG_SMALL if proof.small else LONG}
+    rows = {name: layouts_of(shape) for name, shape in SHAPES.items()}
+    rows |= {"a tree": (TREE,), long: layouts_of(LONG_SMALL if proof.small else LONG)}
     dtypes = (torch.bfloat16,) if proof.cuda else (torch.bfloat16, torch.float32)
     for dtype in dtypes:
         for size in (64, 128):
-            for name, shape in shapes.items():
-                worst = errors(proof, layouts_of(shape), size, dtype)
+            for name, layouts in rows.items():
+                worst = errors(proof, layouts, size, dtype)
                 yield proof.result(
                     "attention",
                     f"{str(dtype).removeprefix('torch.')}, head size {size}, {HEADS} on {KEY_HEADS} heads, {name}",
