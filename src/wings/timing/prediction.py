@@ -129,7 +129,7 @@ def show_times(config: DictConfig, console: Console | None = None) -> None:
     if found:
         changes = Table()
         for column in ("change", "s", "price"):
-            changes.add_column(column, justify="right" if column == "s" else "left")
+            changes.add_column(column, justify="right" if column == "s" else "left", overflow="fold")
         for saving, seconds in found:
             changes.add_row(saving.overrides, f"{seconds:.1f}", saving.price)
         shown += [Text("What a change would save by itself [estimate]", "italic"), changes]
