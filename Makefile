@@ -24,7 +24,7 @@ PYTEST := OMP_NUM_THREADS=$(TEST_THREADS) $(RUN) -m pytest --numprocesses $(TEST
 CHROMIUM ?= $(shell command -v chromium || command -v chromium-browser || command -v google-chrome)
 TOOLRL ?= https://github.com/qiancheng0/ToolRL.git
 
-.PHONY: help setup train eval report test test-slow test-browser test-vllm sweep compare docs format lint audit api-bank models bench bench-gpu bench-peers tiny-policy tiny-native tiny-episodes lock lock-vllm clean
+.PHONY: help setup train eval report test test-slow test-browser test-vllm test-gpu sweep compare docs format lint audit api-bank models bench gpu-proof bench-peers tiny-policy tiny-native tiny-episodes lock lock-vllm clean
 
 help: ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | while IFS= read -r line; do \
@@ -43,10 +43,14 @@ report: $(STAMP) ## A page of the latest run: make report ARGS="'runs=[logs/trai
 
 # Pytest takes the last of several `-m`: one in PYTEST_ARGS replaces these.
 test: $(STAMP) ## Run all tests that are not slow: make test PYTEST_ARGS="-k rollout"
-	$(PYTEST) -m "not slow and not vllm and not browser" $(PYTEST_ARGS)
+	$(PYTEST) -m "not slow and not vllm and not browser and not gpu" $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## Run the slow tests: kills, several ranks, real weights, whole sweeps
-	$(PYTEST) -m "slow and not vllm and not browser" $(PYTEST_ARGS)
+	$(PYTEST) -m "slow and not vllm and not browser and not gpu" $(PYTEST_ARGS)
+
+# One process: a GPU's memory is not shared out.
+test-gpu: $(STAMP) ## Run on CUDA kernels what `make test` checks on the CPU's; skipped without a GPU
+	$(RUN) -m pytest -m gpu $(PYTEST_ARGS)
 
 # Playwright drives a Chromium of the system; it brings none.
 test-browser: $(STAMP) ## Run the report's tests in a headless Chromium
@@ -95,8 +99,8 @@ api-bank: ## Fetch API-Bank's test set (needs git and a network) into data/api_b
 bench: $(STAMP) bench-peers ## Measure against peers and the machine: make bench ARGS="--quick --only update,rollout"
 	$(RUN) -m tests.benchmarks $(ARGS)
 
-bench-gpu: $(STAMP) $(TRL_STAMP) ## The measurements that need a CUDA device
-	$(RUN) -m tests.benchmarks.gpu $(ARGS)
+gpu-proof: $(STAMP) ## Prove on a GPU, in ten minutes, what CPUs cannot: make gpu-proof ARGS="--device cpu --small"
+	$(RUN) -m tests.gpu.proof $(ARGS)
 
 bench-peers: $(TRL_STAMP) $(VLLM_STAMP) ## Make the environments of the peers that `make bench` compares with
 

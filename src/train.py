@@ -40,7 +40,10 @@ def train(config: DictConfig) -> dict[str, float]:
     if config.dry_run or config.preflight.action != "off":
         with quick_imports():
             from src.wings.memory.preflight import preflight
-        if not preflight(config):
+        if not preflight(config):  # a dry run
+            from src.wings.timing.prediction import show_times
+
+            show_times(config)
             return {}
     with quick_imports():
         from src.training.run import fit

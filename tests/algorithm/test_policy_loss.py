@@ -89,8 +89,8 @@ def random_group(seed: int, lengths: list[int]) -> PromptGroup:
 def scores(groups: list[PromptGroup], seed: int = 9) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     old = torch.cat([group.old_logprobs for group in groups if group.old_logprobs is not None])
-    logprobs = old + 0.3 * torch.randn(len(old), generator=generator)
-    return logprobs.requires_grad_(), torch.rand(len(old), generator=generator).requires_grad_()
+    logprobs = old + 0.3 * torch.randn(len(old), generator=generator).to(old.device)
+    return logprobs.requires_grad_(), torch.rand(len(old), generator=generator).to(old.device).requires_grad_()
 
 
 class Outputs(NamedTuple):
@@ -109,7 +109,7 @@ def policy_loss(
 def formula(inputs: LossInputs, logprobs: Tensor, entropies: Tensor, config: PolicyLossConfig) -> Tensor:
     """The same loss written sequence by sequence, as in the paper."""
     starts = [0, *torch.cumsum(inputs.lengths, 0).tolist()]
-    total = torch.zeros(())
+    total = torch.zeros((), device=logprobs.device)
     for index in range(len(inputs.lengths)):
         part = slice(starts[index], starts[index + 1])
         advantage = inputs.advantages[part][0]
@@ -187,8 +187,8 @@ def test_the_denominator_counts_all_completions_or_those_with_an_advantage() -> 
 
 
 @pytest.mark.parametrize("config", VARIANTS, ids=name_of)
-def test_loss_and_gradient_agree_with_the_formula(config: PolicyLossConfig) -> None:
-    groups = [random_group(0, [3, 7, 1]), random_group(1, [5, 2])]
+def test_loss_and_gradient_agree_with_the_formula(config: PolicyLossConfig, device: torch.device) -> None:
+    groups = [random_group(0, [3, 7, 1]).to(device), random_group(1, [5, 2]).to(device)]
     logprobs, entropies = scores(groups)
     found = policy_loss(groups, logprobs, entropies, config, LossCounts.of(groups)).loss
     expected = formula(LossInputs.of(groups), logprobs, entropies, config)

@@ -147,7 +147,8 @@ def measure(overrides: list[str], wanted: Sequence[str] = PHASES) -> dict[str, t
 def _policy(config: DictConfig, device: torch.device) -> tuple[Policy, torch.optim.Optimizer]:
     settings = instantiate(config.policy)
     if settings.weights == "random":
-        model = AutoModelForCausalLM.from_config(load_architecture(settings), dtype=getattr(torch, settings.dtype))
+        with device:
+            model = AutoModelForCausalLM.from_config(load_architecture(settings), dtype=getattr(torch, settings.dtype))
     else:
         model = load_model(settings)
     policy = Policy(model, gradient_checkpointing=settings.gradient_checkpointing, head_chunk=settings.head_chunk)

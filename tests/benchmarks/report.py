@@ -19,7 +19,6 @@ TITLES = {
     "scoring": "Regions, weights and reward",
     "precision": "Half precision and shards",
     "growth": "Growth",
-    "agreement": "Packed rows against separate ones",
 }
 
 
@@ -40,11 +39,12 @@ def markdown(environment: dict[str, Any], results: list[Result]) -> str:
     lines = [", ".join(f"{key} {value}" for key, value in environment.items())]
     for section in sorted({r.section for r in results}, key=lambda name: [*TITLES, name].index(name)):
         rows = [r for r in results if r.section == section]
-        lines += ["", f"### {TITLES.get(section, section)}", "", *_table(rows)]
+        lines += ["", f"### {TITLES.get(section, section)}", "", *result_table(rows)]
     return "\n".join(lines) + "\n"
 
 
-def _table(rows: list[Result]) -> list[str]:
+def result_table(rows: list[Result]) -> list[str]:
+    """Lines of a Markdown table, a row a number."""
     lines = ["| setting | case | what | measured | spread | bar | details |", "|---|---|---|---|---|---|---|"]
     for row in rows:
         spread = "" if row.low is None or row.high is None else f"{_short(row.low)} to {_short(row.high)}"

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from src.models.policy import Policy
-from tests.benchmarks import gpu
 from tests.benchmarks.bench import Bench
 from tests.benchmarks.contestants.update import Updates, prepare
 from tests.benchmarks.flops import query_key_pairs, update_flops
@@ -136,16 +135,6 @@ def test_growth_is_drawn(tmp_path):
 def test_a_contestant_that_ends_without_an_answer_is_named():
     with pytest.raises(ContestantError, match="measuring ended with code 0"):
         Contestant("tests.benchmarks.measuring", {})
-
-
-@pytest.mark.slow
-def test_gpu_benchmarks_run_without_a_gpu(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(gpu, "has_peer", lambda name: False)
-    gpu.main(["--device", "cpu", "--small", "--repeats", "1", "--json", str(tmp_path / "gpu.json")])
-    environment, (bf16, fp32) = load(tmp_path / "gpu.json")
-    assert environment["device"] == "cpu"
-    assert bf16.value < 1e-2 and fp32.value < 1e-5
-    assert "agreement | small" in capsys.readouterr().out
 
 
 def test_jobs_name_a_model_that_is_written_once(tmp_path):

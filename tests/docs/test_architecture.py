@@ -51,8 +51,8 @@ def test_the_core_is_listed_and_can_be_read_in_one_sitting() -> None:
 
 
 def test_the_house_stays_small() -> None:
-    assert len(sources()) <= 225
-    assert lines(sources()) <= 39800
+    assert len(sources()) <= 228
+    assert lines(sources()) <= 40100
     folders: dict[Path, int] = {}
     for path in sources():
         folders[path.parent] = folders.get(path.parent, 0) + 1

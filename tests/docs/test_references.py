@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import ROOT
 from tests.docs.pages import PAGES, blocks, inline, tokens
 
-OF_RUNS = ("config.yaml", "report.md", "comparison.md", "sweep.md")
+OF_RUNS = ("config.yaml", "report.md", "comparison.md", "sweep.md", "proof.md")
 """Files that programs write."""
 CORE = ("protocol", "data", "rewards", "algorithm", "models", "rollout", "training")
 """Folders of src/ that the README's map shows; docs/architecture.md has the others."""

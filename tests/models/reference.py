@@ -109,9 +109,10 @@ def path_scores(model: PreTrainedModel, group: PromptGroup, temperature: float) 
     for run, parent, sampled in zip(runs, tree.parents.tolist(), own, strict=True):
         history = group.prompt_ids if parent < 0 else histories[parent]
         histories.append(torch.cat([history, run]))
-        logits = model(input_ids=histories[-1][None], use_cache=False).logits[0].double() / temperature
+        ids = histories[-1][None].to(model.device)
+        logits = model(input_ids=ids, use_cache=False).logits[0].double() / temperature
         predicting = logits.log_softmax(-1)[len(history) - 1 : -1][sampled]
-        logprobs.append(predicting.gather(1, run[sampled][:, None]).squeeze(1))
+        logprobs.append(predicting.gather(1, run[sampled][:, None].to(model.device)).squeeze(1))
         entropies.append(-(predicting.exp() * predicting).sum(-1))
     return torch.cat(logprobs), torch.cat(entropies)
 
@@ -127,7 +128,7 @@ def padded_scores(model: PreTrainedModel, groups: list[PromptGroup], temperature
         for completion in torch.split(group.token_ids, group.lengths.tolist())
     ]
     longest = max(len(prompt) + len(completion) for prompt, completion in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.int64)
+    ids = torch.zeros(len(rows), longest, dtype=torch.int64, device=model.device)
     mask = torch.zeros_like(ids)
     for index, (prompt, completion) in enumerate(rows):
         size = len(prompt) + len(completion)
@@ -138,7 +139,7 @@ def padded_scores(model: PreTrainedModel, groups: list[PromptGroup], temperature
     logprobs, entropies = [], []
     for index, (prompt, completion) in enumerate(rows):
         predicting = logp[index, len(prompt) - 1 : len(prompt) + len(completion) - 1]
-        logprobs.append(predicting.gather(1, completion[:, None]).squeeze(1))
+        logprobs.append(predicting.gather(1, completion[:, None].to(model.device)).squeeze(1))
         entropies.append(-(predicting.exp() * predicting).sum(-1))
     return torch.cat(logprobs), torch.cat(entropies)
 

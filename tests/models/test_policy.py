@@ -31,7 +31,8 @@ def ragged_groups(vocabulary: int = 97) -> list[PromptGroup]:
 def weighted_loss(logprobs: torch.Tensor, entropies: torch.Tensor) -> torch.Tensor:
     """A loss in which every token counts differently, through both outputs."""
     generator = torch.Generator().manual_seed(1)
-    return (torch.randn(len(logprobs), generator=generator) * logprobs).sum() + 0.3 * entropies.sum()
+    weights = torch.randn(len(logprobs), generator=generator).to(logprobs.device)
+    return (weights * logprobs).sum() + 0.3 * entropies.sum()
 
 
 def gradients(model: PreTrainedModel) -> dict[str, torch.Tensor]:
@@ -53,15 +54,17 @@ def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, to
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("rows", ["packed", "separate"])
-def test_rows_agree_with_padded_rows(kind: str, rows: Literal["packed", "separate"], checkpointing: bool) -> None:
-    model = tiny_model(kind).train()
+def test_rows_agree_with_padded_rows(
+    kind: str, rows: Literal["packed", "separate"], checkpointing: bool, device: torch.device
+) -> None:
+    model = tiny_model(kind).to(device).train()
     groups = ragged_groups()
     logprobs, entropies = padded_scores(model, groups, temperature=0.8)
     weighted_loss(logprobs, entropies).backward()
     expected = gradients(model)
 
     policy = Policy(model, rows=rows, gradient_checkpointing=checkpointing, head_chunk=7)
-    scores = policy(pack(groups), temperature=0.8)
+    scores = policy(pack(groups).to(device), temperature=0.8)
     weighted_loss(scores.logprobs, scores.entropies).backward()
 
     torch.testing.assert_close(scores.logprobs, logprobs.float(), atol=TOLERANCE, rtol=0)
@@ -71,15 +74,17 @@ def test_rows_agree_with_padded_rows(kind: str, rows: Literal["packed", "separat
 
 @pytest.mark.parametrize("kind", ["qwen3", "llama"])
 @pytest.mark.parametrize("rows", ["packed", "separate"])
-def test_trees_agree_with_one_path_at_a_time(kind: str, rows: Literal["packed", "separate"]) -> None:
-    model = tiny_model(kind).train()
+def test_trees_agree_with_one_path_at_a_time(
+    kind: str, rows: Literal["packed", "separate"], device: torch.device
+) -> None:
+    model = tiny_model(kind).to(device).train()
     groups = [random_episodes(prompt, seed) for seed, prompt in enumerate((7, 1, 12))]
     logprobs, entropies = map(torch.cat, zip(*(path_scores(model, group, 0.8) for group in groups), strict=True))
     weighted_loss(logprobs, entropies).backward()
     expected = gradients(model)
 
     policy = Policy(model, rows=rows, head_chunk=7)
-    scores = policy(pack(groups), temperature=0.8)
+    scores = policy(pack(groups).to(device), temperature=0.8)
     weighted_loss(scores.logprobs, scores.entropies).backward()
 
     torch.testing.assert_close(scores.logprobs, logprobs.float(), atol=TOLERANCE, rtol=0)

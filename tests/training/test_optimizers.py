@@ -112,3 +112,19 @@ def test_a_checkpoint_of_shards_keeps_the_loop_of_whole_tensors():
     saved = stepped(start())[0].state_dict()
     saved["param_groups"] = [group | {"fused": True} for group in saved["param_groups"]]
     assert not any("fused" in name for name in stepped(start(), state=saved)[2])
+
+
+def test_a_step_by_hand(device):
+    """AdamW's first step moves each weight by the learning rate against its gradient, beside the decay of matrices."""
+    module = torch.nn.Linear(2, 1).to(device)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[2.0, -4.0]]))
+        module.bias.fill_(1.0)
+    settings = OptimizerSettings(0.1, weight_decay=0.5, eps=1e-12)
+    optimizer, schedule = build_optimizer(module.named_parameters(), settings, 10)
+    module(torch.tensor([3.0, -1.0], device=device)).backward()
+    optimizer.step()
+    schedule.step()
+    # 2 (1 - 0.05) - 0.1 and -4 (1 - 0.05) + 0.1; the bias does not decay
+    assert module.weight.tolist() == [pytest.approx([1.8, -3.7], abs=1e-6)]
+    assert module.bias.tolist() == pytest.approx([0.9], abs=1e-6)

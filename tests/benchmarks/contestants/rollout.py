@@ -28,8 +28,8 @@ def generate(model: Any, prompts: list[list[int]], completions: int, new_tokens:
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
     out = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
+        input_ids=ids.to(model.device),
+        attention_mask=mask.to(model.device),
         do_sample=True,
         temperature=1.0,
         top_k=0,

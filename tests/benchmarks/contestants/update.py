@@ -32,6 +32,10 @@ class Updates:
         max_row_tokens: longest packed row.
         padded_rows: rows of a padded batch.
         bf16: compute in bfloat16 autocast, as the Trainer's `bf16-mixed` does.
+
+    Attributes:
+        policy: the same.
+        groups: the same.
     """
 
     def __init__(
@@ -44,7 +48,7 @@ class Updates:
         padded_rows: int = 8,
         bf16: bool = False,
     ) -> None:
-        self.policy, self._groups = policy, groups
+        self.policy, self.groups = policy, groups
         self._update = {"packed": self._packed, "padded": self._padded}[form]
         self._max_row_tokens, self._padded_rows, self._bf16 = max_row_tokens, padded_rows, bf16
         self._counts = LossCounts.of(groups)
@@ -69,11 +73,11 @@ class Updates:
     def logprobs(self) -> list[float]:
         """Of all sampled tokens, from one packed row."""
         with self._autocast():
-            return self.policy(pack(self._groups)).logprobs.tolist()
+            return self.policy(pack(self.groups)).logprobs.tolist()
 
     def flops(self) -> int:
         """Useful operations of an update."""
-        return policy_update_flops(self.policy, self._groups)
+        return policy_update_flops(self.policy, self.groups)
 
     def memory(self) -> int:
         """Most bytes of an update beyond those of the model (and, on CUDA, beyond what the allocator keeps)."""
@@ -92,8 +96,8 @@ class Updates:
 
     def _packed(self) -> float:
         total = 0.0
-        for indices in balance([row_tokens(group) for group in self._groups], self._max_row_tokens):
-            groups = [self._groups[index] for index in indices]
+        for indices in balance([row_tokens(group) for group in self.groups], self._max_row_tokens):
+            groups = [self.groups[index] for index in indices]
             with self._autocast():
                 loss = self.policy(pack(groups), loss=self._loss(groups)).loss
             loss.backward()
@@ -102,7 +106,7 @@ class Updates:
 
     def _padded(self) -> float:
         total = 0.0
-        for part in (part for group in self._groups for part in slices(group, self._padded_rows)):
+        for part in (part for group in self.groups for part in slices(group, self._padded_rows)):
             with self._autocast():
                 logprobs = padded_logprobs(self.policy.model, [part])
                 loss = self._loss([part])(logprobs, torch.zeros_like(logprobs))

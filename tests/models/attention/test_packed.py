@@ -40,21 +40,25 @@ def layer(groups: int = 2) -> nn.Module:
 
 
 def inputs(
-    layouts: tuple[GroupLayout, ...], dim: int, dtype: torch.dtype, heads: tuple[int, int] = (4, 2)
+    layouts: tuple[GroupLayout, ...],
+    dim: int,
+    dtype: torch.dtype,
+    heads: tuple[int, int] = (4, 2),
+    device: torch.device = CPU,
 ) -> list[Tensor]:
     """Queries, keys, values [1, heads, L, D] with L outermost in memory, as a layer makes them; upstream gradient."""
     generator = torch.Generator().manual_seed(1)
     size = sum(layout.num_tokens for layout in layouts)
 
     def draw(count: int) -> Tensor:
-        return torch.randn(1, size, count, dim, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(1, size, count, dim, generator=generator, dtype=torch.float64).to(device, dtype)
 
     q, k, v = (draw(count).transpose(1, 2).requires_grad_() for count in (heads[0], heads[1], heads[1]))
     return [q, k, v, draw(heads[0])]
 
 
 def expected(layouts: tuple[GroupLayout, ...], q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> Tensor:
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(layouts, CPU), scale=scale, enable_gqa=True)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=dense_mask(layouts, q.device), scale=scale, enable_gqa=True)
     return out.transpose(1, 2)
 
 
@@ -77,7 +81,7 @@ def test_tiles_give_the_attention_and_gradients_of_the_dense_mask(piece: int, mo
 @pytest.mark.parametrize("heads", [(9, 3), (4, 4), (6, 1)])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
 def test_long_rows_in_low_precision(
-    dtype: torch.dtype, tolerance: float, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    dtype: torch.dtype, tolerance: float, heads: tuple[int, int], monkeypatch: pytest.MonkeyPatch, device: torch.device
 ) -> None:
     """Against the same inputs in double: errors relative to the largest entry, as the precision has it.
 
@@ -85,8 +89,8 @@ def test_long_rows_in_low_precision(
     """
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)  # tiles are shared out as two threads would have them
     layouts = layouts_of([(421, (390, 33, 33, 1)), (70, (300,))])
-    q, k, v, upstream = inputs(layouts, 64, dtype, heads)
-    found, _ = packed_attention_forward(layer(), q, k, v, AttentionPlan(layouts, CPU))
+    q, k, v, upstream = inputs(layouts, 64, dtype, heads, device)
+    found, _ = packed_attention_forward(layer(heads[0] // heads[1]), q, k, v, AttentionPlan(layouts, device))
     exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
     reference = expected(layouts, *exact, None)
     by_found = torch.autograd.grad((found * upstream).sum(), (q, k, v))
@@ -95,15 +99,15 @@ def test_long_rows_in_low_precision(
         assert (ours.double() - theirs).abs().max() < tolerance * theirs.abs().max()
 
 
-def test_group_masks_give_the_same_and_take_dropout() -> None:
+def test_group_masks_give_the_same_and_take_dropout(device: torch.device) -> None:
     layouts = layouts_of([(7, (5, 1, 9)), (12, (4,)), (3, (2, 2))])
-    q, k, v, _ = inputs(layouts, 4, torch.float64)
-    plan = AttentionPlan(layouts, CPU)
+    q, k, v, _ = inputs(layouts, 4, torch.float64, device=device)
+    plan = AttentionPlan(layouts, device)
     found = _attend_by_group(layer(), q, k, v, plan, 0.0, None)
     torch.testing.assert_close(found, expected(layouts, q, k, v, None), atol=1e-12, rtol=0)
     ones = torch.ones_like(v)  # each output is the sum of the weights: 1, or a multiple of 2 / keys after dropping half
     dropped, _ = packed_attention_forward(layer(), torch.zeros_like(q), k, ones, plan, dropout=0.5)
-    kept = dropped[0, :, 0, 0] * dense_mask(layouts, CPU)[0, 0].sum(1) / 2
+    kept = dropped[0, :, 0, 0] * dense_mask(layouts, device)[0, 0].sum(1) / 2
     torch.testing.assert_close(kept, kept.round(), atol=1e-9, rtol=0)
     assert dropped.std() > 0.1
 

@@ -29,15 +29,15 @@ def plain(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, b
     return logp.gather(1, targets[:, None]).squeeze(1), -(logp.exp() * logp).sum(-1)
 
 
-def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def inputs(dtype: torch.dtype, device: torch.device | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     hidden, weight, bias = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((7, 5), (11, 5), (11,)))
     targets = torch.randint(0, 11, (7,), generator=generator)
     return (
-        hidden.to(dtype).requires_grad_(),
-        weight.to(dtype).requires_grad_(),
-        targets,
-        bias.to(dtype).requires_grad_(),
+        hidden.to(device, dtype).requires_grad_(),
+        weight.to(device, dtype).requires_grad_(),
+        targets.to(device),
+        bias.to(device, dtype).requires_grad_(),
     )
 
 
@@ -50,8 +50,8 @@ def test_hand_made_distribution() -> None:
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
-def test_agrees_with_plain_log_softmax_whatever_the_chunk(chunk: int) -> None:
-    hidden, weight, targets, bias = inputs(torch.float64)
+def test_agrees_with_plain_log_softmax_whatever_the_chunk(chunk: int, device: torch.device) -> None:
+    hidden, weight, targets, bias = inputs(torch.float64, device)
     found = token_logprobs_and_entropies(hidden, weight, targets, temperature=0.7, bias=bias, chunk=chunk)
     expected = plain(hidden, weight, targets, 0.7, bias)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
@@ -129,11 +129,11 @@ def test_frozen_weight_gets_no_gradient() -> None:
     assert weight.grad is None and bias.grad is None
 
 
-def test_bfloat16_inputs_are_not_rounded_on_the_way() -> None:
+def test_bfloat16_inputs_are_not_rounded_on_the_way(device: torch.device) -> None:
     # Products of bf16 numbers are exact in float32, so the result is that of float32 arithmetic on the same numbers;
     # logits rounded to bf16 would be off by about 1e-2. Logits and log-probabilities are below 16, half a unit in their
     # last place is 4.8e-7, and 5 sums, log-sum-exp and difference round some 8 times: 4e-6, in each of two results.
-    hidden, weight, targets, bias = inputs(torch.bfloat16)
+    hidden, weight, targets, bias = inputs(torch.bfloat16, device)
     found = token_logprobs_and_entropies(hidden, weight, targets, bias=bias)
     assert found[0].dtype == found[1].dtype == torch.float32
     torch.testing.assert_close(
@@ -238,14 +238,14 @@ def test_the_matrix_of_tokens_by_vocabulary_is_never_made() -> None:
 
 def some_loss(logprobs: Tensor, entropies: Tensor, part: slice) -> Tensor:
     """Of tokens that count differently, in both arguments, not linear in either."""
-    weights = torch.linspace(-1, 2, 7, dtype=logprobs.dtype)[part]
+    weights = torch.linspace(-1, 2, 7, dtype=logprobs.dtype, device=logprobs.device)[part]
     return (weights * logprobs.exp() - 0.3 * entropies.square()).sum()
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
-def test_fused_loss_is_the_loss_of_the_plain_scores(chunk: int, temperature: float) -> None:
-    hidden, weight, targets, bias = inputs(torch.float64)
+def test_fused_loss_is_the_loss_of_the_plain_scores(chunk: int, temperature: float, device: torch.device) -> None:
+    hidden, weight, targets, bias = inputs(torch.float64, device)
     total, logprobs, entropies = token_loss(
         hidden, weight, targets, some_loss, temperature=temperature, bias=bias, chunk=chunk
     )
@@ -272,8 +272,8 @@ def test_fused_loss_of_log_probabilities_alone_with_a_frozen_head() -> None:
     assert weight.grad is None and bias.grad is None
 
 
-def test_fused_loss_of_bfloat16_is_computed_in_float32() -> None:
-    hidden, weight, targets, bias = inputs(torch.bfloat16)
+def test_fused_loss_of_bfloat16_is_computed_in_float32(device: torch.device) -> None:
+    hidden, weight, targets, bias = inputs(torch.bfloat16, device)
     wide = [x.detach().float().requires_grad_() for x in (hidden, weight, bias)]
     loss = some_loss(*plain(wide[0], wide[1], targets, 1.0, wide[2]), slice(None))
     expected = torch.autograd.grad(loss, wide)
@@ -295,8 +295,8 @@ def test_fused_loss_never_makes_the_matrix_of_tokens_by_vocabulary() -> None:
 
 def test_a_softmax_in_blocks_is_one_softmax(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("src.models.head.head._BLOCK_BYTES", 4 * 11 * 2)  # two rows at a time
-    test_agrees_with_plain_log_softmax_whatever_the_chunk(7)
-    test_fused_loss_is_the_loss_of_the_plain_scores(7, 0.6)
+    test_agrees_with_plain_log_softmax_whatever_the_chunk(7, torch.device("cpu"))
+    test_fused_loss_is_the_loss_of_the_plain_scores(7, 0.6, torch.device("cpu"))
 
 
 def test_last_layer_moments_by_hand() -> None:

@@ -49,15 +49,21 @@ def model(request):
     return build(request.param)
 
 
+@pytest.fixture
+def moved(model, device):
+    """The model where a test computes."""
+    return model.to(device)
+
+
 def ragged(*lengths):
     generator = torch.Generator().manual_seed(11)
     return [torch.randint(0, SIZES["vocab_size"], (length,), generator=generator) for length in lengths]
 
 
 def forward_distributions(model, prompt, completion, temperature):
-    ids = torch.cat([prompt, completion.token_ids])[None]
+    ids = torch.cat([prompt, completion.token_ids])[None].to(model.device)
     with torch.no_grad():
-        logits = model(ids).logits[0, len(prompt) - 1 : -1].float() / temperature
+        logits = model(ids).logits[0, len(prompt) - 1 : -1].float().cpu() / temperature
     return logits.log_softmax(-1)
 
 
@@ -102,7 +108,8 @@ def assert_same_completions(found, expected, model, prompts, params, seeds):
                 continue
             low, high = sorted((one.token_ids[at].item(), other.token_ids[at].item()))  # an end is at a stop token
             with torch.no_grad():
-                logits = model(torch.cat([prompt, one.token_ids[:at]])[None]).logits[0, -1].double()
+                ids = torch.cat([prompt, one.token_ids[:at]])[None].to(model.device)
+                logits = model(ids).logits[0, -1].double().cpu()
             if params.temperature == 0:
                 assert logits.max() - logits[[low, high]].min() < 2 * TOLERANCE
             else:
@@ -114,16 +121,16 @@ STOPS = (3, 14, 15, 92, 65, 35)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-def test_logprobs_match_a_plain_forward(model, temperature):
+def test_logprobs_match_a_plain_forward(moved, temperature):
     prompts = ragged(5, 40, 1, 17)
     params = SamplingParams(n=6, temperature=temperature, max_new_tokens=90, stop_token_ids=STOPS)
-    groups = NativeEngine(model).generate(prompts, params, [1, 2, 3, 4])
+    groups = NativeEngine(moved).generate(prompts, params, [1, 2, 3, 4])
     lengths = {len(c.token_ids) for group in groups for c in group}
     assert temperature == 0 or len(lengths) > 8  # completions left the batch at many different steps
     for prompt, group in zip(prompts, groups, strict=True):
         assert len(group) == 6
         for completion in group:
-            expected = forward_logprobs(model, prompt, completion, temperature or 1.0)
+            expected = forward_logprobs(moved, prompt, completion, temperature or 1.0)
             torch.testing.assert_close(completion.logprobs, expected, atol=TOLERANCE, rtol=0)
             if temperature == 0:
                 assert completion.entropies is None
@@ -132,19 +139,19 @@ def test_logprobs_match_a_plain_forward(model, temperature):
                 torch.testing.assert_close(completion.entropies, expected, atol=TOLERANCE, rtol=0)
 
 
-def test_greedy_equals_transformers_generate(model):
+def test_greedy_equals_transformers_generate(moved):
     prompts = ragged(5, 40, 1, 17)
     params = SamplingParams(n=2, temperature=0, max_new_tokens=30, stop_token_ids=(3,))
-    for prompt, group in zip(prompts, NativeEngine(model).generate(prompts, params, [0] * 4), strict=True):
-        ids = model.generate(
-            prompt[None],
-            attention_mask=torch.ones_like(prompt[None]),
+    for prompt, group in zip(prompts, NativeEngine(moved).generate(prompts, params, [0] * 4), strict=True):
+        ids = moved.generate(
+            prompt[None].to(moved.device),
+            attention_mask=torch.ones_like(prompt[None]).to(moved.device),
             do_sample=False,
             max_new_tokens=30,
             eos_token_id=3,
             pad_token_id=0,
-        )[0, len(prompt) :]
-        assert_same_completions([group], [[SimpleNamespace(token_ids=ids)] * 2], model, [prompt], params, [0])
+        )[0, len(prompt) :].cpu()
+        assert_same_completions([group], [[SimpleNamespace(token_ids=ids)] * 2], moved, [prompt], params, [0])
 
 
 def test_a_prompts_completions_do_not_depend_on_the_batch(model):

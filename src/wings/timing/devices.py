@@ -1,0 +1,62 @@
+"""Ceilings of accelerators, from their data sheets: dense products and memory, and the links between them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from src.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One accelerator.
+
+    Attributes:
+        name: as `preflight.device` has it.
+        half: operations a second of dense bfloat16 products.
+        single: of float32 products without TF32, PyTorch's default.
+        bandwidth: bytes a second of its memory.
+        link: bytes a second that it sends to the others of its node.
+        memory: bytes.
+    """
+
+    name: str
+    half: float
+    single: float
+    bandwidth: float
+    link: float
+    memory: float
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("h100", 989e12, 67e12, 3.35e12, 450e9, 80e9),
+        Device("h200", 989e12, 67e12, 4.8e12, 450e9, 141e9),
+        Device("a100", 312e12, 19.5e12, 2.04e12, 300e9, 80e9),
+        Device("l40s", 362e12, 91.6e12, 0.864e12, 32e9, 48e9),
+    )
+}
+"""SXM boards of 80 GB where there are several; L40S has PCIe in place of NVLink."""
+
+
+def find_device(given: str | None) -> Device | None:
+    """The device of a prediction.
+
+    Args:
+        given: `preflight.device`; None: this machine's first GPU.
+
+    Returns:
+        None where neither is known, as on a machine without a GPU.
+
+    Raises:
+        ConfigError: a name that is not in the table.
+    """
+    if given is None:
+        name = torch.cuda.get_device_name(0).lower() if torch.cuda.is_available() else ""
+        return next((device for device in DEVICES.values() if device.name in name), None)
+    if given not in DEVICES:
+        raise ConfigError(f"preflight.device: expected one of {list(DEVICES)} or null, found '{given}'.")
+    return DEVICES[given]

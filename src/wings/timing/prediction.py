@@ -1,0 +1,150 @@
+"""Predicted seconds of a rollout step of a training config, which a dry run shows beside its memory."""
+
+from __future__ import annotations
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+from transformers import PretrainedConfig
+
+from src.config.checks import cache_file
+from src.config.guard import find_ways
+from src.config.placement import Placement, placement, stored_dtype
+from src.models.loading.architecture import ParameterCounts, load_architecture
+from src.models.loading.policy_config import PolicyConfig
+from src.runs.folder import GIB
+from src.wings.memory.rollout_parts import attention_heads
+from src.wings.memory.traces import MemoryTraces
+from src.wings.timing.devices import DEVICES, find_device
+from src.wings.timing.savings import savings
+from src.wings.timing.step_time import Assumptions, Engine, ModelSize, Setup, StepShape, predict
+
+_ENGINE_AT_WORK = 3 * GIB  # activations and graphs of vLLM, beside weights and cache
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+_CHOSEN = ("num_experts_per_tok", "top_k_experts")
+_UNKNOWN = (
+    "Seconds of a step: no prediction. What a CPU computes a second is not in the table. Set preflight.device to one "
+    "of {} for a prediction of a run on such GPUs, trainer.devices of them on a node."
+)
+
+
+def setup_of(config: DictConfig) -> Setup | None:
+    """What the prediction of a training depends on; None where the device is not known.
+
+    Args:
+        config: composed, as `src/train.py` gets it, and checked.
+
+    Raises:
+        ConfigError: `preflight.device` is not in the table, an assumption is impossible, or a model that the run would
+            refuse.
+    """
+    device = find_device(config.preflight.get("device"))
+    if device is None:
+        return None
+    policy: PolicyConfig = instantiate(config.policy)
+    architecture, (place, _) = load_architecture(policy), placement(config.trainer)
+    stored = stored_dtype(policy, architecture, str(config.trainer.precision))
+    traces = MemoryTraces(cache_file(config, "memory_traces"), trust_remote_code=policy.trust_remote_code)
+    model = model_size(architecture, traces.counts(architecture, stored, policy.lora))
+    half = str(config.trainer.precision).startswith(("bf16", "16")) or stored.itemsize == 2
+    given, samples = Assumptions(**config.preflight.timing), "loss" in config.algorithm
+    minibatches = config.data.prompts_per_step // config.updates.prompts_per_minibatch
+    passes = config.updates.passes
+    scored = {"update": 1 - 1 / minibatches, "score": 1.0, "sampler": 0.0}[config.updates.old_logprobs]
+    shape = StepShape(
+        prompts=config.data.prompts_per_step,
+        completions=config.sampling.n if samples else 1,
+        prompt=min(given.prompt_tokens, config.data.max_prompt_tokens),
+        completion=min(given.completion_tokens, config.sampling.max_new_tokens),
+        packed=find_ways(policy, cache_file(config, "ways")).rows == "packed",
+        samples=samples,
+        passes=passes,
+        row_tokens=config.updates.max_row_tokens,
+        optimizer_steps=passes * minibatches,
+        scored=scored,
+        reference=samples and config.algorithm.loss.kl_coef > 0,
+        recomputed=float(policy.gradient_checkpointing is not False),
+    )
+    capacity = config.preflight.device_gib
+    memory = device.memory if capacity is None else capacity * GIB
+    engine = _engine(config.rollout, model, memory, 2 if half else 4, place)
+    return Setup(model, shape, engine, device, given, place.ranks, half, place.sharded)
+
+
+def model_size(architecture: PretrainedConfig, counts: ParameterCounts) -> ModelSize:
+    """The size of a model, from its architecture and its weights."""
+    text = architecture.get_text_config(decoder=True)
+    decoder = counts.layers * counts.layer - counts.missing
+    heads = getattr(text, "num_attention_heads", None) or 1
+    stored = [attention_heads(layer) for layer in text.per_layer_config]
+    return ModelSize(
+        body=decoder - _idle_experts(text, counts.layers),
+        stored=decoder + counts.head,
+        trained=counts.trained / counts.total,
+        hidden=counts.head // text.vocab_size,
+        vocabulary=text.vocab_size,
+        layers=counts.layers,
+        query=heads * stored[0][1],
+        key_values=sum(count * (key + value) for count, key, value in stored),
+    )
+
+
+def _idle_experts(text: PretrainedConfig, layers: int) -> int:
+    """Weights of a mixture's experts that a token does not go through: three matrices each."""
+    experts, chosen = (next((n for k in keys if (n := getattr(text, k, None))), 0) for keys in (_EXPERTS, _CHOSEN))
+    if not experts:
+        return 0
+    inner = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
+    return int(layers * (experts - chosen) * 3 * text.hidden_size * inner)
+
+
+def _engine(rollout: DictConfig, model: ModelSize, memory: float, number: int, place: Placement) -> Engine:
+    if "vllm" not in str(rollout.get("_target_", "")) or "gpu_memory_utilization" not in rollout:
+        return Engine(together=rollout.get("max_sequences") or 256, number=number)
+    together, share = rollout.max_num_seqs or 256, rollout.gpu_memory_utilization or 0.45
+    ranks = min(rollout.tensor_parallel_size, place.ranks)
+    fixed = rollout.get("kv_cache_gib")
+    cache = share * memory - model.stored * number / ranks - _ENGINE_AT_WORK if fixed is None else fixed * GIB
+    return Engine(ranks, together, number, max(cache, 0.0) * ranks, share, bool(rollout.enable_prefix_caching))
+
+
+def show_times(config: DictConfig, console: Console | None = None) -> None:
+    """Print the seconds that a step is predicted to take, what is assumed, and what changes would save."""
+    console = console or Console()
+    setup = setup_of(config)
+    if setup is None:
+        console.print(Text(_UNKNOWN.format(", ".join(DEVICES))))
+        return
+    parts = predict(setup)
+    table = Table(show_footer=True)
+    table.add_column("part", footer="step")
+    table.add_column("s", justify="right", footer=f"{sum(parts.values()):.1f}", footer_style="bold")
+    for name, seconds in parts.items():
+        table.add_row(name, f"{seconds:.1f}")
+    title = Text("Predicted seconds of a rollout step [estimate]", "italic")
+    shown: list[Table | Text] = [title, table, Text("\n".join(_assumed(setup)))]
+    found = [pair for pair in savings(setup) if all(OmegaConf.select(config, key) is not None for key in pair[0].keys)]
+    if found:
+        changes = Table()
+        for column in ("change", "s", "price"):
+            changes.add_column(column, justify="right" if column == "s" else "left", overflow="fold")
+        for saving, seconds in found:
+            changes.add_row(saving.overrides, f"{seconds:.1f}", saving.price)
+        shown += [Text("What a change would save by itself [estimate]", "italic"), changes]
+    console.print(Group(*shown))
+
+
+def _assumed(setup: Setup) -> list[str]:
+    """Lines on what the prediction takes for granted; nothing of it was measured."""
+    shape, given = setup.shape, setup.given
+    return [
+        f"{setup.ranks} x {setup.device.name}, ceilings from its data sheet: {setup.device.half / 1e12:.0f} TFLOP/s in "
+        f"half precision, {setup.device.bandwidth / 1e12:.2f} TB/s",
+        f"{shape.prompts} prompts of {shape.prompt} tokens, {shape.completions} completions of {shape.completion}, "
+        "means that preflight.timing gives",
+        f"{given.flops_share:.0%} of the peak in products, {given.bandwidth_share:.0%} of the bandwidths, ranks in "
+        f"lock step {given.waiting:.2f} times as long as an even share: preflight.timing",
+        "Validation, benchmarks, checkpoints and the launch of kernels are not counted.",
+    ]
