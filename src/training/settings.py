@@ -113,7 +113,9 @@ class UpdateSettings:
             `sampler`, for the others the sampler's, which saves that pass where the sampler has the policy's weights.
         probe_tokens: tokens by which an engine is compared with the policy, at the start, or with weights of its own
             after every update; 0: off.
-        probe_tolerance: largest difference of their log-probabilities, in nats; None: by the type (`rollout.probe`).
+        probe_mean_tolerance: most that their log-probabilities may differ by on average, in nats; None: by the type
+            (`rollout.probe`).
+        probe_tolerance: likewise, of any token.
         max_bad_steps: optimizer steps in a row whose loss or gradient is not finite, which end the run; fewer are
             skipped.
         save_bad_steps: minibatches of such steps that are saved in the run folder, on each rank.
@@ -126,6 +128,7 @@ class UpdateSettings:
     gradient_clip: float = 1.0
     old_logprobs: OldLogprobs = "update"
     probe_tokens: int = 16
+    probe_mean_tolerance: float | None = None
     probe_tolerance: float | None = None
     max_bad_steps: int = 3
     save_bad_steps: int = 3
@@ -138,6 +141,8 @@ class UpdateSettings:
             ("old_logprobs", self.old_logprobs in get_args(OldLogprobs), f"one of {get_args(OldLogprobs)}"),
             ("probe_tokens", self.probe_tokens >= 0, "at least 0"),
             ("save_bad_steps", self.save_bad_steps >= 0, "at least 0"),
-            ("probe_tolerance", self.probe_tolerance is None or self.probe_tolerance > 0, "null or more than 0"),
         ]
+        for name in ("probe_mean_tolerance", "probe_tolerance"):
+            value = getattr(self, name)
+            rules.append((name, value is None or value > 0, "null or more than 0"))
         check_fields("updates", self, rules)
