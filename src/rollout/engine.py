@@ -87,6 +87,7 @@ class EngineSource:
         trust_remote_code: run Python code that comes with the model.
         cache: how an engine in this process may keep what the model remembers (`rollout.native.engine`); None: in no
             way that is known.
+        longest: most tokens of prompt and completion together that are asked for; None: the model's positions.
     """
 
     model: PreTrainedModel
@@ -95,6 +96,7 @@ class EngineSource:
     shared: bool = True
     trust_remote_code: bool = False
     cache: Cache | None = "shared"
+    longest: int | None = None
 
     @classmethod
     def of(
@@ -105,6 +107,7 @@ class EngineSource:
         precision: str = "32-true",
         shared: bool = True,
         cache: Cache | None = "shared",
+        longest: int | None = None,
     ) -> EngineSource:
         """The source of a loaded model.
 
@@ -114,11 +117,12 @@ class EngineSource:
             precision: of Lightning's Trainer; under `bf16-mixed` forwards run in bfloat16 whatever the weights are.
             shared: whether an engine may call `model` itself.
             cache: as `config.guard` found it.
+            longest: see the class.
         """
         from src.models.loading.files import locate  # the hub's library, which the checks of a config do without
 
         dtype = torch.bfloat16 if precision.startswith("bf16") else model.dtype
-        return cls(model, locate(config), dtype, shared, config.trust_remote_code, cache)
+        return cls(model, locate(config), dtype, shared, config.trust_remote_code, cache, longest)
 
 
 class RolloutEngine(Protocol):
@@ -139,6 +143,11 @@ class RolloutEngine(Protocol):
     @property
     def weights_version(self) -> int:
         """Version given with the last `update_weights`; before the first -1 if it copies weights, else 0."""
+        ...
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of prompt and completion together; None: any number. Known once the engine has weights."""
         ...
 
     def generate(
@@ -187,3 +196,12 @@ def check_prompts(prompts: Sequence[Tensor], seeds: Sequence[int]) -> None:
             raise ValueError(
                 f"generate: expected prompt {index} to be a non-empty vector of ids, found shape {tuple(prompt.shape)}."
             )
+
+
+def shortest(*limits: int | None) -> int | None:
+    """The lowest of several limits of length; None is no limit.
+
+    >>> shortest(None, 5, 3), shortest(None)
+    (3, None)
+    """
+    return min((limit for limit in limits if limit is not None), default=None)

@@ -116,13 +116,15 @@ def test_near_ties_are_told_of_once(parts, caplog):
     """One of four tokens is off by 0.36 nats: 0.09 on average."""
     engine = FakeEngine([5, 6, 7, 8], copies_weights=True)
     sampler, told = build(parts, engine, probe=Probe(tokens=4, dtype=torch.bfloat16))
+    found = torch.tensor([-1.0, -1.36, -1.0, -1.0])
     for step in (1, 2):
-        found = torch.tensor([-1.0, -1.36, -1.0, -1.0])
         sampler.sync(FakePolicy([0.0]), step, lambda: parts[2][0], lambda group: found)
-    assert sampler.probed["engine/gap"] == pytest.approx(0.36) and sampler.probed["engine/mean_gap"] == pytest.approx(0.09)
+    assert sampler.probed == pytest.approx({"engine/gap": 0.36, "engine/mean_gap": 0.09})
     assert engine.events == ["weights 1", "weights 2"] and not told.events
     (message,) = caplog.messages
-    assert message.startswith("Rollout step 1: the engine's log-probability of a token differs from the trainer's by 0.36")
+    assert message.startswith(
+        "Rollout step 1: the engine's log-probability of a token differs from the trainer's by 0.36"
+    )
 
 
 def test_an_engine_that_fails_once_gets_the_weights_again(parts):
