@@ -14,7 +14,11 @@ _BUDGET = (
 """Settings that decide budget and start: the same for all runs."""
 _FREE_IN_BUDGET = (
     *("data.num_workers", "data.val_batch_size", "updates.max_row_tokens"),
-    *("updates.probe_tokens", "updates.probe_mean_tolerance", "updates.probe_tolerance"),  # older runs do not name these
+    *(
+        "updates.probe_tokens",
+        "updates.probe_mean_tolerance",
+        "updates.probe_tolerance",
+    ),  # older runs do not name these
     "prompt.cache_dir",  # nor this
     *("data.on_bad_record", "data.train.on_bad_record"),
 )
