@@ -10,7 +10,7 @@ import torch
 from src.config.guard import Ways
 from src.runs.folder import GIB
 from src.wings.memory.activations import RowMemory
-from src.wings.memory.colocation import EngineRoom
+from src.wings.memory.engine_room import EngineRoom
 from src.wings.memory.preflight import plan_memory
 from src.wings.memory.training_parts import RowDemand
 from tests.conftest import ROOT

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import psutil  # type: ignore[import-untyped]
 import torch
@@ -15,9 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from src.runs.folder import GIB
-
-if TYPE_CHECKING:
-    from src.wings.memory.colocation import EngineRoom
+from src.wings.memory.engine_room import EngineRoom
 
 _CGROUP = Path("/sys/fs/cgroup")
 

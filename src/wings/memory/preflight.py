@@ -25,13 +25,13 @@ from src.models.structure import positions_of
 from src.rollout.engine import Cache, SamplingParams
 from src.runs.folder import GIB, check_room
 from src.wings.memory.colocation import (
-    EngineRoom,
     cache_bytes,
     free_share,
     keeps_states,
     profile_bytes,
     sequences_at_once,
 )
+from src.wings.memory.engine_room import EngineRoom
 from src.wings.memory.plan import (
     Capacity,
     MemoryPart,

@@ -5,7 +5,8 @@ import pytest
 from src.models.loading.architecture import load_architecture
 from src.models.loading.policy_config import PolicyConfig
 from src.runs.folder import GIB
-from src.wings.memory.colocation import EngineRoom, cache_bytes, free_share, profile_bytes, sequences_at_once
+from src.wings.memory.colocation import cache_bytes, free_share, profile_bytes, sequences_at_once
+from src.wings.memory.engine_room import EngineRoom
 from src.wings.memory.plan import Capacity, MemoryPart, MemoryPlan
 from src.wings.memory.preflight import MemoryPlanError, check_memory
 
