@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
 from src.config.checks import made
+from src.config.lengths import benchmarks_run
 from src.config.placement import placement, stored_dtype
 from src.config.rules import samples
 from src.data.rendering import PromptRenderer
@@ -82,21 +83,20 @@ def check_lengths(config: DictConfig, positions: int | None) -> None:
             f"{positions} positions (max_position_embeddings in its config.json; with LongRoPE, whose function changes "
             "there, original_max_position_embeddings). Lower one of them."
         )
-    benchmark = config.callbacks.get("benchmark")
-    if not config.get("benchmark") or benchmark is None:
+    if not benchmarks_run(config):
         return
-    if benchmark.max_new_tokens >= positions:
-        raise ConfigError(
-            f"callbacks.benchmark.max_new_tokens={benchmark.max_new_tokens} leaves no room for a prompt in the model's "
-            f"{positions} positions. Lower it."
-        )
-    limit = config.rollout.get("max_model_len")
-    if limit is not None and limit < positions:
-        raise ConfigError(
-            f"rollout.max_model_len={limit} is less than the model's {positions} positions, which the prompts of "
-            f"benchmark=[{','.join(map(str, config.benchmark))}] may fill: the engine would refuse them in the middle "
-            "of the run. Leave rollout.max_model_len null, or benchmarks out (benchmark=[])."
-        )
+    answer = config.callbacks.benchmark.max_new_tokens
+    limits = {
+        "rollout.max_model_len": config.rollout.get("max_model_len"),
+        "callbacks.benchmark.context": config.callbacks.benchmark.get("context"),
+        "the model's positions": positions,
+    }
+    for name, limit in limits.items():
+        if limit is not None and answer >= limit:
+            raise ConfigError(
+                f"callbacks.benchmark.max_new_tokens={answer} leaves no room for a benchmark's prompt in {name}, "
+                f"{limit} tokens. Lower it."
+            )
 
 
 def check_rate(config: DictConfig, stored: torch.dtype) -> None:

@@ -19,7 +19,7 @@ from src.data.sources.synthetic.source import SyntheticSource
 from src.environments.tasks import TaskSource, check_reward
 from src.errors import ConfigError, advice
 from src.rollout.engine import SamplingParams
-from src.rollout.vllm.requests import check_mode, check_request, require_vllm
+from src.rollout.vllm.requests import check_mode, check_request, check_size, require_vllm
 
 VALIDATION_METRICS = tuple(
     "reward format name parameter_names parameter_values correctness exact_match tokens truncated with_call".split()
@@ -175,10 +175,7 @@ def _engine(config: DictConfig) -> None:
         if not str(rollout.url).startswith(("http://", "https://")):
             raise ConfigError(f"rollout.url: expected http://HOST:PORT, found '{rollout.url}'.")
         return
-    if not 0 < rollout.gpu_memory_utilization <= 1:
-        raise ConfigError(
-            f"rollout.gpu_memory_utilization: expected in (0, 1], found {rollout.gpu_memory_utilization}."
-        )
+    check_size(rollout.gpu_memory_utilization, rollout.get("max_num_seqs"))
     _, on_node = placement(config.trainer)
     size = rollout.tensor_parallel_size
     if size < 1 or on_node % size:

@@ -90,6 +90,7 @@ class EngineSource:
         cache: how an engine in this process may keep what the model remembers (`rollout.native.engine`); None: in no
             way that is known.
         mixed: whether the trainer runs its forwards under autocast; otherwise the weights have their type, or get it.
+        longest: most tokens of prompt and completion together that are asked for; None: the model's positions.
     """
 
     model: PreTrainedModel
@@ -99,6 +100,7 @@ class EngineSource:
     trust_remote_code: bool = False
     cache: Cache | None = "shared"
     mixed: bool = False
+    longest: int | None = None
 
     @classmethod
     def of(
@@ -109,6 +111,7 @@ class EngineSource:
         precision: str = "32-true",
         shared: bool = True,
         cache: Cache | None = "shared",
+        longest: int | None = None,
     ) -> EngineSource:
         """The source of a loaded model.
 
@@ -119,13 +122,14 @@ class EngineSource:
                 under `16-mixed` in float16.
             shared: whether an engine may call `model` itself.
             cache: as `config.guard` found it.
+            longest: see the class.
         """
         from src.models.loading.files import locate  # the hub's library, which the checks of a config do without
 
         kind, _, how = precision.partition("-")
         half = {"bf16": torch.bfloat16, "16": torch.float16}.get(kind)
         mixed = half is not None and how != "true"
-        return cls(model, locate(config), half or model.dtype, shared, config.trust_remote_code, cache, mixed)
+        return cls(model, locate(config), half or model.dtype, shared, config.trust_remote_code, cache, mixed, longest)
 
 
 def needs_copy(*, sharded: bool, stored: torch.dtype | None, forwards: torch.dtype) -> bool:
@@ -163,6 +167,11 @@ class RolloutEngine(Protocol):
     @property
     def weights_version(self) -> int:
         """Version given with the last `update_weights`; before the first -1 if it copies weights, else 0."""
+        ...
+
+    @property
+    def context(self) -> int | None:
+        """Most tokens of prompt and completion together; None: any number. Known once the engine has weights."""
         ...
 
     def generate(
@@ -211,3 +220,12 @@ def check_prompts(prompts: Sequence[Tensor], seeds: Sequence[int]) -> None:
             raise ValueError(
                 f"generate: expected prompt {index} to be a non-empty vector of ids, found shape {tuple(prompt.shape)}."
             )
+
+
+def shortest(*limits: int | None) -> int | None:
+    """The lowest of several limits of length; None is no limit.
+
+    >>> shortest(None, 5, 3), shortest(None)
+    (3, None)
+    """
+    return min((limit for limit in limits if limit is not None), default=None)

@@ -25,7 +25,7 @@ from src.protocol.regions import DecodedCompletion, read_completions
 from src.protocol.token_bytes import TokenBytes
 from src.rewards.tool_call import Reward
 from src.rollout.collect import ScoredCompletion, ScoredGroup, check_fresh, prompt_seed
-from src.rollout.engine import Completion, RolloutEngine, SamplingParams
+from src.rollout.engine import Completion, RolloutEngine, SamplingParams, shortest
 from src.rollout.history import EPISODE_COUNTS, Ending, History, PlayedEpisode, Turn
 
 S = TypeVar("S")
@@ -38,8 +38,8 @@ class EpisodeLimits:
 
     Attributes:
         max_turns: answers.
-        max_tokens: tokens of prompt, answers and observations together; None: as many as the model has positions. An
-            answer is asked for where there is room for the longest.
+        max_tokens: tokens of prompt, answers and observations together; None: as many as the engine takes. An answer
+            is asked for where there is room for the longest.
         max_seconds: since its first answer was asked for, of wall clock; None: no limit. A run that is to be repeated
             bit for bit has none.
     """
@@ -99,7 +99,7 @@ class Player:
         table: the tokenizer's tokens as bytes.
         stop_ids: end-of-turn tokens.
         limits: of an episode.
-        context: positions of the model; None: no limit.
+        context: most tokens, as `EpisodeLimits.max_tokens`; None: no limit but the engine's.
     """
 
     def __init__(
@@ -114,11 +114,12 @@ class Player:
     ) -> None:
         self._engine, self.environment, self._renderer = engine, environment, renderer
         self._table, self._stop_ids, self._limits = table, stop_ids, limits
-        self._longest = min((n for n in (limits.max_tokens, context) if n is not None), default=None)
+        self._longest = shortest(limits.max_tokens, context)
 
     def has_room(self, size: int, answer: int) -> bool:
         """Whether an answer of so many tokens may follow a history of `size` tokens."""
-        return self._longest is None or size + answer <= self._longest
+        longest = shortest(self._longest, self._engine.context)
+        return longest is None or size + answer <= longest
 
     def play(
         self,

@@ -48,6 +48,11 @@ class SplittingEngine:
         """The engine's."""
         return self.engine.weights_version
 
+    @property
+    def context(self) -> int | None:
+        """The engine's."""
+        return self.engine.context
+
     def generate(
         self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
     ) -> list[list[Completion]]:

@@ -94,7 +94,7 @@ class TrainingModule(LightningModule):
         self.policy, self.objective, self.updates, self.ranks = policy.train(), objective, updates, ranks
         self.weights = weights
         self.reference: FrozenStart | None = None
-        probe = Probe(updates.probe_tokens, updates.probe_tolerance, dtype)
+        probe = Probe(updates.probe_tokens, updates.probe_mean_tolerance, updates.probe_tolerance, dtype)
         self.sampler = Sampler(engine, collector, sampling, updates.rollout_steps, seed, ranks, probe, self._announce)
         self.scorer = Scorer(policy, ranks, updates.max_row_tokens, self._announce)
         self.updater = Updater(self.scorer, _LightningOptimization(self), updates, ranks, self._announce, folder)

@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from src.config.checks import cache_file
 from src.config.guard import Ways, check_policy_and_engine, find_ways
 from src.config.instantiating import instantiate_callbacks, instantiate_loggers
+from src.config.lengths import engine_length
 from src.config.policy_checks import check_policy
 from src.config.rules import samples
 from src.data.datamodule import ToolDialogueDataModule
@@ -164,6 +165,7 @@ def build_module(
         precision=str(config.trainer.precision),
         shared=not is_sharded(config.trainer),
         cache=ways.cache,
+        longest=engine_length(config, positions_of(loaded.policy.model.config)),
     )
     engine = SplittingEngine(instantiate(config.rollout)(source))
     ranks = Ranks()
@@ -175,8 +177,8 @@ def build_module(
     table, stop_ids = TokenBytes.from_tokenizer(loaded.tokenizer), loaded.stop_token_ids
     collector: GroupCollector
     if isinstance(datamodule.train_source, TaskSource):
-        positions, limits = positions_of(loaded.policy.model.config), instantiate(config.episodes)
-        player = Player(engine, instantiate(config.environment), renderer, table, stop_ids, limits, positions)
+        limits = instantiate(config.episodes)
+        player = Player(engine, instantiate(config.environment), renderer, table, stop_ids, limits)
         collector = EpisodeCollector(player, table)
     else:
         reward = instantiate(config.reward)

@@ -20,7 +20,7 @@ from src.models.moe import choices_recorded, share_of_equal_choices
 from src.models.policy import Policy
 from src.rollout.collect import GroupCollector, ScoredGroup
 from src.rollout.engine import RolloutEngine, SamplingParams
-from src.rollout.probe import EXACT_TOLERANCE, check_gap, probe_group, probe_params
+from src.rollout.probe import EXACT_TOLERANCE, Gap, check_gap, gap_limits, probe_group, probe_params
 from src.rollout.splitting import SplittingEngine
 from src.training.ranks import Ranks
 
@@ -39,12 +39,14 @@ class Probe(NamedTuple):
 
     Attributes:
         tokens: greedy tokens of one prompt; 0: the engine is trusted.
-        tolerance: largest difference of their log-probabilities, in nats; None: by `dtype` (`rollout.probe`).
+        mean: most that their log-probabilities may differ by on average, in nats; None: by `dtype` (`rollout.probe`).
+        largest: likewise, of any token.
         dtype: in which the policy's forwards run.
     """
 
     tokens: int = 16
-    tolerance: float | None = None
+    mean: float | None = None
+    largest: float | None = None
     dtype: torch.dtype = torch.float32
 
 
@@ -66,8 +68,9 @@ class Sampler:
         announce: tells of faults.
 
     Attributes:
-        probed: of the last probe: `engine/gap`, the largest |engine - trainer| log-probability, in nats; and of a
-            mixture, where the engine tells its experts, `engine/equal_experts`, the share that the trainer chose too.
+        probed: of the last probe: `engine/gap`, the largest |engine - trainer| log-probability, in nats, and
+            `engine/mean_gap`, their mean; and of a mixture, where the engine tells its experts, `engine/equal_experts`,
+            the share that the trainer chose too.
         rollout_step: rollout steps that made the engine's weights.
     """
 
@@ -86,6 +89,7 @@ class Sampler:
         self._rollout_steps, self._ranks, self._probe, self._announce = rollout_steps, ranks, probe, announce
         self.probed: dict[str, float] = {}
         self.rollout_step = 0
+        self._warned = False
         self._resync: Callable[[], None] = lambda: None
 
     @property
@@ -122,24 +126,53 @@ class Sampler:
         """
         self._resync = partial(self.sync, policy, rollout_step, prompt, logprobs)
         self.rollout_step = rollout_step
-        reshard(policy)
-        self.engine.update_weights(merged_named_tensors(policy.model, self._probe.dtype), rollout_step)
+        self._hand_over(policy)
         if self.engine.copies_weights and self._probe.tokens:
             self._check(policy, prompt(), logprobs)
 
+    def _hand_over(self, policy: Policy) -> None:
+        reshard(policy)
+        self.engine.update_weights(merged_named_tensors(policy.model, self._probe.dtype), self.rollout_step)
+
     def _check(self, policy: Policy, prompt: RenderedPrompt, logprobs: Logprobs) -> None:
-        """Compare greedy log-probabilities of one prompt with the trainer's; see `rollout.probe`."""
+        """See that engine and trainer agree; where they do not, hand the weights over once more and look again."""
+        probe = self._probe
+        limits = gap_limits(probe.dtype, probe.mean, probe.largest)
+        gap = self._gap(policy, prompt, logprobs)
+        if not gap.within(limits):
+            found = f"log-probabilities differ by {gap.mean:.2e} nats on average and by up to {gap.largest:.2e}"
+            log.warning("Rollout step %d: the engine's %s: it gets the weights again.", self.rollout_step, found)
+            self._announce("engine_fault", error=found)
+            self._hand_over(policy)
+            gap = self._gap(policy, prompt, logprobs)
+            check_gap(gap, limits, self.rollout_step, probe.dtype)
+        if gap.largest > limits.mean and not self._warned:
+            self._warned = True
+            log.warning(
+                "Rollout step %d: the engine's log-probability of a token differs from the trainer's by %.2g nats, by "
+                "%.2g on average: rounding (%s), or weights that did not arrive. The run goes on; "
+                "engine/gap and engine/mean_gap show all steps. This is said once.",
+                self.rollout_step,
+                gap.largest,
+                gap.mean,
+                probe.dtype,
+            )
+
+    def _gap(self, policy: Policy, prompt: RenderedPrompt, logprobs: Logprobs) -> Gap:
+        """Greedy log-probabilities of one prompt, the engine's against the trainer's; on all ranks the same."""
         ids = prompt.prompt_ids.cpu()
         ((completion,),) = self.engine.generate([ids], probe_params(self.params, self._probe.tokens), [0])
         group = probe_group(ids, completion)
         with nullcontext() if completion.experts is None else choices_recorded(policy.model) as chosen:
             found = logprobs(group)
-        gap = float(self._ranks.max((found - group.rollout_logprobs.to(found.device)).abs().max()))
-        self.probed = {"engine/gap": gap}
+        gaps = (found - group.rollout_logprobs.to(found.device)).abs().double()
+        total, count = self._ranks.sum(torch.stack([gaps.sum(), torch.tensor(len(gaps)).to(gaps)])).tolist()
+        gap = Gap(total / count, float(self._ranks.max(gaps.max())))
+        self.probed = {"engine/gap": gap.largest, "engine/mean_gap": gap.mean}
         if chosen and completion.experts is not None:
             share = torch.tensor(share_of_equal_choices(chosen, completion.experts))
             self.probed["engine/equal_experts"] = float(self._ranks.min(share))
-        check_gap(gap, self.rollout_step, self._probe.dtype, self._probe.tolerance)
+        return gap
 
     def sample(self, prompts: Sequence[RenderedPrompt]) -> list[ScoredGroup]:
         """Scored completions of this rank's prompts; every rank calls this equally often.

@@ -118,7 +118,9 @@ class UpdateSettings:
             does with the others. The gradient is the same.
         probe_tokens: tokens by which an engine is compared with the policy, at the start, or with weights of its own
             after every update; 0: off.
-        probe_tolerance: largest difference of their log-probabilities, in nats; None: by the type (`rollout.probe`).
+        probe_mean_tolerance: most that their log-probabilities may differ by on average, in nats; None: by the type
+            (`rollout.probe`).
+        probe_tolerance: likewise, of any token.
         max_bad_steps: optimizer steps in a row whose loss or gradient is not finite, which end the run; fewer are
             skipped.
         save_bad_steps: minibatches of such steps that are saved in the run folder, on each rank.
@@ -132,6 +134,7 @@ class UpdateSettings:
     old_logprobs: OldLogprobs = "auto"
     zero_advantage: ZeroAdvantage = "skip"
     probe_tokens: int = 16
+    probe_mean_tolerance: float | None = None
     probe_tolerance: float | None = None
     max_bad_steps: int = 3
     save_bad_steps: int = 3
@@ -145,6 +148,8 @@ class UpdateSettings:
             ("zero_advantage", self.zero_advantage in get_args(ZeroAdvantage), f"one of {get_args(ZeroAdvantage)}"),
             ("probe_tokens", self.probe_tokens >= 0, "at least 0"),
             ("save_bad_steps", self.save_bad_steps >= 0, "at least 0"),
-            ("probe_tolerance", self.probe_tolerance is None or self.probe_tolerance > 0, "null or more than 0"),
         ]
+        for name in ("probe_mean_tolerance", "probe_tolerance"):
+            value = getattr(self, name)
+            rules.append((name, value is None or value > 0, "null or more than 0"))
         check_fields("updates", self, rules)

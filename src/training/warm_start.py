@@ -189,6 +189,7 @@ class NoEngine:
     copies_weights = False
     ranks_per_engine = 1
     weights_version = 0
+    context = None
 
     def generate(self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]) -> NoReturn:
         """Refuse.

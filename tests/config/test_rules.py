@@ -24,6 +24,7 @@ CHOICES = [f"{group}={file.stem}" for group in GROUPS for file in sorted((ROOT /
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_config_of_a_group_passes(choice):
     needed = ["reward.functions={count: builtins.len}"] if choice == "reward=python" else []
+    needed += ["trainer.devices=4"] if choice.startswith("rollout=vllm_tp") else []
     check_config(train_config(Path(), choice, *needed, "dry_run=true"))  # no GPU, no vLLM
 
 
@@ -67,7 +68,9 @@ def test_evaluations_pass():
         (["rollout=vllm", "updates.old_logprobs=sampler"], "old_logprobs=sampler needs rollout=native"),
         (["updates.zero_advantage=drop"], "updates.zero_advantage: expected 'skip' or 'score' or"),
         (["algorithm=rest_kl", "algorithm.loss.denominator=with_advantage"], "denominator: expected all with kl_coef"),
-        (["rollout=vllm", "rollout.gpu_memory_utilization=90"], "gpu_memory_utilization: expected in"),
+        (["rollout=vllm", "rollout.gpu_memory_utilization=90"], "gpu_memory_utilization: expected null or in"),
+        (["rollout=vllm", "rollout.max_num_seqs=0"], "max_num_seqs: expected null or at least 1"),
+        (["rollout=vllm", "rollout.sleep_level=3"], "sleep_level: expected 1 or 2, found 3"),
         (["rollout=vllm", "rollout.tensor_parallel_size=2"], "expected a divisor of the 1 ranks of a node"),
         (["rollout=vllm_server", "rollout.url=gpu7:8000"], "rollout.url: expected http://HOST:PORT"),
         (["+data.path=x.json"], "data.path: the chosen corpus reads no 'x.json'. Choose one that does with data=NAME"),
@@ -144,14 +147,22 @@ def test_prompt_and_completion_must_fit_the_model():
         check_lengths(config, 1099)
 
 
-def test_benchmarks_must_fit_the_model_and_the_engine():
-    config = train_config(Path(), "rollout=vllm", "rollout.max_model_len=1024")
-    with pytest.raises(ConfigError, match=r"rollout\.max_model_len=1024 is less than the model's 2048 positions"):
-        check_lengths(config, 2048)
-    check_lengths(config, 1024)
-    check_lengths(train_config(Path(), "rollout=vllm", "rollout.max_model_len=1024", "benchmark=[]"), 2048)
-    with pytest.raises(ConfigError, match=r"callbacks\.benchmark\.max_new_tokens=2000 leaves no room"):
-        check_lengths(train_config(Path(), "callbacks.benchmark.max_new_tokens=2000"), 2000)
+@pytest.mark.parametrize(
+    ("override", "positions", "where"),
+    [
+        ("callbacks.benchmark.context=700", 4096, "callbacks.benchmark.context, 700"),
+        ("rollout.max_model_len=700", 4096, "rollout.max_model_len, 700"),
+        ("benchmark=[synthetic]", 700, "the model's positions, 700"),
+    ],
+)
+def test_benchmarks_need_room_for_a_prompt(override, positions, where):
+    config = train_config(Path(), "rollout=vllm", "callbacks.benchmark.max_new_tokens=699", override)
+    check_lengths(config, positions)
+    config.callbacks.benchmark.max_new_tokens = 700
+    with pytest.raises(ConfigError, match=f"max_new_tokens=700 leaves no room for a benchmark's prompt in {where} tok"):
+        check_lengths(config, positions)
+    config.benchmark = {}
+    check_lengths(config, positions)
 
 
 def test_updates_must_not_be_lost_in_bfloat16():

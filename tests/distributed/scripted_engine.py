@@ -20,6 +20,7 @@ class ScriptedEngine:
     copies_weights = False
     ranks_per_engine = 1
     weights_version = 0
+    context = None
 
     def generate(
         self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]

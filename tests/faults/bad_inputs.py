@@ -440,7 +440,9 @@ BAD_INPUTS: Mapping[str, Builder] = {
     "more ranks than prompts": config("trainer=fsdp_cpu", "trainer.devices=17"),
     "prompt and completion longer than the model's context": policy("data.max_prompt_tokens=9000"),
     "completions longer than vLLM's context": config("rollout=vllm", "rollout.max_model_len=500"),
-    "benchmarks with a larger context than the engine": policy("rollout=vllm", "rollout.max_model_len=1024"),
+    "benchmarks' answers as long as vLLM's context": policy(
+        "rollout=vllm", "rollout.max_model_len=600", "callbacks.benchmark.max_new_tokens=600"
+    ),
     "sampling that vLLM has no log-probabilities for": config(
         "rollout=vllm", "sampling.temperature=0.7", "rollout.logprobs_mode=raw_logprobs"
     ),

@@ -134,6 +134,10 @@ class Recorded:
     def weights_version(self) -> int:
         return self._engine.weights_version
 
+    @property
+    def context(self) -> int | None:
+        return self._engine.context
+
     def generate(
         self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
     ) -> list[list[Completion]]:

@@ -91,7 +91,7 @@ class Scripted:
 class Forced:
     """An engine that says what it is told to, and remembers what it was asked."""
 
-    copies_weights, ranks_per_engine, weights_version = False, 1, 0
+    copies_weights, ranks_per_engine, weights_version, context = False, 1, 0, None
 
     def __init__(self, answers: Sequence[Sequence[Tensor]]) -> None:
         """Answers of each call, in the order of its prompts and of their completions."""

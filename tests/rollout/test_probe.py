@@ -5,7 +5,7 @@ import torch
 
 from src.rollout.engine import Completion, SamplingParams
 from src.rollout.native import engine as native
-from src.rollout.probe import EngineMismatchError, check_gap, probe_group, probe_params
+from src.rollout.probe import EngineMismatchError, Gap, check_gap, gap_limits, probe_group, probe_params
 from src.train import train
 from tests.conftest import HARDLY_VALIDATED, SMALL, train_config
 
@@ -22,13 +22,26 @@ COPY = (
 )
 
 
-def test_tolerance_by_type():
-    check_gap(9e-5, 3, torch.float32)
-    check_gap(0.2, 3, torch.bfloat16)
-    check_gap(0.2, 3, torch.float32, tolerance=0.3)
-    for gap, dtype in ((2e-4, torch.float32), (0.3, torch.bfloat16), (float("nan"), torch.float32)):
-        with pytest.raises(EngineMismatchError, match=r"rollout step 3: .*lm_head.*updates\.probe_tolerance"):
-            check_gap(gap, 3, dtype)
+def test_limits_by_type():
+    assert gap_limits(torch.float32) == gap_limits(torch.float64) == (1e-4, 1e-4)
+    assert gap_limits(torch.bfloat16) == gap_limits(torch.float16) == (0.1, 1.0)
+    assert gap_limits(torch.bfloat16, mean=0.2) == (0.2, 1.0)
+    assert gap_limits(torch.bfloat16, largest=3.0) == (0.1, 3.0)
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize("gap", [(0.0, 0.0), (0.1, 0.1), (0.07, 1.0)])
+def test_a_few_near_ties_pass(gap):
+    check_gap(Gap(*gap), gap_limits(torch.bfloat16), 3, torch.bfloat16)
+
+
+@pytest.mark.parametrize("gap", [(0.11, 0.2), (0.08, 1.1), (NAN, 0.0), (0.0, NAN), (NAN, NAN)])
+def test_what_is_wrong_on_average_or_by_much_does_not(gap):
+    message = rf"rollout step 3: .* by {gap[0]:.2e} nats on average and by up to {gap[1]:.2e}, .*lm_head.*probe_tolera"
+    with pytest.raises(EngineMismatchError, match=message.replace("+", r"\+")):
+        check_gap(Gap(*gap), gap_limits(torch.bfloat16), 3, torch.bfloat16)
 
 
 def test_a_probe_is_greedy_and_its_group_is_the_completion():

@@ -85,6 +85,7 @@ class FakeEngine:
     """
 
     ranks_per_engine = 1
+    context = None
 
     def __init__(
         self, tokens: Sequence[int], logprob: float = -1.0, *, copies_weights: bool = False, failures: int = 0

@@ -81,14 +81,62 @@ def test_validation_is_greedy(parts):
 
 def test_an_engine_with_weights_of_its_own_is_compared_with_the_policy(parts):
     engine = FakeEngine([5, 6], logprob=-1.0, copies_weights=True)
-    sampler, _ = build(parts, engine, probe=Probe(tokens=2, tolerance=0.01))
+    sampler, _ = build(parts, engine, probe=Probe(tokens=2))
     sync(sampler, 0, parts, logprob=-1.0)
-    assert sampler.probed == {"engine/gap": 0.0}
-    with pytest.raises(EngineMismatchError, match=r"rollout step 1: .* by up to 5\.00e-01"):
+    assert sampler.probed == {"engine/gap": 0.0, "engine/mean_gap": 0.0} and engine.events == ["weights 0"]
+    with pytest.raises(EngineMismatchError, match=r"rollout step 1: .* 5\.00e-01 nats on average .* up to 5\.00e-01"):
         sync(sampler, 1, parts, logprob=-1.5)
+    assert engine.events == ["weights 0", "weights 1", "weights 1"]
     trusted, _ = build(parts, FakeEngine([5], copies_weights=True))
     sync(trusted, 0, parts, logprob=-9.0)
     assert trusted.probed == {}
+
+
+class LateEngine(FakeEngine):
+    """Takes new weights at the second hand-over only; `logprobs` are those of each hand-over's completions."""
+
+    def __init__(self, logprobs):
+        super().__init__([5, 6, 7, 8], copies_weights=True)
+        self.logprobs = logprobs
+
+    def update_weights(self, named_tensors, version):
+        super().update_weights(named_tensors, version)
+        self.logprob = self.logprobs.pop(0)
+
+
+def test_weights_that_did_not_arrive_are_handed_over_once_more(parts, caplog):
+    """Of stale weights all tokens are off by 0.4 nats; 0.1 on average are accepted in half precision."""
+    engine = LateEngine([-1.4, -1.0])
+    sampler, told = build(parts, engine, probe=Probe(tokens=4, dtype=torch.bfloat16))
+    sync(sampler, 3, parts)
+    assert engine.events == ["weights 3", "weights 3"] and sampler.probed["engine/gap"] == 0.0
+    found = "log-probabilities differ by 4.00e-01 nats on average and by up to 4.00e-01"
+    assert told.events == [("engine_fault", {"error": found})]
+    assert caplog.messages == [f"Rollout step 3: the engine's {found}: it gets the weights again."]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_stale_weights_stop_the_run(parts, dtype):
+    engine = LateEngine([-1.2, -1.2])
+    sampler, _ = build(parts, engine, probe=Probe(tokens=4, dtype=dtype))
+    with pytest.raises(EngineMismatchError, match=r"rollout step 3: .* also after a second hand-over"):
+        sync(sampler, 3, parts)
+    assert not engine.logprobs
+
+
+def test_near_ties_are_told_of_once(parts, caplog):
+    """One of four tokens is off by 0.36 nats: 0.09 on average."""
+    engine = FakeEngine([5, 6, 7, 8], copies_weights=True)
+    sampler, told = build(parts, engine, probe=Probe(tokens=4, dtype=torch.bfloat16))
+    found = torch.tensor([-1.0, -1.36, -1.0, -1.0])
+    for step in (1, 2):
+        sampler.sync(FakePolicy([0.0]), step, lambda: parts[2][0], lambda group: found)
+    assert sampler.probed == pytest.approx({"engine/gap": 0.36, "engine/mean_gap": 0.09})
+    assert engine.events == ["weights 1", "weights 2"] and not told.events
+    (message,) = caplog.messages
+    assert message.startswith(
+        "Rollout step 1: the engine's log-probability of a token differs from the trainer's by 0.36"
+    )
 
 
 def test_an_engine_that_fails_once_gets_the_weights_again(parts):

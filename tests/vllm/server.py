@@ -47,7 +47,8 @@ class VllmServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, wait: bool = True) -> None:
-        environment = os.environ | {"VLLM_SERVER_DEV_MODE": "1", "OMP_NUM_THREADS": "1"}
+        settings = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", "OMP_NUM_THREADS": "1"}
+        environment = os.environ | settings
         with self._log.open("ab") as output:
             self._process = subprocess.Popen(
                 self._command, env=environment, stdout=output, stderr=subprocess.STDOUT, process_group=0

@@ -121,5 +121,7 @@ def test_a_server_that_is_gone_ends_the_run_with_what_to_do(
     with pytest.raises(ServerError, match="serve the architecture of"):
         engine.update_weights(other, 1)
     server.kill()
-    with pytest.raises(ServerLostError, match=r"Tried \d+ times.*timeout_s=3.*VLLM_SERVER_DEV_MODE=1 vllm serve"):
+    with pytest.raises(
+        ServerLostError, match=r"Tried \d+ times.*timeout_s=3.*VLLM_SERVER_DEV_MODE=1 VLLM_NO_USAGE_STATS=1 vllm serve"
+    ):
         engine.generate(PROMPTS, SAMPLED, [1, 2, 3])

@@ -138,6 +138,11 @@ class NativeEngine:
             self._model = cast(PreTrainedModel, given)
         return self._model
 
+    @property
+    def context(self) -> int | None:
+        """The model's positions."""
+        return positions_of(self.model.config)
+
     def generate(
         self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
     ) -> list[list[Completion]]:

@@ -11,7 +11,7 @@ import os
 import random
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -26,24 +26,28 @@ from src.rollout.vllm.requests import (
     LogprobsMode,
     check_mode,
     check_request,
+    check_size,
     completion,
     require_vllm,
     sampling_fields,
 )
 from src.runs.folder import GIB
 
+_SHARE, _SEQUENCES = 0.45, 256
+
 
 def vllm_engine(
     source: EngineSource,
     *,
-    gpu_memory_utilization: float = 0.45,
+    gpu_memory_utilization: float | None = None,
     kv_cache_gib: float | None = None,
     max_model_len: int | None = None,
-    max_num_seqs: int = 256,
+    max_num_seqs: int | None = None,
     tensor_parallel_size: int = 1,
     enforce_eager: bool = False,
     enable_prefix_caching: bool = True,
     sleep: bool | None = None,
+    sleep_level: Literal[1, 2] = 2,
     logprobs_mode: LogprobsMode = "processed_logprobs",
     load_format: str = "dummy",
     engine_args: Mapping[str, Any] | None = None,
@@ -52,14 +56,16 @@ def vllm_engine(
 
     Args:
         source: its architecture and type; the weights come with `update_weights`.
-        gpu_memory_utilization: share of the device's memory for weights, activations and cache together.
+        gpu_memory_utilization: share of the device's memory for weights, activations and cache together; None: 0.45. A
+            training's memory plan gives another (`wings.memory.colocation`).
         kv_cache_gib: GiB for the key/value cache alone, in place of that share; needed on a CPU, where it is 1 if null.
-        max_model_len: most tokens of prompt and completion; null: the model's positions.
-        max_num_seqs: completions that decode together.
+        max_model_len: most tokens of prompt and completion; None: `source.longest`.
+        max_num_seqs: completions that decode together; None: 256, or as the memory plan says.
         tensor_parallel_size: consecutive ranks that are one engine.
         enforce_eager: no CUDA graphs: less memory and a faster start, slower decoding.
         enable_prefix_caching: a prompt's completions share its keys and values.
-        sleep: give weights and cache back from `release_memory` to `update_weights`; null: on a GPU.
+        sleep: give weights and cache back from `release_memory` to `update_weights`; None: on a GPU.
+        sleep_level: 2 drops the weights, 1 keeps a copy in host memory.
         logprobs_mode: see `check_request`.
         load_format: of the weights before the first update; `dummy` reads none.
         engine_args: further arguments of `vllm.LLM`, unchanged.
@@ -75,8 +81,7 @@ def vllm_engine(
         raise ConfigError(
             "rollout.sleep=true: expected an accelerator, found none; vLLM cannot sleep on a CPU. Set it to null."
         )
-    if not 0 < gpu_memory_utilization <= 1:
-        raise ConfigError(f"rollout.gpu_memory_utilization: expected in (0, 1], found {gpu_memory_utilization}.")
+    check_size(gpu_memory_utilization, max_num_seqs)
     if tensor_parallel_size < 1:
         raise ConfigError(f"rollout.tensor_parallel_size: expected at least 1, found {tensor_parallel_size}.")
     if kv_cache_gib is None and not on_gpu:
@@ -85,10 +90,10 @@ def vllm_engine(
         "model": source.folder,
         "dtype": str(source.dtype).removeprefix("torch."),
         "trust_remote_code": source.trust_remote_code,
-        "gpu_memory_utilization": gpu_memory_utilization,
+        "gpu_memory_utilization": _SHARE if gpu_memory_utilization is None else gpu_memory_utilization,
         "kv_cache_memory_bytes": None if kv_cache_gib is None else int(kv_cache_gib * GIB),
-        "max_model_len": max_model_len,
-        "max_num_seqs": max_num_seqs,
+        "max_model_len": source.longest if max_model_len is None else max_model_len,
+        "max_num_seqs": max_num_seqs or _SEQUENCES,
         "tensor_parallel_size": tensor_parallel_size,
         "enforce_eager": enforce_eager,
         "enable_prefix_caching": enable_prefix_caching,
@@ -102,7 +107,7 @@ def vllm_engine(
         arguments["hf_overrides"] = {"quantization_config": None}
     if not on_gpu:  # after a prompt in pieces vLLM rewinds its request's generator, which those of a CPU cannot
         arguments["enable_chunked_prefill"] = False
-    return VllmEngine(arguments | dict(engine_args or {}), source.model)
+    return VllmEngine(arguments | dict(engine_args or {}), source.model, sleep_level)
 
 
 class VllmEngine:
@@ -111,10 +116,11 @@ class VllmEngine:
     Args:
         arguments: of `vllm.LLM`.
         model: whose weights it gets; tells their names on the hub, which vLLM reads.
+        sleep_level: see `vllm_engine`.
     """
 
-    def __init__(self, arguments: Mapping[str, Any], model: PreTrainedModel) -> None:
-        self._arguments, self._model = dict(arguments), model
+    def __init__(self, arguments: Mapping[str, Any], model: PreTrainedModel, sleep_level: Literal[1, 2] = 2) -> None:
+        self._arguments, self._model, self._sleep_level = dict(arguments), model, sleep_level
         self.copies_weights = True  # vLLM lays weights out in its own way
         self.ranks_per_engine = int(arguments["tensor_parallel_size"])
         self._llm: Any = None
@@ -123,6 +129,11 @@ class VllmEngine:
         self._has_weights = arguments["load_format"] != "dummy"
         self._asleep = False
         self._owns_group = False
+
+    @property
+    def context(self) -> int:
+        """The engine's own `max_model_len`."""
+        return int(self._engine().model_config.max_model_len)
 
     def generate(
         self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
@@ -144,7 +155,7 @@ class VllmEngine:
             params,
             seeds,
             logprobs_mode=self._arguments["logprobs_mode"],
-            max_model_len=llm.model_config.max_model_len,
+            max_model_len=self.context,
         )
         own = [(tuple(prompt.tolist()), seed) for prompt, seed in zip(prompts, seeds, strict=True)]
         requests = self._all_requests(own, params)
@@ -201,7 +212,7 @@ class VllmEngine:
         if self._llm is None or self._asleep or not self._arguments["enable_sleep_mode"]:
             return
         self._has_weights = False
-        self._llm.sleep(level=2)
+        self._llm.sleep(level=self._sleep_level)
         self._asleep = True
 
     def close(self) -> None:
@@ -225,6 +236,7 @@ class VllmEngine:
             # An engine process of its own could not read the tensors that update_weights passes on.
             os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
             os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+            os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
             from vllm import LLM
 
             arguments = dict(self._arguments)
@@ -294,16 +306,20 @@ def _shut_down_within_group(client: Any) -> None:
 
 @contextmanager
 def process_state_kept() -> Iterator[None]:
-    """Put back the random states and the number of threads, and torch's way to set it.
+    """Keep trainer and vLLM apart: autocast is off inside, and random states and threads are put back behind it.
 
     vLLM seeds all generators when it starts, draws from them at every step, and leaves torch with one thread (on a CPU
     also without `torch.set_num_threads`): the trainer would draw other numbers than with another engine, and compute
-    slowly.
+    slowly. Lightning's autocast would round what vLLM computes in float32, a mixture's router for one.
     """
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     python, numpy = random.getstate(), np.random.get_state()
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     try:
-        with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []):
+        with (
+            torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_available() else []),
+            torch.autocast("cpu" if here is None else here.type, enabled=False),
+        ):
             yield
     finally:
         random.setstate(python)

@@ -29,6 +29,18 @@ def check_mode(mode: str) -> None:
         raise ConfigError(f"rollout.logprobs_mode: expected one of {get_args(LogprobsMode)}, found '{mode}'.")
 
 
+def check_size(share: float | None, sequences: int | None) -> None:
+    """Refuse a `rollout.gpu_memory_utilization` or `rollout.max_num_seqs` that no engine can have.
+
+    Raises:
+        ConfigError: names the key.
+    """
+    if share is not None and not 0 < share <= 1:
+        raise ConfigError(f"rollout.gpu_memory_utilization: expected null or in (0, 1], found {share}.")
+    if sequences is not None and sequences < 1:
+        raise ConfigError(f"rollout.max_num_seqs: expected null or at least 1, found {sequences}.")
+
+
 def check_request(
     prompts: Sequence[Tensor],
     params: SamplingParams,

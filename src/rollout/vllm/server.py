@@ -83,8 +83,9 @@ class VllmServerEngine:
                 raise ConfigError(f"rollout.{name}: expected above 0, found {value}.")
         dtype = str(source.dtype).removeprefix("torch.")
         start_command = (
-            f"VLLM_SERVER_DEV_MODE=1 vllm serve {source.folder} --tokens-only --dtype {dtype} "
+            f"VLLM_SERVER_DEV_MODE=1 VLLM_NO_USAGE_STATS=1 vllm serve {source.folder} --tokens-only --dtype {dtype} "
             f"--logprobs-mode {logprobs_mode} --load-format dummy"
+            + ("" if source.longest is None else f" --max-model-len {source.longest}")
         )
         self.copies_weights, self.ranks_per_engine = True, 1  # the server has its own; every rank asks for itself
         self.weights_version = -1
@@ -95,6 +96,14 @@ class VllmServerEngine:
         self._folder = WeightsFolder(Path(weights_dir).resolve(), source.dtype, shard_bytes=int(shard_gib * GIB))
         self._max_model_len: int | None = None
         self._weights: Path | None = None
+
+    @property
+    def context(self) -> int:
+        """The server's `--max-model-len`."""
+        if self._max_model_len is None:
+            self._client.patiently(self._check_server)
+        assert self._max_model_len is not None
+        return self._max_model_len
 
     def generate(
         self, prompts: Sequence[Tensor], params: SamplingParams, seeds: Sequence[int]
@@ -112,7 +121,7 @@ class VllmServerEngine:
         if self._weights is None:
             raise RuntimeError("generate: the vLLM server has no weights of this run. Call update_weights first.")
         weights = self._weights
-        check_request(prompts, params, seeds, logprobs_mode=self._logprobs_mode, max_model_len=self._context())
+        check_request(prompts, params, seeds, logprobs_mode=self._logprobs_mode, max_model_len=self.context)
         answers: dict[int, list[Completion]] = {}
 
         def ask() -> None:
@@ -169,13 +178,6 @@ class VllmServerEngine:
     def close(self) -> None:
         """Close the connections; the server runs on, and keeps the last weights."""
         self._client.close()
-
-    def _context(self) -> int:
-        """Most tokens of prompt and completion that the server takes."""
-        if self._max_model_len is None:
-            self._client.patiently(self._check_server)
-        assert self._max_model_len is not None
-        return self._max_model_len
 
     def _check_server(self) -> None:
         """See that the server has the policy's architecture and type, and the right log-probabilities."""

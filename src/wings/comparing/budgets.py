@@ -16,6 +16,7 @@ _FREE_IN_BUDGET = (
     *("data.num_workers", "data.val_batch_size", "updates.max_row_tokens"),
     *(
         "updates.probe_tokens",
+        "updates.probe_mean_tolerance",
         "updates.probe_tolerance",
         "updates.zero_advantage",
         "prompt.cache_dir",

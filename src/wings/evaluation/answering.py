@@ -26,7 +26,7 @@ from src.protocol.dialogue import ChatPrompt, Message, OpenPrompt, TurnExample
 from src.protocol.output_format import Reading
 from src.protocol.regions import read_completion
 from src.protocol.token_bytes import TokenBytes
-from src.rollout.engine import EngineSource, RolloutEngine, SamplingParams
+from src.rollout.engine import EngineSource, RolloutEngine, SamplingParams, shortest
 from src.rollout.episodes import EpisodeLimits, Player
 from src.rollout.history import PlayedEpisode
 from src.wings.evaluation.resolving import ModelSource, load_source, resolve_model
@@ -63,7 +63,7 @@ class GenerationSettings:
         Raises:
             ValueError: a context beyond the model's positions.
         """
-        positions = context_of(model)
+        positions = positions_of(model.config)
         if self.context is not None and positions is not None and self.context > positions:
             raise ConfigError(f"generation.context: expected at most the model's {positions}, found {self.context}.")
         context = positions if self.context is None else self.context
@@ -112,8 +112,8 @@ class EngineGenerate:
         table: the tokenizer's tokens as bytes.
         stop_token_ids: end-of-turn tokens.
         max_new_tokens: longest answer.
-        context: most tokens of prompt and answer together (the model's positions), or None for no limit. An answer is
-            cut where it ends; a prompt that leaves no room is not answered.
+        context: most tokens of prompt and answer together; None: as many as the engine takes, which is the limit in
+            any case. An answer is cut where it ends; a prompt that leaves no room is not answered.
         batch_size: prompts that go to the engine at once, and that are lost if the run is interrupted.
         sampling: temperature, top_p and top_k; None: greedy, which draws no random number.
         seed: of the first answer; each further one has the next.
@@ -143,7 +143,7 @@ class EngineGenerate:
             max_new_tokens=max_new_tokens,
             stop_token_ids=stop_token_ids,
         )
-        self.context = context
+        self.context = shortest(context, engine.context)
         self._batch_size = batch_size
         self._seeds: Iterator[int] = repeat(0) if sampling is None else count(seed)
 
@@ -229,7 +229,8 @@ def start_engine(
     loaded.model.to(device)  # type: ignore[arg-type]
     max_new_tokens, context = settings.limits(loaded.model)
     renderer = PromptRenderer(loaded.tokenizer, **OmegaConf.to_container(config.prompt))  # type: ignore[arg-type]
-    engine: RolloutEngine = instantiate(config.rollout)(EngineSource.of(loaded.model, source.policy, cache=cache))
+    for_engine = EngineSource.of(loaded.model, source.policy, cache=cache, longest=context)
+    engine: RolloutEngine = instantiate(config.rollout)(for_engine)
     engine.update_weights(merged_named_tensors(loaded.model), 0)
     check_engine(engine, loaded.model)
     return EngineGenerate(
@@ -243,8 +244,3 @@ def start_engine(
         sampling=sampling,
         seed=config.seed,
     )
-
-
-def context_of(model: PreTrainedModel) -> int | None:
-    """Most tokens of prompt and answer together that the model has positions for, or None without such a limit."""
-    return positions_of(model.config)

@@ -15,7 +15,7 @@ from lightning import LightningModule, Trainer
 
 from src.errors import ConfigError
 from src.training.step import RolloutCallback, RolloutStep, Training, rollout_callbacks
-from src.wings.evaluation.answering import EngineGenerate, context_of
+from src.wings.evaluation.answering import EngineGenerate
 from src.wings.evaluation.benchmark import UNPARSED, Benchmark, EvalReport, Ranks, Subset, prepared
 from src.wings.evaluation.evaluation_folder import RecordStore
 
@@ -35,6 +35,7 @@ class BenchmarkCallback(RolloutCallback):
         subset: samples of each benchmark, a seeded choice stratified by category; None: all.
         seed: of that choice.
         max_new_tokens: longest answer.
+        context: most tokens of prompt and answer together; None: as many as the engine takes.
         batch_size: prompts that go to the rollout engine at once.
         folder: `<folder>/<benchmark>/step_<rollout step>.jsonl` gets the samples' records; None: they are not kept.
 
@@ -56,6 +57,7 @@ class BenchmarkCallback(RolloutCallback):
         subset: int | None = None,
         seed: int = 0,
         max_new_tokens: int = 2048,
+        context: int | None = None,
         batch_size: int = 256,
         folder: str | None = None,
     ) -> None:
@@ -63,14 +65,14 @@ class BenchmarkCallback(RolloutCallback):
             raise ConfigError(
                 f"callbacks.benchmark.every_n_rollout_steps: expected at least 1, found {every_n_rollout_steps}."
             )
-        for name, value in (("subset", subset), ("batch_size", batch_size)):
+        for name, value in (("subset", subset), ("context", context), ("batch_size", batch_size)):
             if value is not None and value < 1:
                 raise ConfigError(f"callbacks.benchmark.{name}: expected at least 1, found {value}.")
         self._benchmarks = [benchmark for benchmark in benchmarks.values() if benchmark is not None]
         self._every = every_n_rollout_steps
         self._at_start, self._at_end = at_start, at_end
         self._subset = None if subset is None else Subset(subset, seed)
-        self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
+        self._max_new_tokens, self._context, self._batch_size = max_new_tokens, context, batch_size
         self._folder = None if folder is None else Path(folder)
         self.first: dict[str, float] = {}
         self.latest: dict[str, float] = {}
@@ -118,7 +120,7 @@ class BenchmarkCallback(RolloutCallback):
             module.sampler.collector.table,
             module.sampler.params.stop_token_ids,
             max_new_tokens=self._max_new_tokens,
-            context=context_of(module.policy.model),
+            context=self._context,
             batch_size=self._batch_size,
         )
         scores: dict[str, float] = {}

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from src.runs.folder import GIB
+from src.wings.memory.engine_room import EngineRoom
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -84,6 +85,7 @@ class MemoryPlan:
         host_capacity: of the node.
         assumptions: lines on what was counted.
         bounds: lines on what was bounded instead.
+        engine: of vLLM in the trainer's processes.
     """
 
     parts: tuple[MemoryPart, ...]
@@ -92,6 +94,7 @@ class MemoryPlan:
     host_capacity: Capacity = Capacity(None, "")
     assumptions: tuple[str, ...] = ()
     bounds: tuple[str, ...] = ()
+    engine: EngineRoom | None = None
 
     @property
     def phases(self) -> dict[Phase, int]:
@@ -119,6 +122,11 @@ class MemoryPlan:
 
     @property
     def fits(self) -> bool:
+        """Whether device and host have what is predicted, and an engine starts, as far as that is known."""
+        return self.has_room and (self.engine is None or self.engine.fits)
+
+    @property
+    def has_room(self) -> bool:
         """Whether device and host have what is predicted, as far as that is known."""
         sides = ((self.peak, self.capacity), (self.host, self.host_capacity))
         return all(capacity.bytes is None or needed <= capacity.bytes for needed, capacity in sides)
@@ -196,8 +204,10 @@ def show_plan(plan: MemoryPlan, console: Console | None = None) -> None:
         listed = ", ".join(f"{part.name} {_gib(part.most)}" for part in plan.host_parts)
         lines += ["", f"Host memory of a node: {listed}; {_verdict(plan.host, plan.host_capacity)}"]
     lines += ["", f"Peak in '{plan.peak_phase}': {_verdict(plan.peak, plan.capacity)}"]
-    if not plan.fits:
+    if not plan.has_room:
         lines += [f"To change, by effect: {'; '.join(plan.changes())}"]
+    if plan.engine is not None:
+        lines += _engine_lines(plan.engine)
     (console or Console()).print(Group(table, Text("\n".join(lines))))
 
 
@@ -206,6 +216,17 @@ def _verdict(needed: int, capacity: Capacity) -> str:
         return f"{_gib(needed)} GiB; what there is, is not known ({capacity.source})."
     word = "fits" if needed <= capacity.bytes else "does not fit"
     return f"{_gib(needed)} GiB of {_gib(capacity.bytes)} GiB ({capacity.source}): {word}."
+
+
+def _engine_lines(engine: EngineRoom) -> list[str]:
+    available = engine.available
+    if available is None:
+        verdict = "whether it starts, is not known."
+    elif engine.fits:
+        verdict = f"starts, with room for {available // engine.token} tokens." if engine.token else "starts."
+    else:
+        verdict = f"does not start. To change: {engine.changes()}."
+    return [f"vLLM with rollout.max_num_seqs={engine.sequences}: {engine}: {verdict}"]
 
 
 def _gib(size: int) -> str:

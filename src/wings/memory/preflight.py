@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -14,13 +15,23 @@ from omegaconf import DictConfig
 from transformers import PretrainedConfig
 
 from src.config.checks import cache_file
+from src.config.lengths import engine_length
 from src.config.placement import Placement, placement, stored_dtype
 from src.errors import ConfigError
 from src.models.head.head import chunk_tokens
 from src.models.loading.architecture import ParameterCounts, load_architecture
 from src.models.loading.policy_config import PolicyConfig
+from src.models.structure import positions_of
 from src.rollout.engine import Cache, SamplingParams, needs_copy
 from src.runs.folder import GIB, check_room
+from src.wings.memory.colocation import (
+    cache_bytes,
+    free_share,
+    keeps_states,
+    profile_bytes,
+    sequences_at_once,
+)
+from src.wings.memory.engine_room import EngineRoom
 from src.wings.memory.plan import (
     Capacity,
     MemoryPart,
@@ -30,7 +41,7 @@ from src.wings.memory.plan import (
     resident_bytes,
     show_plan,
 )
-from src.wings.memory.rollout_parts import GenerationBatch, native_parts, vllm_parts
+from src.wings.memory.rollout_parts import GenerationBatch, at_rest, native_parts, vllm_parts
 from src.wings.memory.traces import MemoryTraces
 from src.wings.memory.training_parts import (
     ModelTraits,
@@ -91,6 +102,11 @@ class _Run:
         """Of a weight that gets gradients; adapters are float32."""
         return 4 if self.policy.lora is not None else self.stored.itemsize
 
+    @property
+    def plain(self) -> int:
+        """Weights of the model without adapters."""
+        return self.counts.total if self.policy.lora is None else self.counts.total - self.counts.trained
+
     def shapes(self, groups: int, prompt: int, completions: int, completion: int) -> tuple[RowShape, ...]:
         """The rows that can take most memory; see `longest_rows`."""
         budget = self.config.updates.max_row_tokens
@@ -101,6 +117,8 @@ class _Run:
 
 def preflight(config: DictConfig) -> bool:
     """Check that a training fits; a dry run shows the predicted memory instead.
+
+    What the config leaves to the plan of an engine beside the trainer is filled in.
 
     Returns:
         Whether to go on: False for a dry run.
@@ -114,6 +132,7 @@ def preflight(config: DictConfig) -> bool:
         return False
     try:
         plan = plan_memory(config)
+        _settle(config, plan)
         for line in plan.bounds:
             log.warning("%s", line)
         check_memory(plan)
@@ -124,6 +143,17 @@ def preflight(config: DictConfig) -> bool:
     if config.callbacks.get("checkpoint") is not None:
         check_disk(config)
     return True
+
+
+def _settle(config: DictConfig, plan: MemoryPlan) -> None:
+    """Give the engine beside the trainer the plan's settings where the config has null."""
+    if (engine := plan.engine) is None:
+        return
+    found = {"gpu_memory_utilization": engine.share, "max_num_seqs": engine.sequences}
+    for key, value in found.items():
+        if config.rollout.get(key) is None:
+            config.rollout[key] = value
+            log.info("rollout.%s=%g, as the memory plan leaves it.", key, value)
 
 
 def _completion_tokens(config: DictConfig) -> int:
@@ -170,9 +200,16 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
         reference=samples and config.algorithm.loss.kl_coef > 0,
         copies_weights=copies,
     )
-    run.traces.save()
     device, host = policy_parts(demand, place)
     parts += [*device, *engine]
+    room = None
+    if _is_beside(config.rollout):
+        room, beside = _engine_beside(run, parts, per_rank if samples else 0)
+        parts += beside
+        if len(beside) > 1 and config.rollout.get("sleep_level") == 1:
+            what = "a copy of vLLM's weights"
+            host = [*host, MemoryPart.always("engine asleep", what, room.weights, ("rollout.sleep_level=2",))]
+    run.traces.save()
     if not place.cuda:
         parts.append(heap_holes(parts))
     host = [replace(part, bytes={phase: size * run.on_node for phase, size in part.bytes.items()}) for part in host]
@@ -189,6 +226,7 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
             f"{'' if ways.rows == 'packed' else 'separate '}rows of up to {longest.tokens} tokens: prompts of "
             f"{group[0]}, {group[1]} completions of {group[2]}",
         ),
+        engine=room,
         bounds=tuple(_BOUNDED.format(run.architecture.model_type, reason) for reason in run.traces.bounded),
     )
 
@@ -201,6 +239,11 @@ def check_memory(plan: MemoryPlan) -> None:
     """
     if plan.fits:
         return
+    if plan.has_room and plan.engine is not None:
+        raise MemoryPlanError(
+            f"memory: vLLM will not start. It needs {plan.engine}. Change: {plan.engine.changes()}. dry_run=true shows "
+            "the whole plan; preflight.action=warn goes on all the same."
+        )
     phase = plan.peak_phase
     needed, capacity, parts = plan.peak, plan.capacity, plan.largest()
     where = f"a device in the phase '{phase}'"
@@ -259,25 +302,16 @@ def _engine_parts(run: _Run, prompts: int, right_cache: Cache | None) -> tuple[b
 
     `right_cache` is that of a native engine whose `rollout.cache` is `auto`.
     """
-    config, policy, traits, counts, place = run.config, run.policy, run.traits, run.counts, run.place
+    config, traits, counts, place = run.config, run.traits, run.counts, run.place
     rollout = config.rollout
     target = str(rollout.get("_target_", ""))
-    plain = counts.total if policy.lora is None else counts.total - counts.trained
-    computed = traits.autocast or traits.weights
+    plain, computed = run.plain, traits.autocast or traits.weights
     if target.endswith(".VllmServerEngine"):
         file = min(plain * computed.itemsize, int(float(rollout.shard_gib) * GIB))
         what = "gathered on the CPU before it is written"
         return True, [] if place.cuda else [MemoryPart("file of weights", what, {"handover": file})]
-    if "vllm" in target:
-        cache = rollout.get("kv_cache_gib") or (None if place.cuda else 1)
-        return True, vllm_parts(
-            cuda=place.cuda,
-            sleeps=place.cuda and rollout.get("sleep") is not False,
-            fraction=float(rollout.gpu_memory_utilization),
-            device_bytes=_capacity(config, place, 1).bytes,
-            weights=plain * computed.itemsize // rollout.tensor_parallel_size,
-            cache=None if cache is None else int(cache * GIB),
-        )
+    if _is_beside(rollout):
+        return True, []  # planned when all other parts are known
     owns = rollout.get("owns_model")
     if owns is None:
         stored = None if policy.four_bit else run.stored
@@ -314,6 +348,57 @@ def _engine_parts(run: _Run, prompts: int, right_cache: Cache | None) -> tuple[b
         own_cache=None if cache == "shared" else own_cache,
         recomputes=cache == "none",
     )
+
+
+def _is_beside(rollout: DictConfig) -> bool:
+    """Whether the engine is vLLM in the trainer's processes."""
+    target = str(rollout.get("_target_", ""))
+    return "vllm" in target and not target.endswith(".VllmServerEngine")
+
+
+def _engine_beside(run: _Run, others: Sequence[MemoryPart], prompts: int) -> tuple[EngineRoom, list[MemoryPart]]:
+    """An engine of vLLM beside the trainer: what it needs to start and gets, and its parts.
+
+    Args:
+        run: the run.
+        others: all other parts.
+        prompts: a rank samples for in a rollout step.
+    """
+    config, rollout, architecture = run.config, run.config.rollout, run.architecture
+    ranks, computed = int(rollout.tensor_parallel_size), run.traits.autocast or run.traits.weights
+    sleeps, device = run.place.cuda and rollout.get("sleep") is not False, _capacity(config, run.place, 1).bytes
+    batches = _batches(config, prompts)
+    asked = max(batch.prompts * (batch.sampling.n if batch.sampling.temperature else 1) for batch in batches)
+    share, sequences = rollout.gpu_memory_utilization, rollout.get("max_num_seqs") or sequences_at_once(ranks * asked)
+    length = rollout.get("max_model_len") or engine_length(config, positions_of(architecture)) or 0
+    state = 0
+    if keeps_states(architecture):
+        alone = replace(run.traits, rows="separate")
+        state = run.traces.cache(architecture, alone, RowShape(1, 1, 1, 1))
+    request, token = cache_bytes(architecture, length, ranks=ranks, number=computed.itemsize, state=state)
+    cache = rollout.get("kv_cache_gib") or (None if run.place.cuda else 1)
+    room = EngineRoom(
+        share=free_share([*others, at_rest()], device, sleeps=sleeps) if share is None else float(share),
+        sequences=sequences,
+        length=length,
+        weights=run.plain * computed.itemsize // ranks,
+        profile=profile_bytes(
+            architecture, sequences, ranks=ranks, tokens=rollout.get("engine_args", {}).get("max_num_batched_tokens")
+        ),
+        request=request,
+        token=token,
+        device=device,
+        cache=None if cache is None else int(cache * GIB),
+    )
+    parts = vllm_parts(
+        cuda=run.place.cuda,
+        sleeps=sleeps,
+        fraction=room.share,
+        device_bytes=device,
+        weights=room.weights,
+        cache=room.cache,
+    )
+    return room, parts
 
 
 def _batches(config: DictConfig, prompts: int) -> list[GenerationBatch]:

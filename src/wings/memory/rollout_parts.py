@@ -16,6 +16,8 @@ from src.wings.memory.plan import MemoryPart, Phase
 
 _SCORE_BYTES = 16  # of a query-key pair in decoding: scores, exponentials, shares and their conversion
 _AT_REST = GIB
+AWAKE: tuple[Phase, ...] = ("rollout", "scoring", "handover")
+"""Phases in which an engine that sleeps has its memory: callbacks may sample until the update begins."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +139,11 @@ def native_parts(
     ]
 
 
+def at_rest() -> MemoryPart:
+    """What vLLM on a GPU holds while it sleeps."""
+    return MemoryPart.always("engine at rest", "vLLM's graphs and buffers: a usual figure, not measured", _AT_REST)
+
+
 def vllm_parts(
     *, cuda: bool, sleeps: bool, fraction: float, device_bytes: int | None, weights: int, cache: int | None
 ) -> list[MemoryPart]:
@@ -155,8 +162,7 @@ def vllm_parts(
     if cache is None:
         what, keys = f"vLLM: {fraction:.0%} of the device", ("rollout.gpu_memory_utilization",)
         size = int(fraction * (device_bytes or 0))
-    rest = [MemoryPart.always("engine at rest", "vLLM's graphs and buffers: a usual figure, not measured", _AT_REST)]
+    rest = [at_rest()]
     if sleeps:
-        awake: dict[Phase, int] = {"rollout": size, "handover": size}
-        return [*rest, MemoryPart("engine", f"{what}, asleep during the update", awake, keys)]
+        return [*rest, MemoryPart("engine", f"{what}, asleep during the update", dict.fromkeys(AWAKE, size), keys)]
     return [*(rest if cuda else []), MemoryPart.always("engine", what, size, keys)]

@@ -34,7 +34,7 @@ def server() -> Iterator[FakeServer]:
 
 
 def connect(url: str, folder: Path, **settings: Any) -> VllmServerEngine:
-    source = EngineSource(tiny_model("llama"), "some/model")
+    source = EngineSource(tiny_model("llama"), "some/model", longest=900)
     return VllmServerEngine(source, url=url, weights_dir=folder, **({"timeout_s": 30.0} | settings))
 
 
@@ -97,7 +97,8 @@ def test_a_server_that_is_gone(tmp_path: Path) -> None:
     engine = connect("http://127.0.0.1:9", tmp_path, timeout_s=0.8)
     message = (
         r"http://127\.0\.0\.1:9: GET /server_info got no answer \(ConnectError.*Tried \d times.*timeout_s=0\.8.*"
-        r"VLLM_SERVER_DEV_MODE=1 vllm serve some/model --tokens-only --dtype float32 --logprobs-mode processed_logprobs"
+        r"VLLM_SERVER_DEV_MODE=1 VLLM_NO_USAGE_STATS=1 vllm serve some/model --tokens-only --dtype float32 "
+        r"--logprobs-mode processed_logprobs --load-format dummy --max-model-len 900"
     )
     with pytest.raises(ServerLostError, match=message):
         engine.update_weights(WEIGHTS, 0)

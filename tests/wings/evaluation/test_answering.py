@@ -11,7 +11,7 @@ from src.protocol.dialogue import ChatPrompt
 from src.protocol.token_bytes import TokenBytes
 from src.rollout.engine import SamplingParams
 from src.rollout.native.engine import NativeEngine
-from src.wings.evaluation.answering import EngineGenerate, context_of
+from src.wings.evaluation.answering import EngineGenerate
 from tests.conftest import ROOT
 
 PROMPTS = [
@@ -24,7 +24,7 @@ class Watched:
     """An engine that notes what it is asked."""
 
     def __init__(self, engine):
-        self.engine, self.calls = engine, []
+        self.engine, self.calls, self.context = engine, [], engine.context
 
     def generate(self, prompts, params, seeds):
         self.calls.append(([len(prompt) for prompt in prompts], params.max_new_tokens))
@@ -87,5 +87,5 @@ def test_no_random_number_is_drawn(loaded):
     assert torch.equal(before, torch.random.get_rng_state()) and first == second
 
 
-def test_context_is_the_models(loaded):
-    assert context_of(loaded.policy.model) == 1024
+def test_context_is_the_engines_where_that_is_shorter(loaded):
+    assert [_generate(loaded, context=given)[0].context for given in (None, 4096, 1000)] == [1024, 1024, 1000]

@@ -161,10 +161,36 @@ def test_a_type_has_a_plan(kind, tmp_path):
             assert plan_memory(_config(*settings, "policy/lora=default")).peak > 0
 
 
+BESIDE = ("rollout=vllm", "trainer.accelerator=gpu", "trainer.devices=1", "callbacks.checkpoint=null")
+
+
 def test_vllm_sleeps_during_the_update():
-    plan = plan_memory(_config("experiment=qwen3_8b", "trainer=fsdp", "rollout=vllm", *NODE, gib=80))
+    plan = plan_memory(_config(*BESIDE, "rollout.gpu_memory_utilization=0.45", "rollout.sleep_level=1", gib=80))
     engine = next(part for part in plan.parts if part.name == "engine")
-    assert engine.bytes == dict.fromkeys(("rollout", "handover"), int(0.45 * 80 * GIB))
+    assert engine.bytes == dict.fromkeys(("rollout", "scoring", "handover"), int(0.45 * 80 * GIB))
+    assert [part.name for part in plan.host_parts] == ["engine asleep"] and plan.host == plan.engine.weights
+
+
+def test_what_is_left_to_the_plan_is_filled_in_and_shown():
+    """256 prompts of a benchmark are the most at once; 400 + 112 tokens are less than its context, 8,192 positions."""
+    config = _config(*BESIDE, gib=80)
+    assert preflight(config)
+    assert (config.rollout.gpu_memory_utilization, config.rollout.max_num_seqs) == (0.7, 256)
+    screen = io.StringIO()
+    plan = plan_memory(config)
+    show_plan(plan, Console(file=screen, width=1000))
+    assert "vLLM with rollout.max_num_seqs=256: weights 0.0, profile 1." in screen.getvalue()
+    assert "rollout.gpu_memory_utilization=0.7 of 80.0 GiB: starts, with room for " in screen.getvalue()
+    given = _config(*BESIDE, "rollout.gpu_memory_utilization=0.5", "rollout.max_num_seqs=64", gib=80)
+    assert preflight(given)
+    assert (given.rollout.gpu_memory_utilization, given.rollout.max_num_seqs) == (0.5, 64)
+
+
+def test_vllm_that_cannot_start_is_refused():
+    with pytest.raises(
+        MemoryPlanError, match=r"memory: vLLM will not start\. .*=0\.01 of 80\.0 GiB\. Change: raise roll"
+    ):
+        preflight(_config(*BESIDE, "rollout.gpu_memory_utilization=0.01", gib=80))
 
 
 @pytest.mark.parametrize("budget", [500, 1788, 2048, 4096])

@@ -58,7 +58,7 @@ def test_a_copy_and_vllm():
 def test_vllm_takes_its_fraction_and_sleeps_without_it():
     given = {"cuda": True, "fraction": 0.4, "device_bytes": 1000, "weights": 30, "cache": None}
     rest, awake = vllm_parts(sleeps=True, **given)
-    assert awake.bytes == {"rollout": 400, "handover": 400} and rest.bytes["step"] > 0
+    assert awake.bytes == {"rollout": 400, "scoring": 400, "handover": 400} and rest.bytes["step"] > 0
     assert vllm_parts(sleeps=False, **given)[1].bytes["step"] == 400
     (on_cpu,) = vllm_parts(sleeps=False, **{**given, "cuda": False, "cache": 7})
     assert on_cpu.bytes["step"] == 37
