@@ -314,7 +314,7 @@ def _engine_parts(run: _Run, prompts: int, right_cache: Cache | None) -> tuple[b
         return True, []  # planned when all other parts are known
     owns = rollout.get("owns_model")
     if owns is None:
-        stored = None if policy.four_bit else run.stored
+        stored = None if run.policy.four_bit else run.stored
         owns = needs_copy(sharded=place.sharded, stored=stored, forwards=computed)
     dtype = computed if owns else traits.weights
     engine = replace(traits, weights=dtype, autocast=None, lora=None) if owns else traits
