@@ -47,12 +47,12 @@ def listed() -> set[str]:
 def test_the_core_is_listed_and_can_be_read_in_one_sitting() -> None:
     assert listed() == {path.relative_to(ROOT).as_posix() for path in core()}
     assert len(core()) <= 41
-    assert lines(core()) <= 7250
+    assert lines(core()) <= 7330
 
 
 def test_the_house_stays_small() -> None:
-    assert len(sources()) <= 224
-    assert lines(sources()) <= 39600
+    assert len(sources()) <= 228
+    assert lines(sources()) <= 39950
     folders: dict[Path, int] = {}
     for path in sources():
         folders[path.parent] = folders.get(path.parent, 0) + 1
