@@ -11,11 +11,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from safetensors.torch import save
+from torch import Tensor
 
-from src.algorithm.experience import PromptGroup
+from src.algorithm.experience import PromptGroup, Tree
 from src.algorithm.policy_loss import LossCounts
 
 log = logging.getLogger(__name__)
@@ -52,17 +54,14 @@ class Minibatch:
     grad_norm: float = math.nan
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file: tensors `<group>.<field>`, everything else as JSON in its metadata.
+        """Write a safetensors file: tensors `<group>.<field>`, a tree's `<group>.tree.<field>`, the rest as JSON.
 
         Raises:
             OSError: it cannot be written.
         """
-        tensors = {
-            f"{index}.{f.name}": value.detach().cpu().clone()
-            for index, group in enumerate(self.groups)
-            for f in fields(group)
-            if (value := getattr(group, f.name)) is not None
-        }
+        tensors: dict[str, Tensor] = {}
+        for index, group in enumerate(self.groups):
+            tensors |= _named_tensors(str(index), group)
         rest = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "groups"}
         content = save(tensors, metadata={"minibatch": json.dumps({**rest, "groups": len(self.groups)})})
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,12 +79,24 @@ class Minibatch:
             if described is None:
                 raise ValueError(f"{path}: expected a minibatch saved by a training run, found no 'minibatch' in it.")
             rest = json.loads(described)
-            found: list[dict[str, object]] = [{} for _ in range(rest.pop("groups"))]
+            found: list[dict[str, Any]] = [{} for _ in range(rest.pop("groups"))]
+            trees: list[dict[str, Tensor]] = [{} for _ in found]
             for key in file.keys():  # noqa: SIM118  # not a mapping
-                index, name = key.split(".")
-                found[int(index)][name] = file.get_tensor(key)
+                index, *_, name = key.split(".")
+                (trees if ".tree." in key else found)[int(index)][name] = file.get_tensor(key)
         rest["counts"] = LossCounts(*rest["counts"])
-        return cls(groups=[PromptGroup(**tensors) for tensors in found], **rest)  # type: ignore[arg-type]
+        pairs = zip(found, trees, strict=True)
+        return cls(groups=[PromptGroup(**one, tree=Tree(**tree) if tree else None) for one, tree in pairs], **rest)
+
+
+def _named_tensors(name: str, value: Tensor | Tree | PromptGroup) -> dict[str, Tensor]:
+    """The tensors of a group or tree, on the CPU, each named by its path."""
+    if isinstance(value, Tensor):
+        return {name: value.detach().cpu().clone()}
+    given = ((f.name, getattr(value, f.name)) for f in fields(value))
+    return {
+        key: x for part, one in given if one is not None for key, x in _named_tensors(f"{name}.{part}", one).items()
+    }
 
 
 class StepGuard:

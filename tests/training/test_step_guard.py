@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
+from src.algorithm.experience import PromptGroup, Tree
 from src.algorithm.packing import pack
 from src.algorithm.policy_loss import LossCounts, LossInputs, PolicyLoss, PolicyLossConfig
 from src.config.instantiating import instantiate_callbacks
@@ -128,6 +130,38 @@ def test_too_many_in_a_row_stop_the_run(random_policy: Path, tmp_path: Path, mon
         run(tmp_path, random_policy, "updates.prompts_per_minibatch=1", "updates.max_bad_steps=2")
     events = [line for line in lines(tmp_path) if line["event"] == "skipped_step"]
     assert [event["in_a_row"] for event in events] == [1, 1, 2]
+
+
+def test_a_saved_minibatch_of_episodes_is_read_back(tmp_path: Path) -> None:
+    # the prompt 5; one answer of 7, 8 after the observed 6, and one whose history was rewritten: 9, then 3 after 2
+    tree = Tree(
+        *map(torch.tensor, ([6, 7, 8, 9, 2, 3], [False, True, True, True, False, True], [3, 1, 2])),
+        *map(torch.tensor, ([-1, -1, -1], [0, 1, 1])),
+    )
+    numbers = torch.arange(4.0)
+    group = PromptGroup(
+        torch.tensor([5]),
+        torch.tensor([7, 8, 9, 3]),
+        torch.tensor([2, 2]),
+        numbers,
+        torch.zeros(4, dtype=torch.long),
+        torch.tensor([1.0, 0.0]),
+        torch.tensor([1.0, -1.0]),
+        numbers,
+        credit=numbers,
+        tree=tree,
+    )
+    Minibatch([group], LossCounts(2, 4, 4.0), True, 1.0, 3, 0).save(tmp_path / "bad.safetensors")
+    (found,) = Minibatch.load(tmp_path / "bad.safetensors").groups
+    assert found.tree is not None and found.old_logprobs is None
+    assert [getattr(found.tree, f.name).tolist() for f in fields(Tree)] == [
+        [6, 7, 8, 9, 2, 3],
+        [False, True, True, True, False, True],
+        [3, 1, 2],
+        [-1, -1, -1],
+        [0, 1, 1],
+    ]
+    assert found.token_ids.tolist() == [7, 8, 9, 3] and found.credit.tolist() == [0.0, 1.0, 2.0, 3.0]
 
 
 def test_a_saved_minibatch_can_be_computed_again(
