@@ -128,7 +128,9 @@ def preflight(config: DictConfig) -> bool:
         ConfigError: the disk has no room for the checkpoints.
     """
     if config.dry_run:
-        show_plan(plan_memory(config))
+        plan = plan_memory(config)
+        show_plan(plan)
+        _settle(config, plan)
         return False
     try:
         plan = plan_memory(config)

@@ -18,12 +18,13 @@ from src.runs.folder import GIB
 from src.wings.memory.rollout_parts import attention_heads
 from src.wings.memory.traces import MemoryTraces
 from src.wings.timing.devices import DEVICES, find_device
-from src.wings.timing.savings import savings
+from src.wings.timing.savings import SAVINGS, savings
 from src.wings.timing.step_time import Assumptions, Engine, ModelSize, Setup, StepShape, predict
 
 _ENGINE_AT_WORK = 3 * GIB  # activations and graphs of vLLM, beside weights and cache
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _CHOSEN = ("num_experts_per_tok", "top_k_experts")
+_LACKING = "???"
 _UNKNOWN = (
     "Seconds of a step: no prediction. What a CPU computes a second is not in the table. Set preflight.device to one "
     "of {} for a prediction of a run on such GPUs, trainer.devices of them on a node."
@@ -52,7 +53,10 @@ def setup_of(config: DictConfig) -> Setup | None:
     given, samples = Assumptions(**config.preflight.timing), "loss" in config.algorithm
     minibatches = config.data.prompts_per_step // config.updates.prompts_per_minibatch
     passes = config.updates.passes
-    scored = {"update": 1 - 1 / minibatches, "score": 1.0, "sampler": 0.0}[config.updates.old_logprobs]
+    source = config.updates.old_logprobs
+    if source == "auto":
+        source = "update" if half else "sampler"
+    scored = {"update": 1 - 1 / minibatches, "score": 1.0, "sampler": 0.0}[source]
     shape = StepShape(
         prompts=config.data.prompts_per_step,
         completions=config.sampling.n if samples else 1,
@@ -65,7 +69,7 @@ def setup_of(config: DictConfig) -> Setup | None:
         optimizer_steps=passes * minibatches,
         scored=scored,
         reference=samples and config.algorithm.loss.kl_coef > 0,
-        recomputed=float(policy.gradient_checkpointing is not False),
+        recomputed=float(policy.gradient_checkpointing in (True, "full")),  # `selective` keeps all products
     )
     capacity = config.preflight.device_gib
     memory = device.memory if capacity is None else capacity * GIB
@@ -125,7 +129,10 @@ def show_times(config: DictConfig, console: Console | None = None) -> None:
         table.add_row(name, f"{seconds:.1f}")
     title = Text("Predicted seconds of a rollout step [estimate]", "italic")
     shown: list[Table | Text] = [title, table, Text("\n".join(_assumed(setup)))]
-    found = [pair for pair in savings(setup) if all(OmegaConf.select(config, key) is not None for key in pair[0].keys)]
+    known = {
+        key for saving in SAVINGS for key in saving.keys if OmegaConf.select(config, key, default=_LACKING) != _LACKING
+    }
+    found = [pair for pair in savings(setup) if known.issuperset(pair[0].keys)]
     if found:
         changes = Table()
         for column in ("change", "s", "price"):

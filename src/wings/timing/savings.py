@@ -50,8 +50,12 @@ def _larger_engine(setup: Setup) -> Setup:
 
 
 SAVINGS = (
-    Saving("policy.gradient_checkpointing=false", "memory: see the plan", of_shape(recomputed=0.0)),
-    Saving("updates.old_logprobs=sampler", "the engine's rounding is in the ratio", of_shape(scored=0.0)),
+    Saving("policy.gradient_checkpointing=selective", "memory: see the plan", of_shape(recomputed=0.0)),
+    Saving(
+        "updates.old_logprobs=sampler algorithm.loss.importance_cap=2",
+        "the engine's rounding is in the ratio",
+        of_shape(scored=0.0),
+    ),
     Saving(
         "rollout.gpu_memory_utilization=0.7 rollout.max_num_seqs=1024",
         "memory: what the trainer holds while the engine samples",

@@ -17,7 +17,7 @@ EIGHT = {
     "qwen3_4b_thinking_2507": None,
     "qwen3_5_9b_native": None,
     "qwen3_8b": None,
-    "qwen3_8b_episodes": "by effect: updates.max_row_tokens",  # of episodes of 16,384 tokens
+    "qwen3_8b_episodes": None,
     "qwen3_8b_native": None,
     "qwen3_14b": None,
     "gpt_oss_20b_native": None,

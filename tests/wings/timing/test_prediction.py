@@ -60,7 +60,7 @@ def test_a_dry_run_says_what_is_assumed_and_what_changes_would_save():
     text = shown("experiment=qwen3_8b", *NODE)
     assert "Predicted seconds of a rollout step [estimate]" in text
     assert "8 x h100" in text and "512 prompts of 700 tokens, 8 completions of 400" in text
-    assert "policy.gradient_checkpointing=false" in text and "updates.old_logprobs=sampler" in text
+    assert "policy.gradient_checkpointing=selective" in text and "updates.old_logprobs=sampler" in text
     assert "rollout.gpu_memory_utilization=0.7 rollout.max_num_seqs=1024" in text
     assert "rollout.max_sequences" not in text  # a key of the other engine
 

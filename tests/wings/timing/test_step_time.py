@@ -104,10 +104,15 @@ def test_impossible_assumptions_are_refused():
 
 def test_savings_are_differences_of_predictions():
     found = {saving.overrides: seconds for saving, seconds in savings(SETUP)}
-    assert found["policy.gradient_checkpointing=false"] == pytest.approx(183_680 / 1e6)
-    assert found["updates.old_logprobs=sampler"] == pytest.approx(scoring_seconds(SETUP))
+    assert found["policy.gradient_checkpointing=selective"] == pytest.approx(183_680 / 1e6)
+    assert found["updates.old_logprobs=sampler algorithm.loss.importance_cap=2"] == pytest.approx(
+        scoring_seconds(SETUP)
+    )
     assert list(found.values()) == sorted(found.values(), reverse=True)
     nothing = replace(SETUP, shape=replace(SHAPE, recomputed=0.0, scored=0.0))
     gone = {saving.overrides for saving, _ in savings(nothing)}
-    assert not gone & {"policy.gradient_checkpointing=false", "updates.old_logprobs=sampler"}
+    assert not gone & {
+        "policy.gradient_checkpointing=selective",
+        "updates.old_logprobs=sampler algorithm.loss.importance_cap=2",
+    }
     assert all(saving.keys for saving in SAVINGS)
