@@ -101,7 +101,7 @@ def assert_same(found: list[list[torch.Tensor]], expected: list[list[torch.Tenso
 def build(way: Way = "packed", what: Recomputed = False, *, lora: bool = False, compiled: bool = False) -> Policy:
     model = tiny_model("qwen3", hidden_size=64, head_dim=16)
     if lora:
-        add_lora(model, LoraSettings(rank=4))
+        add_lora(model, LoraSettings(rank=4, alpha=4))
         perturb_adapters(model)
     return Policy(model, rows=way, gradient_checkpointing=what, compile_layers=compiled).train()
 
@@ -121,7 +121,7 @@ def test_layers_share_their_graphs_over_lengths(traced: None, as_on_cuda: Callab
 def test_compiled_layers_are_the_layers(way: Way, lora: bool, what: Recomputed) -> None:
     """By Inductor; on CPUs the attention of packed rows lies between two graphs."""
     assert_same(outcomes(build(way, what, lora=lora, compiled=True), 10), outcomes(build(way, lora=lora), 10))
-    assert counters["stats"]["unique_graphs"] <= 10
+    assert counters["stats"]["unique_graphs"] <= (13 if lora else 10)  # the input of the first layer has no gradient
 
 
 @pytest.mark.slow

@@ -219,7 +219,7 @@ def test_flex_attention_with_sinks_caps_and_windows(cap: float | None, window: b
 # Compiled. FlexAttention has no backward on CPUs but in a form that holds all scores, which `eager` backends run.
 
 MODES = (torch.enable_grad, torch.no_grad, torch.inference_mode)
-TREE = GroupLayout(0, (64, 70, 40, 33, 20, 9), (-1, 0, 1, 2, 1, 3))  # four deep
+TREE = GroupLayout(0, (64, 70, 40, 33, 9, 20), (-1, 0, 1, 2, 3, 1))  # four deep
 
 
 @pytest.fixture
