@@ -47,12 +47,12 @@ def listed() -> set[str]:
 def test_the_core_is_listed_and_can_be_read_in_one_sitting() -> None:
     assert listed() == {path.relative_to(ROOT).as_posix() for path in core()}
     assert len(core()) <= 42
-    assert lines(core()) <= 7450
+    assert lines(core()) <= 7760
 
 
 def test_the_house_stays_small() -> None:
-    assert len(sources()) <= 228
-    assert lines(sources()) <= 40100
+    assert len(sources()) <= 234
+    assert lines(sources()) <= 41300
     folders: dict[Path, int] = {}
     for path in sources():
         folders[path.parent] = folders.get(path.parent, 0) + 1

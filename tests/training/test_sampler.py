@@ -54,7 +54,7 @@ def test_an_engine_agrees_if_it_was_compared_and_only_rounding_differs(parts):
     half = Probe(dtype=torch.bfloat16)
     assert build(parts, FakeEngine([5, 6]), probe=Probe())[0].agrees
     assert not any(build(parts, FakeEngine([5, 6]), probe=probe)[0].agrees for probe in (TRUSTED, half))
-    for logprob, probe, expected in ((-1.00005, Probe(), True), (-1.0005, Probe(tolerance=0.1), False)):
+    for logprob, probe, expected in ((-1.00005, Probe(), True), (-1.0005, Probe(mean=0.1, largest=0.1), False)):
         sampler, _ = build(parts, FakeEngine([5, 6], copies_weights=True), probe=probe)
         assert not sampler.agrees  # nothing was compared yet
         sync(sampler, 0, parts, logprob)

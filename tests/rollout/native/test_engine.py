@@ -135,7 +135,7 @@ def test_logprobs_match_a_plain_forward(moved, temperature):
             if temperature == 0:
                 assert completion.entropies is None
             else:
-                expected = forward_entropies(model, prompt, completion, temperature)
+                expected = forward_entropies(moved, prompt, completion, temperature)
                 torch.testing.assert_close(completion.entropies, expected, atol=TOLERANCE, rtol=0)
 
 
