@@ -43,6 +43,11 @@ def check_architecture(config: DictConfig) -> PretrainedConfig:
     with hub_errors(policy):
         architecture = load_architecture(policy)
     check_causal(architecture)
+    if policy.compile_layers:
+        from src.models.compiling import check_dense  # the code of models, which other checks do without
+        from src.models.moe import is_mixture
+
+        check_dense(architecture.model_type, mixture=is_mixture(architecture))
     if policy.weights == "pretrained":
         placed, _ = placement(config.trainer)
         check_quantization(architecture, str(policy.path or policy.hub_id), sharded=placed.sharded)

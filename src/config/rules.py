@@ -41,8 +41,9 @@ def check_config(config: DictConfig) -> None:
     check_composed(config, "train.yaml")
     if config.preflight.action not in _ACTIONS:
         raise ConfigError(f"preflight.action: expected one of {_ACTIONS}, found '{config.preflight.action}'.")
-    if not Accepted.of(float | None).fits(config.preflight.device_gib):
-        raise ConfigError(f"preflight.device_gib: expected a number or null, found {config.preflight.device_gib!r}.")
+    size = config.preflight.device_gib
+    if not Accepted.of(float | None).fits(size) or (size is not None and size <= 0):
+        raise ConfigError(f"preflight.device_gib: expected a number above 0 or null, found {size!r}.")
     for rule in RULES:
         rule(config)
 

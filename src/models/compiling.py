@@ -31,14 +31,22 @@ def compile_layers(model: PreTrainedModel) -> None:
     """Compile each decoder layer in place, when it first runs. Names and weights stay; equal layers share their code.
 
     Raises:
-        ConfigError: a mixture of experts. What its routers say is read by hooks inside of layers, which compiled code
-            leaves out.
+        ConfigError: see `check_dense`.
     """
     decoder = decoder_of(model)
-    if routers_of(decoder):
-        raise ConfigError(
-            "policy.compile_layers=true: expected a dense model, found a mixture of experts (model type "
-            f"'{model.config.model_type}'). Set it to false."
-        )
+    check_dense(model.config.model_type, mixture=bool(routers_of(decoder)))
     for layer in layers_of(decoder):
         layer.compile(dynamic=True, backend=BACKEND)
+
+
+def check_dense(model_type: str, *, mixture: bool) -> None:
+    """Refuse to compile a mixture of experts: its routers are read by hooks in layers, which compiled code leaves out.
+
+    Raises:
+        ConfigError: it is one.
+    """
+    if mixture:
+        raise ConfigError(
+            "policy.compile_layers=true: expected a dense model, found a mixture of experts (model type "
+            f"'{model_type}'). Set it to false."
+        )

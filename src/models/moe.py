@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from src.errors import ConfigError
@@ -63,6 +63,12 @@ def _forward(router: nn.Module, forward: Any, hidden_states: Tensor, *args: Any,
     if not isinstance(found, tuple):
         return found
     return tuple(x.to(hidden_states.dtype) if torch.is_tensor(x) and x.is_floating_point() else x for x in found)
+
+
+def is_mixture(architecture: PretrainedConfig) -> bool:
+    """Whether a model's config names how many experts a token goes to."""
+    text = architecture.get_text_config(decoder=True)
+    return any(getattr(text, key, None) for key in _CHOSEN)
 
 
 def experts_chosen(model: PreTrainedModel) -> int:

@@ -57,9 +57,9 @@ class RowBudget:
         self.max_tokens = max_tokens
 
     def cost(self, group: PromptGroup) -> int:
-        """Tokens that a forward over the whole group computes; of one without completions none."""
+        """Tokens that a forward over the whole group computes; 1 for a group without completions, to be shared too."""
         if not len(group.lengths):
-            return 0
+            return 1
         return sum(map(_padded, split_group(group, 0))) if self._separate else row_tokens(group)
 
     def plan(self, groups: Sequence[PromptGroup], least: int = 0) -> RowPlan:

@@ -285,9 +285,11 @@ class Updater:
         """Loss metrics over all ranks."""
         if self._ranks.size == 1:
             return metrics
-        keys = sorted(metrics.sums)
-        sums = self._ranks.sum(torch.stack([metrics.sums[key] for key in keys]))
-        maxima = {name: self._ranks.max(metrics.maxima[name]) for name in sorted(metrics.maxima)}
+        known = self._ranks.gather((set(metrics.sums), set(metrics.maxima)))  # a rank may have had no completion at all
+        keys, names = (sorted(set().union(*found)) for found in zip(*known, strict=True))
+        zero = torch.zeros((), dtype=torch.float64, device=self._scorer.device)
+        sums = self._ranks.sum(torch.stack([metrics.sums.get(key, zero) for key in keys]))
+        maxima = {name: self._ranks.max(metrics.maxima.get(name, zero - math.inf).double()) for name in names}
         return LossMetrics(dict(zip(keys, sums, strict=True)), maxima)
 
 

@@ -12,7 +12,7 @@ from src.train import train
 from src.wings.exporting.run import export_model
 from tests.architectures.test_families import model_folder
 from tests.conftest import SMALL, train_config
-from tests.distributed.runs import SCRIPTED, run, steps
+from tests.distributed.runs import run, steps
 from tests.distributed.test_sharding import ODD, weights
 from tests.faults.kill import compare
 from tests.models.reference import TOLERANCE
@@ -36,12 +36,12 @@ def test_kills_change_nothing(policy: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("trainer", ["fsdp_cpu", "ddp"])
 def test_two_ranks_are_one_process(trainer: str, policy: Path, tmp_path: Path) -> None:
     """With experts sharded, and each expert's tensors read out of the checkpoint's form."""
-    run(tmp_path / "alone", *SCRIPTED, *ODD, f"policy.path={policy}", "trainer=cpu")
+    run(tmp_path / "alone", *ODD, f"policy.path={policy}", "trainer=cpu")
     more = {
         "fsdp_cpu": ["trainer.strategy.save_distributed_checkpoint=false"],
         "ddp": ["trainer.accelerator=cpu", "trainer.devices=2"],
     }
-    run(tmp_path / "two", *SCRIPTED, *ODD, f"policy.path={policy}", f"trainer={trainer}", *more[trainer])
+    run(tmp_path / "two", *ODD, f"policy.path={policy}", f"trainer={trainer}", *more[trainer])
     for one, two in zip(steps(tmp_path / "alone"), steps(tmp_path / "two"), strict=True):
         assert two == pytest.approx(one, rel=TOLERANCE, abs=TOLERANCE)
     for name, value in weights(tmp_path / "two").items():

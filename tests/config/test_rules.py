@@ -103,7 +103,7 @@ def test_rules(overrides, message):
         ),
         (["~data.train"], "data.train: expected a value, found none"),
         (["~data.max_prompt_tokens"], "data.max_prompt_tokens: expected a value, found none"),
-        (["preflight.device_gib=abc"], "preflight.device_gib: expected a number or null, found 'abc'"),
+        (["preflight.device_gib=abc"], "preflight.device_gib: expected a number above 0 or null, found 'abc'"),
         (["warm_start=sft"], "paths.cache_dir: expected a folder, which keeps the result of warm_start, found null"),
         (["sampling.n=true"], "sampling.n: expected an integer, found True"),
         (["trainer.precision=bf16-mix"], "trainer.precision: expected .*'bf16-mixed'.*, found 'bf16-mix'"),

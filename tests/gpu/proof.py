@@ -5,7 +5,7 @@
     make gpu-proof ARGS="--only attention,update --minutes 4"
 
 Each section runs in a process of its own, which is killed at the section's deadline. As a section ends, a line of
-`proof.jsonl` and the tables of `proof.md` are written. The exit code says whether a section failed.
+`proof.jsonl` and the tables of `proof.md` are written. The exit code says whether a section failed, or none ran.
 """
 
 from __future__ import annotations
@@ -191,14 +191,13 @@ def report(outcomes: Sequence[Outcome]) -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the proof; the exit code is 1 if a section failed."""
+    """Run the proof; the exit code is 1 if a section failed, or none ran."""
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     args = _arguments(arguments)
     if args.section:
         section_main(args.section, args)
         return 0
-    out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = args.out
     options = _handed_on(args)
     outcomes: list[Outcome] = []
     ends = time.monotonic() + 60 * (args.minutes or MINUTES[args.small])
@@ -215,7 +214,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             (out / "proof.md").write_text(report(outcomes), encoding="utf-8")
             log.info("%s", outcome.line())
     log.info("%s", report(outcomes))
-    return int(any(outcome.status in FAULTS for outcome in outcomes))
+    nothing = all(outcome.status == "skipped" for outcome in outcomes)
+    return int(nothing or any(outcome.status in FAULTS for outcome in outcomes))
 
 
 def _handed_on(args: argparse.Namespace) -> list[str]:
@@ -239,7 +239,13 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--section", help=argparse.SUPPRESS)
     parser.add_argument("--to", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if not args.section:
+        try:
+            args.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--out: expected a folder that can be written, found '{args.out}' ({error.strerror})")
+    return args
 
 
 def _sections(text: str) -> tuple[str, ...]:

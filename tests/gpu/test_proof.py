@@ -51,8 +51,10 @@ def test_every_section_reports_whatever_fails(monkeypatch: pytest.MonkeyPatch, t
     assert [line["section"] for line in lines] == list(DEADLINES)
     assert "| update" in (tmp_path / "proof.md").read_text()
     assert main(["--device", "cpu", "--only", "machine", "--out", str(tmp_path)]) == 0
-    assert main(["--device", "cpu", "--only", "machine", "--minutes", "-1", "--out", str(tmp_path)]) == 0
+    assert main(["--device", "cpu", "--only", "machine", "--minutes", "-1", "--out", str(tmp_path)]) == 1  # nothing ran
     assert json.loads((tmp_path / "proof.jsonl").read_text())["status"] == "skipped"
+    with pytest.raises(SystemExit, match="2"):  # argparse's, with a line on --out
+        main(["--device", "cpu", "--only", "machine", "--out", str(tmp_path / "proof.md")])
 
 
 def test_the_table_has_one_row_for_each_section() -> None:

@@ -251,25 +251,29 @@ def test_a_router_loss_needs_all_tokens(tmp_path):
     assert updater.zero_advantage(Loss()) == "train"
 
 
-def _rank(rank: int, folder: str, treatment: str) -> None:
-    """Rank 0 has the groups with an advantage, rank 1 those without."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/{treatment}", rank=rank, world_size=2)
+def _rank(rank: int, folder: str, name: str) -> None:
+    """Rank 0 has the groups with an advantage, rank 1 those without; of `empty` it has none."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/{name}", rank=rank, world_size=2)
     groups = mixed(told=False)
     mine = groups[2:4] if rank else [*groups[:2], groups[4]]
+    if name == "empty":
+        mine = [] if rank else groups
+    treatment = "score" if name == "score" else "skip"
     found = ran(mine, Path(folder), loss=Loss(), dtype=torch.float32, zero_advantage=treatment)
     gradients = torch.stack(found.gradients)
     torch.distributed.all_reduce(gradients)
-    torch.save((gradients / 2, found.updated.metrics, len(found.rows)), Path(folder, f"{treatment}{rank}.pt"))
+    torch.save((gradients / 2, found.updated.metrics, len(found.rows)), Path(folder, f"{name}{rank}.pt"))
     torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("treatment", ["skip", "score"])
-def test_a_rank_whose_groups_all_leave_takes_part(treatment, tmp_path):
+@pytest.mark.parametrize("name", ["skip", "score", "empty"])
+def test_a_rank_whose_groups_all_leave_takes_part(name, tmp_path):
     """Two ranks are one, and run equally many forwards."""
-    torch.multiprocessing.spawn(_rank, (str(tmp_path), treatment), nprocs=2)
+    torch.multiprocessing.spawn(_rank, (str(tmp_path), name), nprocs=2)
+    treatment = "score" if name == "score" else "skip"
     alone = ran(mixed(told=False), tmp_path, loss=Loss(), dtype=torch.float32, zero_advantage=treatment)
-    found = [torch.load(tmp_path / f"{treatment}{rank}.pt") for rank in (0, 1)]
+    found = [torch.load(tmp_path / f"{name}{rank}.pt") for rank in (0, 1)]
     assert found[0][2] == found[1][2] >= 2  # forwards
     del alone.updated.metrics["train/grad_norm"]  # of a rank's own gradient, which nothing reduces here
     for gradients, metrics, _ in found:

@@ -201,6 +201,7 @@ def plan_memory(config: DictConfig) -> MemoryPlan:
         warm_start=_warm_start(run),
         reference=samples and config.algorithm.loss.kl_coef > 0,
         copies_weights=copies,
+        recomputes=run.policy.gradient_checkpointing in (True, "full"),
     )
     device, host = policy_parts(demand, place)
     parts += [*device, *engine]

@@ -210,6 +210,7 @@ class TrainingDemand:
         warm_start: of the supervised stage before it, if there is one.
         reference: whether a frozen copy of the trained weights is kept (KL penalty).
         copies_weights: whether the engine is given its weights tensor by tensor.
+        recomputes: whether backward computes all of a layer again, so that no less can be kept.
     """
 
     counts: ParameterCounts
@@ -220,6 +221,7 @@ class TrainingDemand:
     warm_start: RowDemand | None = None
     reference: bool = False
     copies_weights: bool = False
+    recomputes: bool = False
 
 
 def policy_parts(demand: TrainingDemand, place: Placement) -> tuple[list[MemoryPart], list[MemoryPart]]:
@@ -298,12 +300,13 @@ def _activations(demand: TrainingDemand) -> list[MemoryPart]:
     chunk: dict[Phase, int] = {"head": row.head_backward}
     forward: dict[Phase, int] = {"scoring": max(row.memory.forward, row.head_forward)}
     shorter = ("updates.max_row_tokens",)
+    again = () if demand.recomputes else ("policy.gradient_checkpointing=full",)
     parts = [
         MemoryPart(
             "activations",
             "kept for backward by all layers",
             {"head": kept, "layers": kept},
-            (*shorter, "policy.gradient_checkpointing=full"),
+            (*shorter, *again),
         ),
         MemoryPart("layer at work", "what one layer's backward adds", {"layers": row.memory.working}, shorter),
         MemoryPart("logits chunk", "logits at work, and the head's gradient", chunk, ("policy.head_chunk",)),
@@ -311,7 +314,7 @@ def _activations(demand: TrainingDemand) -> list[MemoryPart]:
     ]
     if stage is not None:
         size = stage.memory.kept(layers) + max(stage.memory.working, stage.head_backward)
-        smaller = (*shorter, "warm_start.batch_size", "warm_start.max_tokens", "policy.gradient_checkpointing=full")
+        smaller = (*shorter, "warm_start.batch_size", "warm_start.max_tokens", *again)
         parts.append(MemoryPart("warm-start batch", "its activations and its head", {"warm start": size}, smaller))
     return parts
 

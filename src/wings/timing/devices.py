@@ -57,6 +57,6 @@ def find_device(given: str | None) -> Device | None:
     if given is None:
         name = torch.cuda.get_device_name(0).lower() if torch.cuda.is_available() else ""
         return next((device for device in DEVICES.values() if device.name in name), None)
-    if given not in DEVICES:
+    if given.lower() not in DEVICES:
         raise ConfigError(f"preflight.device: expected one of {list(DEVICES)} or null, found '{given}'.")
-    return DEVICES[given]
+    return DEVICES[given.lower()]
