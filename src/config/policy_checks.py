@@ -45,9 +45,9 @@ def check_architecture(config: DictConfig) -> PretrainedConfig:
     check_causal(architecture)
     if policy.compile_layers:
         from src.models.compiling import check_dense  # the code of models, which other checks do without
-        from src.models.moe import is_mixture
+        from src.models.moe import experts_chosen
 
-        check_dense(architecture.model_type, mixture=is_mixture(architecture))
+        check_dense(architecture.model_type, mixture=experts_chosen(architecture) > 0)
     if policy.weights == "pretrained":
         placed, _ = placement(config.trainer)
         check_quantization(architecture, str(policy.path or policy.hub_id), sharded=placed.sharded)

@@ -43,9 +43,9 @@ def check_router_loss(model: PreTrainedModel, weight: float) -> None:
     """Refuse a weight for what a model does not have.
 
     Raises:
-        ConfigError: the model is no mixture of experts.
+        ConfigError: the model is no mixture of experts, or its config does not say how many a token goes to.
     """
-    if weight and not routers_of(decoder_of(model)):
+    if weight and not (routers_of(decoder_of(model)) and experts_chosen(model.config)):
         raise ConfigError(
             f"policy.router_loss={weight}: expected a mixture of experts, found none in model type "
             f"'{model.config.model_type}'. Set it to 0."
@@ -65,16 +65,10 @@ def _forward(router: nn.Module, forward: Any, hidden_states: Tensor, *args: Any,
     return tuple(x.to(hidden_states.dtype) if torch.is_tensor(x) and x.is_floating_point() else x for x in found)
 
 
-def is_mixture(architecture: PretrainedConfig) -> bool:
-    """Whether a model's config names how many experts a token goes to."""
+def experts_chosen(architecture: PretrainedConfig) -> int:
+    """How many experts a token goes to, as a model's config says; 0: it is no mixture."""
     text = architecture.get_text_config(decoder=True)
-    return any(getattr(text, key, None) for key in _CHOSEN)
-
-
-def experts_chosen(model: PreTrainedModel) -> int:
-    """How many experts a token goes to."""
-    text = model.config.get_text_config(decoder=True)
-    return next(int(found) for key in _CHOSEN if (found := getattr(text, key, None)))
+    return next((int(found) for key in _CHOSEN if (found := getattr(text, key, None))), 0)
 
 
 @contextmanager
@@ -136,4 +130,4 @@ def balance_loss(
         return 0.0
     given: Any = router_logits
     mask = None if real is None else real[None]
-    return cast(Tensor, load_balancing_loss_func(given, given[0].shape[-1], experts_chosen(model), mask))
+    return cast(Tensor, load_balancing_loss_func(given, given[0].shape[-1], experts_chosen(model.config), mask))

@@ -14,6 +14,7 @@ from src.config.guard import find_ways
 from src.config.placement import Placement, placement, stored_dtype
 from src.models.loading.architecture import ParameterCounts, load_architecture
 from src.models.loading.policy_config import PolicyConfig
+from src.models.moe import experts_chosen
 from src.runs.folder import GIB
 from src.wings.memory.rollout_parts import attention_heads
 from src.wings.memory.traces import MemoryTraces
@@ -23,7 +24,6 @@ from src.wings.timing.step_time import Assumptions, Engine, ModelSize, Setup, St
 
 _ENGINE_AT_WORK = 3 * GIB  # activations and graphs of vLLM, beside weights and cache
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-_CHOSEN = ("num_experts_per_tok", "top_k_experts")
 _LACKING = "???"
 _UNKNOWN = (
     "Seconds of a step: no prediction. What a CPU computes a second is not in the table. Set preflight.device to one "
@@ -97,11 +97,11 @@ def model_size(architecture: PretrainedConfig, counts: ParameterCounts) -> Model
 
 def _idle_experts(text: PretrainedConfig, layers: int) -> int:
     """Weights of a mixture's experts that a token does not go through: three matrices each."""
-    experts, chosen = (next((n for k in keys if (n := getattr(text, k, None))), 0) for keys in (_EXPERTS, _CHOSEN))
+    experts = next((count for key in _EXPERTS if (count := getattr(text, key, None))), 0)
     if not experts:
         return 0
     inner = getattr(text, "moe_intermediate_size", None) or text.intermediate_size
-    return int(layers * (experts - chosen) * 3 * text.hidden_size * inner)
+    return int(layers * (experts - experts_chosen(text)) * 3 * text.hidden_size * inner)
 
 
 def _engine(rollout: DictConfig, model: ModelSize, memory: float, number: int, place: Placement) -> Engine:
