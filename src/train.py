@@ -37,14 +37,15 @@ def train(config: DictConfig) -> dict[str, float]:
         from src.config.rules import check_config
     check_config(config)
     check_architecture(config)
-    if config.dry_run or config.preflight.action != "off":
+    if config.dry_run:
+        with quick_imports():
+            from src.wings.timing.prediction import dry_run
+        dry_run(config)
+        return {}
+    if config.preflight.action != "off":
         with quick_imports():
             from src.wings.memory.preflight import preflight
-        if not preflight(config):  # a dry run
-            from src.wings.timing.prediction import show_times
-
-            show_times(config)
-            return {}
+        preflight(config)
     with quick_imports():
         from src.training.run import fit
     return fit(config)

@@ -21,6 +21,7 @@ class EngineRoom:
         token: cache of one token.
         device: of the whole device; None: not known.
         cache: given for the cache alone, in place of the share; None: none is.
+        planned: whether the share is what the plan found free, not the config's.
     """
 
     share: float
@@ -32,6 +33,7 @@ class EngineRoom:
     token: int
     device: int | None
     cache: int | None = None
+    planned: bool = False
 
     @property
     def available(self) -> int | None:
@@ -58,6 +60,8 @@ class EngineRoom:
         """Keys that let it start."""
         if self.cache is not None:
             share = "raise rollout.kv_cache_gib"
+        elif self.planned:  # there is no more
+            share = "leave it more memory (more trainer.devices, policy.lora), or raise rollout.tensor_parallel_size"
         else:
             share = "raise rollout.gpu_memory_utilization or rollout.tensor_parallel_size"
         return (

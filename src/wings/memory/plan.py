@@ -10,6 +10,7 @@ from typing import Literal
 
 import psutil  # type: ignore[import-untyped]
 import torch
+from rich import box
 from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
@@ -190,11 +191,11 @@ def _cgroup_left(cgroup: Path) -> int | None:
 
 def show_plan(plan: MemoryPlan, console: Console | None = None) -> None:
     """Print the plan: a row a part, a column a phase, GiB of one rank; what they are, and the verdict."""
-    table = Table(title="Predicted memory of each rank, GiB", title_justify="left", show_footer=True)
+    table = Table(box=box.SIMPLE, padding=0, show_edge=False, show_footer=True)  # 80 columns with a warm start
     table.add_column("part", footer="sum", no_wrap=True)
     for phase, total in plan.phases.items():
         style = "bold" if phase == plan.peak_phase else ""
-        table.add_column(phase, justify="right", footer=_gib(total), style=style, footer_style="bold", no_wrap=True)
+        table.add_column(phase, justify="right", footer=_gib(total), style=style, footer_style="bold")
     for part in plan.parts:
         table.add_row(part.name, *(_gib(part.bytes.get(phase, 0)) for phase in plan.phases))
     lines = [*plan.assumptions, *plan.bounds, ""]
@@ -208,7 +209,8 @@ def show_plan(plan: MemoryPlan, console: Console | None = None) -> None:
         lines += [f"To change, by effect: {'; '.join(plan.changes())}"]
     if plan.engine is not None:
         lines += _engine_lines(plan.engine)
-    (console or Console()).print(Group(table, Text("\n".join(lines))))
+    title = Text("Predicted memory of each rank, GiB", "italic")
+    (console or Console()).print(Group(title, table, Text("\n".join(lines))))
 
 
 def _verdict(needed: int, capacity: Capacity) -> str:

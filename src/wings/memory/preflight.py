@@ -39,7 +39,6 @@ from src.wings.memory.plan import (
     device_capacity,
     host_capacity,
     resident_bytes,
-    show_plan,
 )
 from src.wings.memory.rollout_parts import GenerationBatch, at_rest, native_parts, vllm_parts
 from src.wings.memory.traces import MemoryTraces
@@ -115,28 +114,18 @@ class _Run:
         return longest_rows(budget, groups, prompt, completions, completion)
 
 
-def preflight(config: DictConfig) -> bool:
-    """Check that a training fits; a dry run shows the predicted memory instead.
-
-    What the config leaves to the plan of an engine beside the trainer is filled in.
-
-    Returns:
-        Whether to go on: False for a dry run.
+def preflight(config: DictConfig) -> None:
+    """Check that a training fits, and fill in what its config leaves to the plan of an engine beside the trainer.
 
     Raises:
         MemoryPlanError: it will not fit, and `preflight.action` is `error`.
         ConfigError: the disk has no room for the checkpoints.
     """
-    if config.dry_run:
-        plan = plan_memory(config)
-        show_plan(plan)
-        _settle(config, plan)
-        return False
+    plan = plan_memory(config)
+    _settle(config, plan)
+    for line in plan.bounds:
+        log.warning("%s", line)
     try:
-        plan = plan_memory(config)
-        _settle(config, plan)
-        for line in plan.bounds:
-            log.warning("%s", line)
         check_memory(plan)
     except MemoryPlanError as error:
         if config.preflight.action == "error":
@@ -144,7 +133,6 @@ def preflight(config: DictConfig) -> bool:
         log.warning("%s", error)
     if config.callbacks.get("checkpoint") is not None:
         check_disk(config)
-    return True
 
 
 def _settle(config: DictConfig, plan: MemoryPlan) -> None:
@@ -382,6 +370,7 @@ def _engine_beside(run: _Run, others: Sequence[MemoryPart], prompts: int) -> tup
     cache = rollout.get("kv_cache_gib") or (None if run.place.cuda else 1)
     room = EngineRoom(
         share=free_share([*others, at_rest()], device, sleeps=sleeps) if share is None else float(share),
+        planned=share is None,
         sequences=sequences,
         length=length,
         weights=run.plain * computed.itemsize // ranks,

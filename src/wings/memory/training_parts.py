@@ -332,7 +332,7 @@ def _temporaries(demand: TrainingDemand, place: Placement) -> list[MemoryPart]:
     if demand.copies_weights:
         given = min(demand.weight_bytes, demand.compute_bytes) if place.sharded else demand.weight_bytes
         whole = counts.largest * (given + demand.compute_bytes)  # shards are converted before they are gathered
-        parts.append(MemoryPart("tensor handed over", "the largest, gathered and converted", {"handover": whole}))
+        parts.append(MemoryPart("gathered tensor", "the largest, gathered and converted", {"handover": whole}))
     return parts
 
 

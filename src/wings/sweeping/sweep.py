@@ -22,12 +22,11 @@ from src.runs.config_file import without_home
 from src.runs.folder import held, hide_home, open_run_folder
 from src.runs.line_file import write_whole
 from src.runs.summary import command_line
-from src.wings.memory.plan import show_plan
-from src.wings.memory.preflight import plan_memory
 from src.wings.sweeping.scheduler import TrialScheduler
 from src.wings.sweeping.search import FREE, SECTION, Space, defaults, read_settings, read_space
 from src.wings.sweeping.study import finished, open_study, take_up
 from src.wings.sweeping.trial_run import Launch, cancel_jobs
+from src.wings.timing.prediction import dry_run
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +46,7 @@ def sweep(
         loader: of Hydra, which knows the groups that a sweep chooses from.
 
     Returns:
-        The best value; None if no trial finished, or `dry_run` only asks for the predicted memory of one.
+        The best value; None if no trial finished, or `dry_run` only asks what one will take.
 
     Raises:
         ConfigError: the config cannot run, or is another one than that of the sweep in the folder.
@@ -63,7 +62,7 @@ def sweep(
         raise ConfigError("optimized_metric: expected the metric that is to be maximised, found null.")
     default = defaults(config, space)
     if training.dry_run:
-        show_plan(plan_memory(training))
+        dry_run(training)
         return None
     open_run_folder(folder, "hydra.sweep.dir")
     with held(folder, "hydra.sweep.dir"), ExitStack() as stack:

@@ -19,7 +19,7 @@ class Device:
         single: of float32 products without TF32, PyTorch's default.
         bandwidth: bytes a second of its memory.
         link: bytes a second that it sends to the others of its node.
-        memory: bytes.
+        memory: GiB, as PyTorch finds them: less than the name says.
     """
 
     name: str
@@ -33,10 +33,10 @@ class Device:
 DEVICES = {
     device.name: device
     for device in (
-        Device("h100", 989e12, 67e12, 3.35e12, 450e9, 80e9),
-        Device("h200", 989e12, 67e12, 4.8e12, 450e9, 141e9),
-        Device("a100", 312e12, 19.5e12, 2.04e12, 300e9, 80e9),
-        Device("l40s", 362e12, 91.6e12, 0.864e12, 32e9, 48e9),
+        Device("h100", 989e12, 67e12, 3.35e12, 450e9, 79),
+        Device("h200", 989e12, 67e12, 4.8e12, 450e9, 139),
+        Device("a100", 312e12, 19.5e12, 2.04e12, 300e9, 79),
+        Device("l40s", 362e12, 91.6e12, 0.864e12, 32e9, 44),
     )
 }
 """SXM boards of 80 GB where there are several; L40S has PCIe in place of NVLink."""

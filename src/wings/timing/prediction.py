@@ -1,4 +1,4 @@
-"""Predicted seconds of a rollout step of a training config, which a dry run shows beside its memory."""
+"""A dry run: the predicted memory of a training, and the predicted seconds of its rollout steps."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from transformers import PretrainedConfig
 from src.config.checks import cache_file
 from src.config.guard import find_ways
 from src.config.placement import Placement, placement, stored_dtype
+from src.errors import ConfigError
 from src.models.loading.architecture import ParameterCounts, load_architecture
 from src.models.loading.policy_config import PolicyConfig
 from src.models.moe import experts_chosen
-from src.runs.folder import GIB
+from src.wings.memory.engine_room import EngineRoom
+from src.wings.memory.plan import show_plan
+from src.wings.memory.preflight import check_memory, plan_memory
 from src.wings.memory.rollout_parts import attention_heads
 from src.wings.memory.traces import MemoryTraces
 from src.wings.timing.devices import DEVICES, find_device
 from src.wings.timing.savings import SAVINGS, savings
 from src.wings.timing.step_time import Assumptions, Engine, ModelSize, Setup, StepShape, predict
 
-_ENGINE_AT_WORK = 3 * GIB  # activations and graphs of vLLM, beside weights and cache
 _EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _LACKING = "???"
 _UNKNOWN = (
@@ -31,11 +33,41 @@ _UNKNOWN = (
 )
 
 
-def setup_of(config: DictConfig) -> Setup | None:
+def dry_run(config: DictConfig, console: Console | None = None) -> None:
+    """Print the predicted memory of a training, and the predicted seconds of a step if it fits.
+
+    Args:
+        config: composed, as `src/train.py` gets it, and checked. `preflight.device` gives the memory as well, where
+            `preflight.device_gib` is null.
+        console: to print on.
+
+    Raises:
+        MemoryPlanError: it will not fit, and `preflight.action` is `error`.
+        ConfigError: `preflight.device` is not in the table, or the run would be one on CPUs.
+    """
+    console, named = console or Console(), config.preflight.device
+    if named is not None:
+        device = find_device(named)
+        if device is not None and not placement(config.trainer)[0].cuda:
+            raise ConfigError(
+                f"preflight.device={named}: expected a run on GPUs, trainer.accelerator={config.trainer.accelerator} "
+                "is a CPU here. Set trainer.accelerator=gpu, and trainer.devices to how many a node has."
+            )
+        if device is not None and config.preflight.device_gib is None:
+            config.preflight.device_gib = device.memory
+    plan = plan_memory(config)
+    show_plan(plan, console)
+    if config.preflight.action == "error":
+        check_memory(plan)
+    show_times(setup_of(config, plan.engine), config, console)
+
+
+def setup_of(config: DictConfig, room: EngineRoom | None = None) -> Setup | None:
     """What the prediction of a training depends on; None where the device is not known.
 
     Args:
         config: composed, as `src/train.py` gets it, and checked.
+        room: of vLLM beside the trainer, as the memory plan has it.
 
     Raises:
         ConfigError: `preflight.device` is not in the table, an assumption is impossible, or a model that the run would
@@ -71,9 +103,7 @@ def setup_of(config: DictConfig) -> Setup | None:
         reference=samples and config.algorithm.loss.kl_coef > 0,
         recomputed=float(policy.gradient_checkpointing in (True, "full")),  # `selective` keeps all products
     )
-    capacity = config.preflight.device_gib
-    memory = device.memory if capacity is None else capacity * GIB
-    engine = _engine(config.rollout, model, memory, 2 if half else 4, place)
+    engine = _engine(config.rollout, room, 2 if half else 4, place)
     return Setup(model, shape, engine, device, given, place.ranks, half, place.sharded)
 
 
@@ -104,20 +134,23 @@ def _idle_experts(text: PretrainedConfig, layers: int) -> int:
     return int(layers * (experts - experts_chosen(text)) * 3 * text.hidden_size * inner)
 
 
-def _engine(rollout: DictConfig, model: ModelSize, memory: float, number: int, place: Placement) -> Engine:
-    if "vllm" not in str(rollout.get("_target_", "")) or "gpu_memory_utilization" not in rollout:
+def _engine(rollout: DictConfig, room: EngineRoom | None, number: int, place: Placement) -> Engine:
+    if room is None:
         return Engine(together=rollout.get("max_sequences") or 256, number=number)
-    together, share = rollout.max_num_seqs or 256, rollout.gpu_memory_utilization or 0.45
     ranks = min(rollout.tensor_parallel_size, place.ranks)
-    fixed = rollout.get("kv_cache_gib")
-    cache = share * memory - model.stored * number / ranks - _ENGINE_AT_WORK if fixed is None else fixed * GIB
-    return Engine(ranks, together, number, max(cache, 0.0) * ranks, share, bool(rollout.enable_prefix_caching))
+    cache = None if room.available is None else float(max(room.available, 0)) * ranks
+    share = None if room.planned or room.cache is not None else room.share
+    return Engine(ranks, room.sequences, number, cache, share, bool(rollout.enable_prefix_caching))
 
 
-def show_times(config: DictConfig, console: Console | None = None) -> None:
-    """Print the seconds that a step is predicted to take, what is assumed, and what changes would save."""
-    console = console or Console()
-    setup = setup_of(config)
+def show_times(setup: Setup | None, config: DictConfig, console: Console) -> None:
+    """Print the seconds that a step is predicted to take, what is assumed, and what changes would save.
+
+    Args:
+        setup: of the prediction; None: there is none, and how to get one is printed.
+        config: whose keys could be changed.
+        console: to print on.
+    """
     if setup is None:
         console.print(Text(_UNKNOWN.format(", ".join(DEVICES))))
         return

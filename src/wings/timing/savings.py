@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from src.runs.folder import GIB
 from src.wings.timing.step_time import Setup, predict
 
 _LEAST = 0.005
@@ -42,11 +43,11 @@ def of_shape(**changes: Any) -> Callable[[Setup], Setup]:
 
 
 def _larger_engine(setup: Setup) -> Setup:
-    if setup.engine.cache is None:
-        return replace(setup, engine=replace(setup.engine, together=1024))
-    share, before = 0.7, setup.engine.share
-    cache = setup.engine.cache + max(0.0, share - before) * setup.device.memory
-    return replace(setup, engine=replace(setup.engine, together=1024, cache=cache))
+    engine = setup.engine
+    if engine.share is None or engine.cache is None:
+        return setup  # it has all there is
+    cache = engine.cache + max(0.0, 0.7 - engine.share) * setup.device.memory * GIB
+    return replace(setup, engine=replace(engine, together=1024, cache=cache))
 
 
 SAVINGS = (

@@ -111,7 +111,7 @@ class Engine:
         together: completions that may decode at once.
         number: bytes of a weight and of a number in the cache.
         cache: bytes of the key/value cache; None: whatever is needed.
-        share: of the device's memory that it has.
+        share: of the device's memory that it was given; None: what the memory plan found free.
         shares_prompts: completions of a prompt share its keys in the cache.
     """
 
@@ -119,7 +119,7 @@ class Engine:
     together: int = 256
     number: int = 2
     cache: float | None = None
-    share: float = 0.0
+    share: float | None = None
     shares_prompts: bool = True
 
 

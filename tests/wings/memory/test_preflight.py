@@ -138,7 +138,8 @@ def test_what_is_bounded_is_said_once(tmp_path, caplog):
     config = _config(f"policy.path={_folder('dbrx', tmp_path)}", *SHORT, gib=80)
     said = "Model type 'dbrx' cannot be traced (DynamicOutputShapeException: aten.nonzero.default)."
     config.callbacks.checkpoint = None
-    assert preflight(config) and caplog.text.count(said) == 1
+    preflight(config)
+    assert caplog.text.count(said) == 1
     screen = io.StringIO()
     show_plan(plan_memory(config), Console(file=screen, width=1000))
     assert screen.getvalue().count(said) == 1
@@ -174,7 +175,7 @@ def test_vllm_sleeps_during_the_update():
 def test_what_is_left_to_the_plan_is_filled_in_and_shown():
     """256 prompts of a benchmark are the most at once; 400 + 112 tokens are less than its context, 8,192 positions."""
     config = _config(*BESIDE, gib=80)
-    assert preflight(config)
+    preflight(config)
     assert (config.rollout.gpu_memory_utilization, config.rollout.max_num_seqs) == (0.7, 256)
     screen = io.StringIO()
     plan = plan_memory(config)
@@ -182,7 +183,7 @@ def test_what_is_left_to_the_plan_is_filled_in_and_shown():
     assert "vLLM with rollout.max_num_seqs=256: weights 0.0, profile 1." in screen.getvalue()
     assert "rollout.gpu_memory_utilization=0.7 of 80.0 GiB: starts, with room for " in screen.getvalue()
     given = _config(*BESIDE, "rollout.gpu_memory_utilization=0.5", "rollout.max_num_seqs=64", gib=80)
-    assert preflight(given)
+    preflight(given)
     assert (given.rollout.gpu_memory_utilization, given.rollout.max_num_seqs) == (0.5, 64)
 
 

@@ -73,7 +73,7 @@ def test_sharding_divides_what_lives_and_gathers_a_few_layers():
         "warm start": 604 * 2 + 100 * (2 + 4 + 4),
     }
     assert "step at work" not in {part.name for part in plan.parts}  # AdamW is one fused kernel
-    assert _bytes(plan, "tensor handed over") == {"handover": 300 * (2 + 2)}  # gathered in the forwards' type
+    assert _bytes(plan, "gathered tensor") == {"handover": 300 * (2 + 2)}  # gathered in the forwards' type
     kept = _plan(replace(DEMAND, compute_bytes=2), replace(place, reshard=False))
     assert _bytes(kept, "gathered layers")["layers"] == 11 * 100 * 2
 

@@ -8,8 +8,9 @@ import pytest
 from rich.console import Console
 
 from src.errors import ConfigError
+from src.wings.memory.preflight import MemoryPlanError
 from src.wings.timing.devices import find_device
-from src.wings.timing.prediction import setup_of, show_times
+from src.wings.timing.prediction import dry_run, setup_of
 from src.wings.timing.step_time import predict
 from tests.conftest import train_config
 
@@ -18,17 +19,19 @@ NODE = ("trainer.accelerator=gpu", "trainer.devices=8", "preflight.device=h100")
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly(tmp_path_factory):
-    """Weights are counted once for each model, and rows, which `tests/config/test_guard.py` finds, are packed."""
+    """Each model is traced once, and rows, which `tests/config/test_guard.py` finds, are packed."""
     file = tmp_path_factory.mktemp("traces") / "traces.json"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("src.wings.timing.prediction.cache_file", lambda *_: file)
-        patch.setattr("src.wings.timing.prediction.find_ways", lambda *_: SimpleNamespace(rows="packed"))
+        for module in ("timing.prediction", "memory.preflight"):
+            patch.setattr(f"src.wings.{module}.cache_file", lambda *_: file)
+        for module in ("src.config.guard", "src.wings.timing.prediction"):
+            patch.setattr(f"{module}.find_ways", lambda *_: SimpleNamespace(rows="packed", cache="shared"))
         yield
 
 
 def shown(*overrides: str) -> str:
     screen = io.StringIO()
-    show_times(train_config(Path(), *overrides), Console(file=screen, width=140))
+    dry_run(train_config(Path(), *overrides), Console(file=screen, width=140))
     return screen.getvalue()
 
 
@@ -61,8 +64,27 @@ def test_a_dry_run_says_what_is_assumed_and_what_changes_would_save():
     assert "Predicted seconds of a rollout step [estimate]" in text
     assert "8 x h100" in text and "512 prompts of 700 tokens, 8 completions of 400" in text
     assert "policy.gradient_checkpointing=selective" in text and "updates.old_logprobs=sampler" in text
-    assert "rollout.gpu_memory_utilization=0.7 rollout.max_num_seqs=1024" in text
     assert "rollout.max_sequences" not in text  # a key of the other engine
+    larger = "rollout.gpu_memory_utilization=0.7 rollout.max_num_seqs=1024"
+    assert larger not in text  # the plan gives the engine all that is free
+    given = ("rollout.gpu_memory_utilization=0.3", "rollout.max_num_seqs=64")
+    assert larger in shown("experiment=qwen3_8b", *NODE, *given)
+
+
+def test_a_dry_run_ends_with_an_error_where_the_run_would():
+    node = ("experiment=qwen3_8b", "trainer.accelerator=gpu", "trainer.devices=1", "preflight.device=h100")
+    screen = io.StringIO()
+    with pytest.raises(MemoryPlanError, match=r"expected at most 79\.0 GiB"):
+        dry_run(train_config(Path(), *node), Console(file=screen, width=80))
+    said = screen.getvalue()
+    assert "does not fit" in said and "Predicted seconds" not in said and "…" not in said  # nothing is cut off
+    assert "Predicted seconds" in shown(*node, "preflight.action=warn")
+
+
+def test_the_device_of_a_prediction_is_the_runs(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"preflight.device=h100: expected a run on GPUs, .* Set trainer.acc"):
+        shown("experiment=tiny", "preflight.device=h100")
 
 
 def test_without_a_gpu_nothing_is_predicted(monkeypatch):
