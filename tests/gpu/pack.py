@@ -38,6 +38,10 @@ SCRIPT = """#!/usr/bin/env bash
 set -euo pipefail
 parcels=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "$1" && folder=$(cd "$1" && pwd)
+if [ -n "$(ls -A "$folder")" ]; then
+    echo "$1: expected an empty folder or none, found files in it. Choose another, or empty it." >&2
+    exit 1
+fi
 shift
 (cd "$parcels" && sha256sum --check --quiet SHA256SUMS)
 cat "$parcels"/proof.tar.* | tar -x -C "$folder"

@@ -64,6 +64,14 @@ def test_a_torn_parcel_is_refused(tmp_path: Path, wheels: Path) -> None:
     assert not (tmp_path / "out/venv").exists()
 
 
+def test_what_lies_in_the_folder_is_not_mixed_with_the_parcels(tmp_path: Path, wheels: Path) -> None:
+    pack(tmp_path, wheels=wheels)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").touch()
+    ended = subprocess.run(["bash", tmp_path / "proof.sh", tmp_path / "out"], capture_output=True, text=True)
+    assert ended.returncode == 1 and "expected an empty folder or none, found files" in ended.stderr
+
+
 @pytest.mark.slow
 def test_the_script_unpacks_installs_and_starts_the_proof(tmp_path: Path, wheels: Path) -> None:
     pack(tmp_path, wheels=wheels, limit=LIMIT)
