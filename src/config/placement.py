@@ -84,8 +84,8 @@ def _devices(devices: Any, found: int) -> int:
 
 def stored_dtype(policy: PolicyConfig, architecture: PretrainedConfig, precision: str) -> torch.dtype:
     """Of the weights as they are stored."""
-    if precision.endswith("-true") and precision != "32-true":
-        return torch.bfloat16 if precision.startswith("bf16") else torch.float16
+    if precision == "bf16-true":
+        return torch.bfloat16
     if policy.dtype == "auto":
         return dtype_of(architecture)
     return cast(torch.dtype, getattr(torch, policy.dtype))

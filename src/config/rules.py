@@ -27,7 +27,7 @@ VALIDATION_METRICS = tuple(
 _SETTINGS = ("sampling", "updates", "optimizer", "algorithm", "reward", "policy")
 """Made of plain values: their own checks cost nothing."""
 _ACTIONS = ("error", "warn", "off")
-_HALF = ("16-mixed", "16-true", "16")
+_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16-true", "bf16")
 _OF_ROLLOUT_STEPS = ("reward", "train", "response", "entropy", "group")
 """Metrics of rollouts and updates, which a checkpoint may watch too."""
 
@@ -135,10 +135,10 @@ def _devices(config: DictConfig) -> None:
         ) from error
     if place.cuda and there and on_node > there and not config.get("dry_run"):
         raise ConfigError(f"trainer.devices={trainer.devices}: expected at most the {there} CUDA devices of this node.")
-    if precision in _HALF and not place.cuda:
+    if precision not in _PRECISIONS:
         raise ConfigError(
-            f"trainer.precision={precision}: expected a GPU, the accelerator is a CPU. Set trainer.precision=32-true "
-            "or bf16-mixed."
+            f"trainer.precision={precision}: expected one of {_PRECISIONS}. float16 is not among them: it needs scaled "
+            "losses, whose gradients would be clipped before they are scaled back. Set trainer.precision=bf16-mixed."
         )
     if place.ranks > config.data.prompts_per_step:
         raise ConfigError(

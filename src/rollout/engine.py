@@ -118,18 +118,16 @@ class EngineSource:
         Args:
             model: as loaded by `config`.
             config: says where its architecture lies.
-            precision: of Lightning's Trainer; under `bf16-mixed` forwards run in bfloat16 whatever the weights are, and
-                under `16-mixed` in float16.
+            precision: of Lightning's Trainer; under `bf16-mixed` forwards run in bfloat16 whatever the weights are.
             shared: whether an engine may call `model` itself.
             cache: as `config.guard` found it.
             longest: see the class.
         """
         from src.models.loading.files import locate  # the hub's library, which the checks of a config do without
 
-        kind, _, how = precision.partition("-")
-        half = {"bf16": torch.bfloat16, "16": torch.float16}.get(kind)
-        mixed = half is not None and how != "true"
-        return cls(model, locate(config), half or model.dtype, shared, config.trust_remote_code, cache, mixed, longest)
+        dtype = torch.bfloat16 if precision.startswith("bf16") else model.dtype
+        mixed = precision in ("bf16-mixed", "bf16")
+        return cls(model, locate(config), dtype, shared, config.trust_remote_code, cache, mixed, longest)
 
 
 def needs_copy(*, sharded: bool, stored: torch.dtype | None, forwards: torch.dtype) -> bool:

@@ -450,7 +450,7 @@ BAD_INPUTS: Mapping[str, Builder] = {
         place.patch.setattr("src.rollout.vllm.requests.find_spec", lambda name: None),
         config("rollout=vllm")(place),
     ),
-    "half precision on a CPU": config("trainer.precision=16-mixed"),
+    "float16": config("trainer.precision=16-mixed"),
     "a GPU where there is none": lambda place: (
         place.patch.setattr(torch.cuda, "is_available", lambda: False),
         config("trainer.accelerator=gpu")(place),

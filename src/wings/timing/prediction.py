@@ -81,7 +81,7 @@ def setup_of(config: DictConfig, room: EngineRoom | None = None) -> Setup | None
     stored = stored_dtype(policy, architecture, str(config.trainer.precision))
     traces = MemoryTraces(cache_file(config, "memory_traces"), trust_remote_code=policy.trust_remote_code)
     model = model_size(architecture, traces.counts(architecture, stored, policy.lora))
-    half = str(config.trainer.precision).startswith(("bf16", "16")) or stored.itemsize == 2
+    half = str(config.trainer.precision).startswith("bf16") or stored.itemsize == 2
     given, samples = Assumptions(**config.preflight.timing), "loss" in config.algorithm
     minibatches = config.data.prompts_per_step // config.updates.prompts_per_minibatch
     passes = config.updates.passes
