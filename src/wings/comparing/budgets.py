@@ -20,6 +20,8 @@ _FREE_IN_BUDGET = (
         "updates.probe_tolerance",
         "updates.zero_advantage",
         "prompt.cache_dir",
+        "policy.compile_layers",
+        "policy.gradient_checkpointing",
     ),  # older runs do not name these
     *("data.on_bad_record", "data.train.on_bad_record"),
 )

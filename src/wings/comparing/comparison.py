@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,9 +18,9 @@ from src.runs.metric_names import CORRECTNESS, EXACT_MATCH, VAL_CORRECTNESS, VAL
 from src.wings.comparing.run_folders import ComparisonError, RunRecord
 
 COMPARED = (VAL_EXACT_MATCH, VAL_CORRECTNESS)
-"""Validation metrics that differences are taken of."""
+"""Validation metrics that differences are taken of; correctness where all runs have it, which episodes have not."""
 REPORTED = (*COMPARED, VAL_REWARD)
-"""Validation metrics of every row."""
+"""Validation metrics of every row; likewise."""
 TRAINING_METRICS = (EXACT_MATCH, CORRECTNESS)
 """Scale-free metrics of the rollouts."""
 _DIAGNOSED = ("token_share/", "gradient_share/", "entropy/", "group/")
@@ -203,7 +203,12 @@ def compare(runs: Sequence[RunRecord], settings: ComparisonSettings) -> list[Met
             )
     order = sorted(by_method, key=lambda method: (method != settings.baseline, method))
     baseline = by_method[settings.baseline]
-    return [_row(dict(sorted(by_method[method].items())), baseline, settings) for method in order]
+    without = set() if all(_has_correctness(run) for run in runs) else {VAL_CORRECTNESS}
+    return [_row(dict(sorted(by_method[method].items())), baseline, settings, without) for method in order]
+
+
+def _has_correctness(run: RunRecord) -> bool:
+    return VAL_CORRECTNESS in run.validations.get(run.steps_done, {})
 
 
 def complete_curve(run: RunRecord, key: str) -> list[float]:
@@ -230,14 +235,23 @@ def validated(run: RunRecord, when: str, key: str) -> float:
     return values[key]
 
 
-def _row(runs: Mapping[int, RunRecord], baseline: Mapping[int, RunRecord], settings: ComparisonSettings) -> MethodRow:
+def _row(
+    runs: Mapping[int, RunRecord],
+    baseline: Mapping[int, RunRecord],
+    settings: ComparisonSettings,
+    without: Set[str],
+) -> MethodRow:
     curves = [complete_curve(run, settings.training_metric) for run in runs.values()]
     steps = [steps_to_reach(curve, settings.bar, settings.window) for curve in curves]
     reached = [float(count) for count in steps if count is not None]
     method = next(iter(runs.values())).method
     start = all(0 in run.validations for run in runs.values())
     measured = {
-        when: {key: estimate([validated(run, when, key) for run in runs.values()]) for key in REPORTED}
+        when: {
+            key: estimate([validated(run, when, key) for run in runs.values()])
+            for key in REPORTED
+            if key not in without
+        }
         for when in (("start", "final") if start else ("final",))
     }
     return MethodRow(
@@ -247,18 +261,22 @@ def _row(runs: Mapping[int, RunRecord], baseline: Mapping[int, RunRecord], setti
         final=measured["final"],
         steps_to_bar=estimate(reached) if reached else None,
         area=estimate(list(_areas(runs, settings).values())),
-        differences={} if method == settings.baseline else _differences(method, runs, baseline, settings),
+        differences={} if method == settings.baseline else _differences(method, runs, baseline, settings, without),
         diagnosis=diagnose(runs.values()),
     )
 
 
 def _differences(
-    method: str, runs: Mapping[int, RunRecord], baseline: Mapping[int, RunRecord], settings: ComparisonSettings
+    method: str,
+    runs: Mapping[int, RunRecord],
+    baseline: Mapping[int, RunRecord],
+    settings: ComparisonSettings,
+    without: Set[str],
 ) -> dict[str, PairedDifference]:
     def finals(of: Mapping[int, RunRecord], key: str) -> dict[int, float]:
         return {seed: validated(run, "final", key) for seed, run in of.items()}
 
-    pairs = {key: (finals(runs, key), finals(baseline, key)) for key in COMPARED}
+    pairs = {key: (finals(runs, key), finals(baseline, key)) for key in COMPARED if key not in without}
     pairs["area"] = (_areas(runs, settings), _areas(baseline, settings))
     found = {key: paired_difference(*pair, settings.resamples, settings.seed) for key, pair in pairs.items()}
     if None in found.values():

@@ -66,7 +66,7 @@ def _further_table(rows: Sequence[MethodRow]) -> str:
 
 
 def _start_and_end(row: MethodRow, key: str) -> list[str]:
-    return [str(row.start[key]) if row.start else "–", str(row.final[key])]
+    return [str(values.get(key, "–")) for values in (row.start, row.final)]
 
 
 def _difference(row: MethodRow, key: str) -> str:

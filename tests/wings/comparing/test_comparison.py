@@ -15,6 +15,7 @@ from src.wings.comparing.comparison import (
     trailing_mean,
 )
 from src.wings.comparing.run_folders import ComparisonError, RunRecord
+from src.wings.comparing.tables import render_comparison
 
 SETTINGS = ComparisonSettings(bar=0.5, window=2, resamples=500)
 
@@ -62,6 +63,25 @@ def test_differences_are_paired_by_seed() -> None:
     assert row.differences["val/correctness"].mean == 0.125
     assert row.differences["area"] == PairedDifference(0.0, (0.0, 0.0), {2: 0.0, 3: 0.0})
     assert set(row.differences) == {"val/exact_match", "val/correctness", "area"}  # rewards are not compared
+
+
+def test_episodes_are_compared_without_correctness() -> None:
+    runs = [run("grpo", 1, 0.25), run("rest", 1, 0.5)]
+    for record in runs:
+        for values in record.validations.values():
+            del values["val/correctness"]
+    baseline, row = compare(runs, SETTINGS)
+    assert baseline.final.keys() == {"val/exact_match", "val/reward"}
+    assert row.differences.keys() == {"val/exact_match", "area"}
+    further = render_comparison([baseline, row], runs, SETTINGS).partition("## Correctness and reward")[2]
+    assert [cell.strip() for cell in further.splitlines()[5].split("|")[1:7]] == [
+        "rest",
+        "–",
+        "–",
+        "–",
+        "-1.000",
+        "2.000",
+    ]
 
 
 def test_one_pair_has_no_interval() -> None:
