@@ -42,21 +42,18 @@ DEVICES = {
 """SXM boards of 80 GB where there are several; L40S has PCIe in place of NVLink."""
 
 
-def find_device(given: str | None) -> Device | None:
-    """The device of a prediction.
-
-    Args:
-        given: `preflight.device`; None: this machine's first GPU.
-
-    Returns:
-        None where neither is known, as on a machine without a GPU.
+def named_device(name: str) -> Device:
+    """The device of `preflight.device`.
 
     Raises:
-        ConfigError: a name that is not in the table.
+        ConfigError: it is not in the table.
     """
-    if given is None:
-        name = torch.cuda.get_device_name(0).lower() if torch.cuda.is_available() else ""
-        return next((device for device in DEVICES.values() if device.name in name), None)
-    if given.lower() not in DEVICES:
-        raise ConfigError(f"preflight.device: expected one of {list(DEVICES)} or null, found '{given}'.")
-    return DEVICES[given.lower()]
+    if name.lower() not in DEVICES:
+        raise ConfigError(f"preflight.device: expected one of {list(DEVICES)} or null, found '{name}'.")
+    return DEVICES[name.lower()]
+
+
+def this_device() -> Device | None:
+    """This machine's first GPU; None if there is none, or it is not in the table."""
+    name = torch.cuda.get_device_name(0).lower() if torch.cuda.is_available() else ""
+    return next((device for device in DEVICES.values() if device.name in name), None)

@@ -21,7 +21,7 @@ from src.wings.memory.plan import show_plan
 from src.wings.memory.preflight import check_memory, plan_memory
 from src.wings.memory.rollout_parts import attention_heads
 from src.wings.memory.traces import MemoryTraces
-from src.wings.timing.devices import DEVICES, find_device
+from src.wings.timing.devices import DEVICES, named_device, this_device
 from src.wings.timing.savings import SAVINGS, savings
 from src.wings.timing.step_time import Assumptions, Engine, ModelSize, Setup, StepShape, predict
 
@@ -45,15 +45,15 @@ def dry_run(config: DictConfig, console: Console | None = None) -> None:
         MemoryPlanError: it will not fit, and `preflight.action` is `error`.
         ConfigError: `preflight.device` is not in the table, or the run would be one on CPUs.
     """
-    console, named = console or Console(), config.preflight.device
-    if named is not None:
-        device = find_device(named)
-        if device is not None and not placement(config.trainer)[0].cuda:
+    console, name = console or Console(), config.preflight.device
+    if name is not None:
+        device = named_device(str(name))
+        if not placement(config.trainer)[0].cuda:
             raise ConfigError(
-                f"preflight.device={named}: expected a run on GPUs, trainer.accelerator={config.trainer.accelerator} "
+                f"preflight.device={name}: expected a run on GPUs, trainer.accelerator={config.trainer.accelerator} "
                 "is a CPU here. Set trainer.accelerator=gpu, and trainer.devices to how many a node has."
             )
-        if device is not None and config.preflight.device_gib is None:
+        if config.preflight.device_gib is None:
             config.preflight.device_gib = device.memory
     plan = plan_memory(config)
     show_plan(plan, console)
@@ -73,7 +73,8 @@ def setup_of(config: DictConfig, room: EngineRoom | None = None) -> Setup | None
         ConfigError: `preflight.device` is not in the table, an assumption is impossible, or a model that the run would
             refuse.
     """
-    device = find_device(config.preflight.get("device"))
+    name = config.preflight.device
+    device = this_device() if name is None else named_device(str(name))
     if device is None:
         return None
     policy: PolicyConfig = instantiate(config.policy)

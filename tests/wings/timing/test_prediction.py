@@ -9,7 +9,7 @@ from rich.console import Console
 
 from src.errors import ConfigError
 from src.wings.memory.preflight import MemoryPlanError
-from src.wings.timing.devices import find_device
+from src.wings.timing.devices import named_device, this_device
 from src.wings.timing.prediction import dry_run, setup_of
 from src.wings.timing.step_time import predict
 from tests.conftest import train_config
@@ -93,9 +93,9 @@ def test_without_a_gpu_nothing_is_predicted(monkeypatch):
 
 
 def test_devices_are_found_by_key_or_by_name(monkeypatch):
-    assert find_device("l40s").bandwidth == 0.864e12
+    assert named_device("l40s").bandwidth == 0.864e12
     with pytest.raises(ConfigError, match=r"preflight.device: expected one of \['h100', .* found 'h1000'"):
-        find_device("h1000")
+        named_device("h1000")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda _: "NVIDIA H200")
-    assert find_device(None).name == "h200"
+    assert this_device().name == "h200"
