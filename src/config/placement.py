@@ -82,10 +82,8 @@ def _devices(devices: Any, found: int) -> int:
     return len(devices)
 
 
-def stored_dtype(policy: PolicyConfig, architecture: PretrainedConfig, precision: str) -> torch.dtype:
+def stored_dtype(policy: PolicyConfig, architecture: PretrainedConfig) -> torch.dtype:
     """Of the weights as they are stored."""
-    if precision == "bf16-true":
-        return torch.bfloat16
     if policy.dtype == "auto":
         return dtype_of(architecture)
     return cast(torch.dtype, getattr(torch, policy.dtype))

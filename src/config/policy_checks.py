@@ -53,7 +53,7 @@ def check_architecture(config: DictConfig) -> PretrainedConfig:
         check_quantization(architecture, str(policy.path or policy.hub_id), sharded=placed.sharded)
     check_lengths(config, positions_of(architecture))
     if policy.lora is None:
-        check_rate(config, stored_dtype(policy, architecture, str(config.trainer.precision)))
+        check_rate(config, stored_dtype(policy, architecture))
     return architecture
 
 

@@ -27,7 +27,7 @@ VALIDATION_METRICS = tuple(
 _SETTINGS = ("sampling", "updates", "optimizer", "algorithm", "reward", "policy")
 """Made of plain values: their own checks cost nothing."""
 _ACTIONS = ("error", "warn", "off")
-_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16-true", "bf16")
+_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16")
 _OF_ROLLOUT_STEPS = ("reward", "train", "response", "entropy", "group")
 """Metrics of rollouts and updates, which a checkpoint may watch too."""
 
@@ -133,12 +133,14 @@ def _devices(config: DictConfig) -> None:
         raise ConfigError(
             f"trainer.devices: expected a number, a list or 'auto', found {trainer.devices!r}."
         ) from error
+    if place.ranks < 1:
+        raise ConfigError(f"trainer.num_nodes: expected at least 1, found {trainer.num_nodes}.")
     if place.cuda and there and on_node > there and not config.get("dry_run"):
         raise ConfigError(f"trainer.devices={trainer.devices}: expected at most the {there} CUDA devices of this node.")
     if precision not in _PRECISIONS:
         raise ConfigError(
-            f"trainer.precision={precision}: expected one of {_PRECISIONS}. float16 is not among them: it needs scaled "
-            "losses, whose gradients would be clipped before they are scaled back. Set trainer.precision=bf16-mixed."
+            f"trainer.precision={precision}: expected one of {_PRECISIONS}. Weights in bfloat16 are "
+            "policy.dtype=bfloat16 with trainer.precision=32-true; float16 and float64 are not trained in."
         )
     if place.ranks > config.data.prompts_per_step:
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -128,12 +129,18 @@ class EpisodeReward:
             OpenAI has them, and returns a number, or None for no reward.
 
     Raises:
-        ConfigError: there is no such function.
+        ConfigError: there is no such function, or it takes other arguments.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
         self._function = find("environment.reward", path)
+        try:
+            inspect.signature(self._function).bind({}, [])
+        except TypeError as error:
+            raise ConfigError(
+                f"environment.reward: expected a function of a row and an episode's messages, found {path}: {error}."
+            ) from error
         self._lock = threading.Lock()  # it may not be made for threads
 
     def __call__(self, row: Mapping[str, JsonValue], history: Sequence[Message]) -> float | None:

@@ -125,8 +125,8 @@ class EngineSource:
         """
         from src.models.loading.files import locate  # the hub's library, which the checks of a config do without
 
-        dtype = torch.bfloat16 if precision.startswith("bf16") else model.dtype
-        mixed = precision in ("bf16-mixed", "bf16")
+        mixed = precision.startswith("bf16")
+        dtype = torch.bfloat16 if mixed else model.dtype
         return cls(model, locate(config), dtype, shared, config.trust_remote_code, cache, mixed, longest)
 
 

@@ -36,6 +36,8 @@ def test_evaluations_pass():
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["trainer.num_nodes=0"], "trainer.num_nodes: expected at least 1, found 0"),
+        (["trainer.precision=bf16-true"], "trainer.precision=bf16-true: expected one of .* policy.dtype=bfloat16 with"),
         (["data=episodes"], "data=episodes: expected an environment, found none"),
         (["environment=generated"], "environment: expected its tasks as data, found another corpus"),
         (

@@ -322,7 +322,7 @@ def test_resuming_with_other_prompts_a_step_is_refused(tmp_path: Path) -> None:
         made.setup()
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 def test_batches_survive_every_precision(tmp_path: Path, precision: str) -> None:
     assert fit(tmp_path, steps=2, precision=precision).seen == fit(tmp_path, steps=2).seen
 

@@ -243,6 +243,9 @@ def test_a_function_may_say_what_an_episode_of_functions_or_of_a_class_earned(tm
         ConfigError, match=r"^environment\.reward: .*Shop has a method get_reward\. Drop one of the two"
     ):
         PythonEnvironment(f"{TOOLS}:Shop", str(tmp_path / "rows.jsonl"), reward=reward)
+    (tmp_path / "of_rows.py").write_text("def alone(row):\n    return 1.0\n")
+    with pytest.raises(ConfigError, match=r"^environment\.reward: expected a function of a row and .*: too many"):
+        PythonEnvironment(f"{TOOLS}:add", str(tmp_path / "rows.jsonl"), reward=f"{tmp_path / 'of_rows.py'}:alone")
 
 
 def test_reset_returns_text_or_nothing(tmp_path):

@@ -61,7 +61,7 @@ class EngineRoom:
         if self.cache is not None:
             share = "raise rollout.kv_cache_gib"
         elif self.planned:  # there is no more
-            share = "leave it more memory (more trainer.devices, policy.lora), or raise rollout.tensor_parallel_size"
+            share = "leave it more memory, with more trainer.devices and a larger rollout.tensor_parallel_size"
         else:
             share = "raise rollout.gpu_memory_utilization or rollout.tensor_parallel_size"
         return (

@@ -208,7 +208,7 @@ def show_plan(plan: MemoryPlan, console: Console | None = None) -> None:
     if not plan.has_room:
         lines += [f"To change, by effect: {'; '.join(plan.changes())}"]
     if plan.engine is not None:
-        lines += _engine_lines(plan.engine)
+        lines += _engine_lines(plan.engine, plan.has_room)
     title = Text("Predicted memory of each rank, GiB", "italic")
     (console or Console()).print(Group(title, table, Text("\n".join(lines))))
 
@@ -220,12 +220,13 @@ def _verdict(needed: int, capacity: Capacity) -> str:
     return f"{_gib(needed)} GiB of {_gib(capacity.bytes)} GiB ({capacity.source}): {word}."
 
 
-def _engine_lines(engine: EngineRoom) -> list[str]:
+def _engine_lines(engine: EngineRoom, has_room: bool) -> list[str]:
     available = engine.available
     if available is None:
         verdict = "whether it starts, is not known."
     elif engine.fits:
-        verdict = f"starts, with room for {available // engine.token} tokens." if engine.token else "starts."
+        starts = "starts" if has_room else "would start if all the rest fitted"
+        verdict = f"{starts}, with room for {available // engine.token} tokens." if engine.token else f"{starts}."
     else:
         verdict = f"does not start. To change: {engine.changes()}."
     return [f"vLLM with rollout.max_num_seqs={engine.sequences}: {engine}: {verdict}"]

@@ -90,7 +90,7 @@ class _Run:
         policy: PolicyConfig = instantiate(config.policy)
         place, on_node = placement(config.trainer)
         architecture, precision = load_architecture(policy), str(config.trainer.precision)
-        stored = stored_dtype(policy, architecture, precision)
+        stored = stored_dtype(policy, architecture)
         traits = model_traits(policy, rows, stored, place, precision)
         traces = MemoryTraces(cache_file(config, "memory_traces"), trust_remote_code=policy.trust_remote_code)
         counts = traces.counts(architecture, stored, policy.lora)

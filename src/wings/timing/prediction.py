@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console, Group
@@ -43,15 +44,22 @@ def dry_run(config: DictConfig, console: Console | None = None) -> None:
 
     Raises:
         MemoryPlanError: it will not fit, and `preflight.action` is `error`.
-        ConfigError: `preflight.device` is not in the table, or the run would be one on CPUs.
+        ConfigError: `preflight.device` is not in the table, the run would be one on CPUs or on devices that cannot be
+            counted here, or an assumption is impossible.
     """
     console, name = console or Console(), config.preflight.device
+    Assumptions(**config.preflight.timing)
     if name is not None:
         device = named_device(str(name))
         if not placement(config.trainer)[0].cuda:
             raise ConfigError(
                 f"preflight.device={name}: expected a run on GPUs, trainer.accelerator={config.trainer.accelerator} "
                 "is a CPU here. Set trainer.accelerator=gpu, and trainer.devices to how many a node has."
+            )
+        if str(config.trainer.devices) in ("-1", "auto") and not torch.cuda.is_available():
+            raise ConfigError(
+                f"trainer.devices={config.trainer.devices}: expected a number where a run is planned for another "
+                f"machine (preflight.device={name}), as this one has no GPUs to count. Set trainer.devices=8, say."
             )
         if config.preflight.device_gib is None:
             config.preflight.device_gib = device.memory
@@ -79,7 +87,7 @@ def setup_of(config: DictConfig, room: EngineRoom | None = None) -> Setup | None
         return None
     policy: PolicyConfig = instantiate(config.policy)
     architecture, (place, _) = load_architecture(policy), placement(config.trainer)
-    stored = stored_dtype(policy, architecture, str(config.trainer.precision))
+    stored = stored_dtype(policy, architecture)
     traces = MemoryTraces(cache_file(config, "memory_traces"), trust_remote_code=policy.trust_remote_code)
     model = model_size(architecture, traces.counts(architecture, stored, policy.lora))
     half = str(config.trainer.precision).startswith("bf16") or stored.itemsize == 2
@@ -162,7 +170,7 @@ def show_times(setup: Setup | None, config: DictConfig, console: Console) -> Non
     for name, seconds in parts.items():
         table.add_row(name, f"{seconds:.1f}")
     title = Text("Predicted seconds of a rollout step [estimate]", "italic")
-    shown: list[Table | Text] = [title, table, Text("\n".join(_assumed(setup)))]
+    shown: list[Table | Text] = [title, table, Text("\n".join(_assumed(setup, config.rollout)))]
     known = {
         key for saving in SAVINGS for key in saving.keys if OmegaConf.select(config, key, default=_LACKING) != _LACKING
     }
@@ -177,15 +185,17 @@ def show_times(setup: Setup | None, config: DictConfig, console: Console) -> Non
     console.print(Group(*shown))
 
 
-def _assumed(setup: Setup) -> list[str]:
+def _assumed(setup: Setup, rollout: DictConfig) -> list[str]:
     """Lines on what the prediction takes for granted; nothing of it was measured."""
     shape, given = setup.shape, setup.given
+    server = str(rollout.get("_target_", "")).endswith(".VllmServerEngine")
     return [
         f"{setup.ranks} x {setup.device.name}, ceilings from its data sheet: {setup.device.half / 1e12:.0f} TFLOP/s in "
         f"half precision, {setup.device.bandwidth / 1e12:.2f} TB/s",
         f"{shape.prompts} prompts of {shape.prompt} tokens, {shape.completions} completions of {shape.completion}, "
-        "means that preflight.timing gives",
+        "means by preflight.timing, data.max_prompt_tokens and sampling.max_new_tokens",
         f"{given.flops_share:.0%} of the peak in products, {given.bandwidth_share:.0%} of the bandwidths, ranks in "
         f"lock step {given.waiting:.2f} times as long as an even share: preflight.timing",
         "Validation, benchmarks, checkpoints and the launch of kernels are not counted.",
+        *(["The server is taken to sample on as many devices of its own; files of weights are not counted."] * server),
     ]

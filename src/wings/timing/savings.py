@@ -51,7 +51,7 @@ def _larger_engine(setup: Setup) -> Setup:
 
 
 SAVINGS = (
-    Saving("policy.gradient_checkpointing=selective", "memory: see the plan", of_shape(recomputed=0.0)),
+    Saving("policy.gradient_checkpointing=selective", "memory: a dry run with it tells", of_shape(recomputed=0.0)),
     Saving(
         "updates.old_logprobs=sampler algorithm.loss.importance_cap=2",
         "the engine's rounding is in the ratio",
@@ -59,12 +59,12 @@ SAVINGS = (
     ),
     Saving(
         "rollout.gpu_memory_utilization=0.7 rollout.max_num_seqs=1024",
-        "memory: what the trainer holds while the engine samples",
+        "memory: a dry run with it tells",
         _larger_engine,
     ),
     Saving(
         "rollout.max_sequences=1024 rollout.max_batch_tokens=1048576",
-        "memory: see the plan",
+        "memory: a dry run with it tells",
         lambda setup: replace(setup, engine=replace(setup.engine, together=1024)),
     ),
 )

@@ -77,7 +77,7 @@ def test_vllm_starts_if_its_longest_request_fits_behind_weights_and_profile():
     given = _room(cache=30 * GIB)
     assert given.available == 30 * GIB and not given.fits
     assert given.changes().startswith("raise rollout.kv_cache_gib; lower rollout.max_model_len")
-    assert _room(planned=True).changes().startswith("leave it more memory (more trainer.devices, policy.lora), or")
+    assert _room(planned=True).changes().startswith("leave it more memory, with more trainer.devices and")
 
 
 def test_what_does_not_start_says_what_to_change():

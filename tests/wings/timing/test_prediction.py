@@ -85,6 +85,14 @@ def test_the_device_of_a_prediction_is_the_runs(monkeypatch):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ConfigError, match=r"preflight.device=h100: expected a run on GPUs, .* Set trainer.acc"):
         shown("experiment=tiny", "preflight.device=h100")
+    with pytest.raises(ConfigError, match=r"trainer.devices=auto: expected a number .* Set trainer.devices=8"):
+        shown("experiment=qwen3_8b", *NODE, "trainer.devices=auto")
+    with pytest.raises(ConfigError, match=r"preflight\.timing\.waiting: expected at least 1, found 0\.5"):
+        shown("experiment=qwen3_8b", *NODE, "preflight.timing.waiting=0.5")
+
+
+def test_a_server_is_said_to_have_devices_of_its_own():
+    assert "as many devices of its own" in shown("experiment=qwen3_8b", *NODE, "rollout=vllm_server")
 
 
 def test_without_a_gpu_nothing_is_predicted(monkeypatch):
