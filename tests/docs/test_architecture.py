@@ -52,7 +52,7 @@ def test_the_core_is_listed_and_can_be_read_in_one_sitting() -> None:
 
 def test_the_house_stays_small() -> None:
     assert len(sources()) <= 234
-    assert lines(sources()) <= 41350
+    assert lines(sources()) <= 41400
     folders: dict[Path, int] = {}
     for path in sources():
         folders[path.parent] = folders.get(path.parent, 0) + 1
