@@ -241,7 +241,8 @@ _UPDATE: tuple[Phase, ...] = ("warm start", "head", "layers", "embeddings", "ste
 def _states(demand: TrainingDemand, place: Placement) -> list[MemoryPart]:
     """What lives through the whole run."""
     counts = demand.counts
-    keys = tuple(key for key in place.keys if counts.trained == counts.total or key != "policy.lora")
+    has_adapters = counts.layer_trained < counts.layer  # other models leave what is not of their layers frozen
+    keys = tuple(key for key in place.keys if not (has_adapters and key == "policy.lora"))
     trained = counts.trained * demand.trained_bytes
     weights = (counts.total - counts.trained) * demand.weight_bytes + trained
     of = f" (this rank's 1/{place.ranks})" if place.sharded and place.ranks > 1 else ""

@@ -57,6 +57,9 @@ def test_adapters_keep_the_frozen_weights_in_their_type():
     plan = _plan(TrainingDemand(counts, weight_bytes=2, trained_bytes=4, compute_bytes=2, row=ROW))
     assert plan.phases["rollout"] == 1604 * 2 + 96 * 4 * 3
     assert "embedding gradient" not in {part.name for part in plan.parts}
+    assert "policy.lora" not in plan.changes()
+    tower = replace(COUNTS, total=1704)  # whose 100 weights stay frozen
+    assert _plan(replace(DEMAND, counts=tower)).changes() == _plan().changes() and "policy.lora" in _plan().changes()
 
 
 def test_sharding_divides_what_lives_and_gathers_a_few_layers():
