@@ -54,6 +54,10 @@ class Placement:
         return ("more trainer.devices or trainer.num_nodes", *offload, "policy.lora")
 
 
+ALL_DEVICES = (-1, "-1", "auto")
+"""Of `trainer.devices`: as many as a node turns out to have."""
+
+
 def placement(trainer: DictConfig) -> tuple[Placement, int]:
     """How the policy lies on ranks, and the ranks of one node."""
     accelerator = str(trainer.get("accelerator", "auto"))
@@ -75,7 +79,7 @@ def _devices(devices: Any, found: int) -> int:
     """Processes on a node, from Lightning's `devices`."""
     if isinstance(devices, int) and devices > 0:
         return devices
-    if devices in (-1, "-1", "auto"):
+    if devices in ALL_DEVICES:
         return max(1, found)
     if isinstance(devices, str):
         return len(devices.split(",")) if "," in devices else int(devices)

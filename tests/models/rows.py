@@ -22,7 +22,11 @@ def in_blocks_of(
     shapes: list[tuple[int, tuple[int, ...]]], first: GroupLayout | None = None
 ) -> tuple[GroupLayout, ...]:
     """The same, padded for FlexAttention."""
-    layouts = layouts_of(shapes, first)
+    return in_blocks(layouts_of(shapes, first))
+
+
+def in_blocks(layouts: tuple[GroupLayout, ...]) -> tuple[GroupLayout, ...]:
+    """The row padded as `models.rows` pads it for FlexAttention, by a group of its own."""
     tokens = sum(layout.num_tokens for layout in layouts)
     more = block_length(tokens) - tokens
     return (*layouts, GroupLayout(tokens, (more,), (-1,))) if more else layouts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -203,12 +203,9 @@ def compare(runs: Sequence[RunRecord], settings: ComparisonSettings) -> list[Met
             )
     order = sorted(by_method, key=lambda method: (method != settings.baseline, method))
     baseline = by_method[settings.baseline]
-    without = set() if all(_has_correctness(run) for run in runs) else {VAL_CORRECTNESS}
-    return [_row(dict(sorted(by_method[method].items())), baseline, settings, without) for method in order]
-
-
-def _has_correctness(run: RunRecord) -> bool:
-    return VAL_CORRECTNESS in run.validations.get(run.steps_done, {})
+    has_correctness = all(VAL_CORRECTNESS in run.validations.get(run.steps_done, {}) for run in runs)
+    reported = [key for key in REPORTED if key != VAL_CORRECTNESS or has_correctness]
+    return [_row(dict(sorted(by_method[method].items())), baseline, settings, reported) for method in order]
 
 
 def complete_curve(run: RunRecord, key: str) -> list[float]:
@@ -239,7 +236,7 @@ def _row(
     runs: Mapping[int, RunRecord],
     baseline: Mapping[int, RunRecord],
     settings: ComparisonSettings,
-    without: Set[str],
+    reported: Sequence[str],
 ) -> MethodRow:
     curves = [complete_curve(run, settings.training_metric) for run in runs.values()]
     steps = [steps_to_reach(curve, settings.bar, settings.window) for curve in curves]
@@ -247,11 +244,7 @@ def _row(
     method = next(iter(runs.values())).method
     start = all(0 in run.validations for run in runs.values())
     measured = {
-        when: {
-            key: estimate([validated(run, when, key) for run in runs.values()])
-            for key in REPORTED
-            if key not in without
-        }
+        when: {key: estimate([validated(run, when, key) for run in runs.values()]) for key in reported}
         for when in (("start", "final") if start else ("final",))
     }
     return MethodRow(
@@ -261,7 +254,7 @@ def _row(
         final=measured["final"],
         steps_to_bar=estimate(reached) if reached else None,
         area=estimate(list(_areas(runs, settings).values())),
-        differences={} if method == settings.baseline else _differences(method, runs, baseline, settings, without),
+        differences={} if method == settings.baseline else _differences(method, runs, baseline, settings, reported),
         diagnosis=diagnose(runs.values()),
     )
 
@@ -271,12 +264,12 @@ def _differences(
     runs: Mapping[int, RunRecord],
     baseline: Mapping[int, RunRecord],
     settings: ComparisonSettings,
-    without: Set[str],
+    reported: Sequence[str],
 ) -> dict[str, PairedDifference]:
     def finals(of: Mapping[int, RunRecord], key: str) -> dict[int, float]:
         return {seed: validated(run, "final", key) for seed, run in of.items()}
 
-    pairs = {key: (finals(runs, key), finals(baseline, key)) for key in COMPARED if key not in without}
+    pairs = {key: (finals(runs, key), finals(baseline, key)) for key in COMPARED if key in reported}
     pairs["area"] = (_areas(runs, settings), _areas(baseline, settings))
     found = {key: paired_difference(*pair, settings.resamples, settings.seed) for key, pair in pairs.items()}
     if None in found.values():

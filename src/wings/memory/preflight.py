@@ -295,9 +295,8 @@ def _engine_parts(run: _Run, prompts: int, right_cache: Cache | None) -> tuple[b
     """
     config, traits, counts, place = run.config, run.traits, run.counts, run.place
     rollout = config.rollout
-    target = str(rollout.get("_target_", ""))
     plain, computed = run.plain, traits.autocast or traits.weights
-    if target.endswith(".VllmServerEngine"):
+    if is_server(rollout):
         file = min(plain * computed.itemsize, int(float(rollout.shard_gib) * GIB))
         what = "gathered on the CPU before it is written"
         return True, [] if place.cuda else [MemoryPart("file of weights", what, {"handover": file})]
@@ -341,10 +340,14 @@ def _engine_parts(run: _Run, prompts: int, right_cache: Cache | None) -> tuple[b
     )
 
 
+def is_server(rollout: DictConfig) -> bool:
+    """Whether the engine is a server of vLLM, with devices of its own."""
+    return str(rollout.get("_target_", "")).endswith(".VllmServerEngine")
+
+
 def _is_beside(rollout: DictConfig) -> bool:
     """Whether the engine is vLLM in the trainer's processes."""
-    target = str(rollout.get("_target_", ""))
-    return "vllm" in target and not target.endswith(".VllmServerEngine")
+    return "vllm" in str(rollout.get("_target_", "")) and not is_server(rollout)
 
 
 def _engine_beside(run: _Run, others: Sequence[MemoryPart], prompts: int) -> tuple[EngineRoom, list[MemoryPart]]:

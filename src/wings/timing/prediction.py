@@ -12,14 +12,14 @@ from transformers import PretrainedConfig
 
 from src.config.checks import cache_file
 from src.config.guard import find_ways
-from src.config.placement import Placement, placement, stored_dtype
+from src.config.placement import ALL_DEVICES, Placement, placement, stored_dtype
 from src.errors import ConfigError
 from src.models.loading.architecture import ParameterCounts, load_architecture
 from src.models.loading.policy_config import PolicyConfig
 from src.models.moe import experts_chosen
 from src.wings.memory.engine_room import EngineRoom
 from src.wings.memory.plan import show_plan
-from src.wings.memory.preflight import check_memory, plan_memory
+from src.wings.memory.preflight import check_memory, is_server, plan_memory
 from src.wings.memory.rollout_parts import attention_heads
 from src.wings.memory.traces import MemoryTraces
 from src.wings.timing.devices import DEVICES, named_device, this_device
@@ -47,27 +47,37 @@ def dry_run(config: DictConfig, console: Console | None = None) -> None:
         ConfigError: `preflight.device` is not in the table, the run would be one on CPUs or on devices that cannot be
             counted here, or an assumption is impossible.
     """
-    console, name = console or Console(), config.preflight.device
-    Assumptions(**config.preflight.timing)
-    if name is not None:
-        device = named_device(str(name))
-        if not placement(config.trainer)[0].cuda:
-            raise ConfigError(
-                f"preflight.device={name}: expected a run on GPUs, trainer.accelerator={config.trainer.accelerator} "
-                "is a CPU here. Set trainer.accelerator=gpu, and trainer.devices to how many a node has."
-            )
-        if str(config.trainer.devices) in ("-1", "auto") and not torch.cuda.is_available():
-            raise ConfigError(
-                f"trainer.devices={config.trainer.devices}: expected a number where a run is planned for another "
-                f"machine (preflight.device={name}), as this one has no GPUs to count. Set trainer.devices=8, say."
-            )
-        if config.preflight.device_gib is None:
-            config.preflight.device_gib = device.memory
+    console = console or Console()
+    Assumptions(**config.preflight.timing)  # refuses what is impossible before a plan is made
+    if config.preflight.device is not None:
+        _take_memory(config)
     plan = plan_memory(config)
     show_plan(plan, console)
     if config.preflight.action == "error":
         check_memory(plan)
     show_times(setup_of(config, plan.engine), config, console)
+
+
+def _take_memory(config: DictConfig) -> None:
+    """Plan for the memory of the device that `preflight.device` names.
+
+    Raises:
+        ConfigError: it is not in the table, or the run would be one on CPUs or on devices that cannot be counted here.
+    """
+    name, trainer = config.preflight.device, config.trainer
+    device = named_device(str(name))
+    if not placement(trainer)[0].cuda:
+        raise ConfigError(
+            f"preflight.device={name}: expected a run on GPUs, trainer.accelerator={trainer.accelerator} is a CPU "
+            "here. Set trainer.accelerator=gpu, and trainer.devices to how many a node has."
+        )
+    if trainer.devices in ALL_DEVICES and not torch.cuda.is_available():
+        raise ConfigError(
+            f"trainer.devices={trainer.devices}: expected a number where a run is planned for another machine "
+            f"(preflight.device={name}), as this one has no GPUs to count. Set trainer.devices=8, say."
+        )
+    if config.preflight.device_gib is None:
+        config.preflight.device_gib = device.memory
 
 
 def setup_of(config: DictConfig, room: EngineRoom | None = None) -> Setup | None:
@@ -188,8 +198,7 @@ def show_times(setup: Setup | None, config: DictConfig, console: Console) -> Non
 def _assumed(setup: Setup, rollout: DictConfig) -> list[str]:
     """Lines on what the prediction takes for granted; nothing of it was measured."""
     shape, given = setup.shape, setup.given
-    server = str(rollout.get("_target_", "")).endswith(".VllmServerEngine")
-    return [
+    lines = [
         f"{setup.ranks} x {setup.device.name}, ceilings from its data sheet: {setup.device.half / 1e12:.0f} TFLOP/s in "
         f"half precision, {setup.device.bandwidth / 1e12:.2f} TB/s",
         f"{shape.prompts} prompts of {shape.prompt} tokens, {shape.completions} completions of {shape.completion}, "
@@ -197,5 +206,7 @@ def _assumed(setup: Setup, rollout: DictConfig) -> list[str]:
         f"{given.flops_share:.0%} of the peak in products, {given.bandwidth_share:.0%} of the bandwidths, ranks in "
         f"lock step {given.waiting:.2f} times as long as an even share: preflight.timing",
         "Validation, benchmarks, checkpoints and the launch of kernels are not counted.",
-        *(["The server is taken to sample on as many devices of its own; files of weights are not counted."] * server),
     ]
+    if is_server(rollout):
+        lines.append("The server is taken to sample on as many devices of its own; files of weights are not counted.")
+    return lines

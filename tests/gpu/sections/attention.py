@@ -15,9 +15,9 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from src.algorithm.packing import GroupLayout
 from src.models.attention.packed import packed_attention_forward
-from src.models.attention.plan import AttentionPlan, block_length, token_ends
+from src.models.attention.plan import AttentionPlan, token_ends
 from tests.gpu.settings import Found, Proof
-from tests.models.rows import layouts_of
+from tests.models.rows import in_blocks, in_blocks_of, layouts_of
 
 SHAPES: dict[str, list[tuple[int, tuple[int, ...]]]] = {
     "padded": [(150, (40, 33, 1))],
@@ -60,7 +60,7 @@ def prove(proof: Proof) -> Iterator[Found]:
 
 def errors(proof: Proof, layouts: tuple[GroupLayout, ...], size: int, dtype: torch.dtype) -> dict[str, float]:
     """Largest error of the output and of each gradient, over the largest entry of what it should be."""
-    layouts = in_whole_blocks(layouts)
+    layouts = in_blocks(layouts)
     plan = AttentionPlan(layouts, proof.where)
     inputs, upstream = _inputs(proof, plan.tokens, size, dtype)
     out, _ = packed_attention_forward(_layer(), *inputs, plan)
@@ -102,7 +102,7 @@ def graphs(proof: Proof) -> Iterator[Found]:
     count = 10 if proof.small else 50
     for index in range(count):
         prompt, *lengths = (int(torch.randint(2, 120, (), generator=generator)) for _ in range(4))
-        layouts = in_whole_blocks(layouts_of([(prompt + (0 if proof.cuda else 128), tuple(lengths))] * (1 + index % 5)))
+        layouts = in_blocks_of([(prompt + (0 if proof.cuda else 128), tuple(lengths))] * (1 + index % 5))
         plan = AttentionPlan(layouts, proof.where)
         dtype = torch.bfloat16 if proof.cuda else torch.float32
         inputs, upstream = _inputs(proof, plan.tokens, 64, dtype)
@@ -126,13 +126,6 @@ def graphs(proof: Proof) -> Iterator[Found]:
     )
     if not proof.cuda:
         yield "On a CPU trainings compute tiles. FlexAttention was compiled here for forwards alone."
-
-
-def in_whole_blocks(layouts: tuple[GroupLayout, ...]) -> tuple[GroupLayout, ...]:
-    """The row padded as `models.rows` pads it for FlexAttention, by a group of its own."""
-    tokens = sum(layouts[-1].sizes) + layouts[-1].offset
-    more = block_length(tokens) - tokens
-    return (*layouts, GroupLayout(tokens, (more,), (-1,))) if more else layouts
 
 
 def _layer() -> nn.Module:
